@@ -1,0 +1,41 @@
+# Every target sets up what it needs; the first run installs, later runs start at once.
+VENV   := .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format build clean
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
+	$(BIN)/gradclip demo
+
+test: $(VENV)/.test  ## set up, then run all tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.test  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
+
+# One stamp for each extra: an editable install with that extra, of pinned versions.
+$(VENV)/.%: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
+	touch $@

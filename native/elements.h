@@ -1,0 +1,75 @@
+/* What every loop shares: element types, their conversions, and how loops are compiled. */
+#ifndef GRADCLIP_ELEMENTS_H
+#define GRADCLIP_ELEMENTS_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* A loop so marked is compiled for several instruction sets; the loader picks one. */
+#ifdef GRADCLIP_CLONES
+#define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define CLONES
+#endif
+
+/* Independent accumulators of a sum. They let a loop vectorise without -ffast-math and, added
+ * up in a fixed order, give the same bits on every instruction set. */
+enum { LANES = 16 };
+
+typedef float f32;
+typedef double f64;
+typedef uint16_t bf16;
+typedef uint16_t f16;
+
+static inline uint32_t bits32(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float float32(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float widen_f32(float value) { return value; }
+static inline double widen_f64(double value) { return value; }
+static inline float widen_bf16(bf16 value) { return float32((uint32_t)value << 16); }
+
+static inline float widen_f16(f16 value) {
+    uint32_t magnitude = value & 0x7fffu;
+    uint32_t sign = (uint32_t)(value & 0x8000u) << 16;
+    uint32_t normal = (magnitude << 13) + (112u << 23);
+    /* Subnormals: put the bits under an exponent of 2^-14, then take that 2^-14 away. */
+    uint32_t subnormal = bits32(float32((magnitude << 13) + (113u << 23)) - float32(113u << 23));
+    uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
+    bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+    return float32(bits | sign);
+}
+
+static inline float narrow_f32(double value) { return (float)value; }
+static inline double narrow_f64(double value) { return value; }
+
+static inline bf16 narrow_bf16(double value) {
+    uint32_t bits = bits32((float)value);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    uint32_t nan = (bits >> 16) | 0x40u;
+    return (bf16)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+static inline f16 narrow_f16(double value) {
+    uint32_t bits = bits32((float)value);
+    uint32_t sign = (bits >> 16) & 0x8000u;
+    uint32_t magnitude = bits & 0x7fffffffu;
+    /* Normals: rebias and round to nearest even; a carry runs into inf as it should. */
+    uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    /* Subnormals: adding 0.5 leaves the rounded value in the low bits. */
+    uint32_t subnormal = bits32(float32(magnitude) + 0.5f) - bits32(0.5f);
+    uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
+    result = magnitude >= (143u << 23) ? special : result;
+    return (f16)(result | sign);
+}
+
+#endif

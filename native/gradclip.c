@@ -1,0 +1,316 @@
+/* Cuts a list of buffers into tasks, shares them out, and puts the parts together in a fixed
+ * order. A buffer is always cut at the same elements, whatever the number of threads. */
+#include "gradclip.h"
+
+#include <fenv.h>
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "loops.h"
+#include "pool.h"
+
+#ifdef GRADCLIP_THREADS
+#include <stdatomic.h>
+typedef atomic_int_fast64_t counter;
+#define TAKE(next) atomic_fetch_add_explicit(&(next), 1, memory_order_relaxed)
+#else
+typedef int64_t counter;
+#define TAKE(next) ((next)++)
+#endif
+
+enum {
+    CHUNK = 1 << 16,   /* elements of a big buffer per task */
+    VISIT = 64,        /* what visiting a buffer costs, in elements */
+    ALONE = 1 << 17,   /* below this much work, waking a thread costs more than it saves */
+    MOST_PARTS = 3     /* doubles per chunk: clamp's */
+};
+
+/* Chunk `offset / CHUNK` of one buffer, or the whole of several small ones. */
+typedef struct task {
+    int64_t first, last; /* buffers [first, last) */
+    int64_t offset;      /* elements to skip in the first */
+    int64_t slot;        /* chunks before this task, over all buffers */
+} task;
+
+typedef struct job job;
+struct job {
+    const gradclip_buffers *buffers;
+    /* Handles one chunk of buffer i; parts[0 .. width) is where its share goes. */
+    void (*chunk)(const job *, int64_t i, void *data, int64_t count, double *parts);
+    int width;             /* doubles a chunk yields: 0, 1 or MOST_PARTS */
+    const double *factors; /* scale, and the rescue of float64 sums */
+    double lo, hi;         /* clamp */
+    task *tasks;
+    int64_t task_count;
+    counter next;
+    double *parts;
+};
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* An empty buffer has one chunk too, so that its result gets written. */
+static int64_t chunks_of(int64_t size) { return size <= CHUNK ? 1 : (size - 1) / CHUNK + 1; }
+
+static int64_t element_size(uint8_t dtype) {
+    return dtype == GRADCLIP_FLOAT64 ? 8 : dtype == GRADCLIP_FLOAT32 ? 4 : 2;
+}
+
+static int check(const gradclip_buffers *buffers) {
+    for (int64_t i = 0; i < buffers->n; i++)
+        if (buffers->dtypes[i] >= GRADCLIP_DTYPES || buffers->sizes[i] < 0 ||
+            (buffers->sizes[i] > 0 && !buffers->pointers[i]))
+            return GRADCLIP_BAD_BUFFER;
+    return GRADCLIP_OK;
+}
+
+/* ---- the work of one thread ---------------------------------------------------------- */
+
+static void run_task(const job *j, const task *t) {
+    double *parts = j->parts + t->slot * j->width;
+    for (int64_t i = t->first; i < t->last; i++, parts += j->width) {
+        int64_t offset = i == t->first ? t->offset : 0;
+        int64_t count = least(j->buffers->sizes[i] - offset, CHUNK);
+        char *data = j->buffers->pointers[i];
+        if (count > 0) data += offset * element_size(j->buffers->dtypes[i]);
+        j->chunk(j, i, data, count, parts);
+    }
+}
+
+static void work(void *arg) {
+    job *j = arg;
+    fenv_t before;
+    /* The host may flush subnormals to zero (torch.set_flush_denormal) or round otherwise,
+     * and threads inherit that from whoever started them. */
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
+    for (int64_t t = TAKE(j->next); t < j->task_count; t = TAKE(j->next))
+        run_task(j, &j->tasks[t]);
+    fesetenv(&before);
+}
+
+/* ---- cutting and sharing out --------------------------------------------------------- */
+
+/* Lists the tasks in `tasks`, or only counts them if it is NULL. */
+static int64_t cut(const gradclip_buffers *buffers, task *tasks) {
+    int64_t count = 0, slot = 0, first = 0, load = 0;
+#define EMIT(...)                                                                             \
+    do {                                                                                      \
+        if (tasks) tasks[count] = (task){__VA_ARGS__};                                        \
+        count++;                                                                              \
+    } while (0)
+    for (int64_t i = 0; i < buffers->n; i++) {
+        int64_t size = buffers->sizes[i];
+        if (size <= CHUNK && load + size + VISIT <= CHUNK) {
+            load += size + VISIT;
+            continue;
+        }
+        if (first < i) EMIT(first, i, 0, slot);
+        slot += i - first;
+        first = i;
+        load = size + VISIT;
+        if (size <= CHUNK) continue;
+        for (int64_t offset = 0; offset < size; offset += CHUNK, slot++)
+            EMIT(i, i + 1, offset, slot);
+        first = i + 1;
+        load = 0;
+    }
+    if (first < buffers->n) EMIT(first, buffers->n, 0, slot);
+#undef EMIT
+    return count;
+}
+
+/* Runs `j` and leaves width doubles per chunk in j->parts, which is `out` itself when every
+ * buffer is one chunk; free_parts() gives back what this took. */
+static int run(job *j, int threads, double *out) {
+    const gradclip_buffers *b = j->buffers;
+    int64_t slots = 0, load = 0;
+    for (int64_t i = 0; i < b->n; i++) {
+        int skipped = j->factors && j->factors[i] == 1.0;
+        slots += chunks_of(b->sizes[i]);
+        load += VISIT + (skipped ? 0 : b->sizes[i]);
+    }
+    j->task_count = cut(b, NULL);
+    j->tasks = malloc((size_t)(j->task_count + 1) * sizeof *j->tasks);
+    if (!j->tasks) return GRADCLIP_NO_MEMORY;
+    j->parts = out;
+    if (j->width > 0 && slots > b->n) {
+        j->parts = malloc((size_t)slots * (size_t)j->width * sizeof *j->parts);
+        if (!j->parts) {
+            free(j->tasks);
+            return GRADCLIP_NO_MEMORY;
+        }
+    }
+    cut(b, j->tasks);
+    threads = load < ALONE ? 1 : (int)least(threads, j->task_count);
+    gradclip_parallel(work, j, threads);
+    free(j->tasks);
+    return GRADCLIP_OK;
+}
+
+static void free_parts(job *j, double *out) {
+    if (j->parts != out) free(j->parts);
+}
+
+/* ---- putting the parts together ------------------------------------------------------ */
+
+/* Compensated, so that float64 sums stay exact to an ulp over any number of chunks. */
+static double add_up(const double *parts, int64_t count, int stride) {
+    double sum = parts[0], lost = 0.0;
+    for (int64_t i = 1; i < count; i++) {
+        double term = parts[i * stride], total = sum + term, added = total - sum;
+        lost += (sum - (total - added)) + (term - added);
+        sum = total;
+    }
+    return isfinite(sum) ? sum + lost : sum;
+}
+
+static double greatest(const double *parts, int64_t count) {
+    double most = parts[0];
+    for (int64_t i = 1; i < count; i++)
+        if (isnan(parts[i]) || parts[i] > most) most = parts[i];
+    return most;
+}
+
+static void add_up_all(job *j, double *out) {
+    const double *parts = j->parts;
+    for (int64_t i = 0; i < j->buffers->n; i++) {
+        int64_t count = chunks_of(j->buffers->sizes[i]);
+        for (int k = 0; k < j->width; k++)
+            out[i * j->width + k] = add_up(parts + k, count, j->width);
+        parts += count * j->width;
+    }
+}
+
+/* ---- the calls ----------------------------------------------------------------------- */
+
+int gradclip_abi_version(void) { return GRADCLIP_ABI_VERSION; }
+
+static void maxabs_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    *parts = gradclip_loops_of[j->buffers->dtypes[i]].maxabs(data, count);
+}
+
+static int maxabs(const gradclip_buffers *buffers, int threads, double *out) {
+    job j = {.buffers = buffers, .chunk = maxabs_chunk, .width = 1};
+    int status = run(&j, threads, out);
+    if (status != GRADCLIP_OK) return status;
+    const double *parts = j.parts;
+    for (int64_t i = 0; i < buffers->n; i++) {
+        int64_t count = chunks_of(buffers->sizes[i]);
+        out[i] = greatest(parts, count);
+        parts += count;
+    }
+    free_parts(&j, out);
+    return GRADCLIP_OK;
+}
+
+int gradclip_maxabs(const gradclip_buffers *buffers, int threads, double *out) {
+    int status = check(buffers);
+    return status == GRADCLIP_OK ? maxabs(buffers, threads, out) : status;
+}
+
+static void sumsq_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    *parts = gradclip_loops_of[j->buffers->dtypes[i]].sumsq(data, count);
+}
+
+static void sumsq_scaled_chunk(const job *j, int64_t i, void *data, int64_t count,
+                               double *parts) {
+    *parts = gradclip_sumsq_scaled_f64(data, count, j->factors[i]);
+}
+
+static int sumsq(const gradclip_buffers *buffers, const double *factors, int threads,
+                 double *out) {
+    job j = {.buffers = buffers, .width = 1, .factors = factors,
+             .chunk = factors ? sumsq_scaled_chunk : sumsq_chunk};
+    int status = run(&j, threads, out);
+    if (status != GRADCLIP_OK) return status;
+    add_up_all(&j, out);
+    free_parts(&j, out);
+    return GRADCLIP_OK;
+}
+
+/* Squares of float64 can leave its range, squares of the others cannot. At 2^-900, squares
+ * lost to underflow (< 2^-1022) no longer matter. */
+static int needs_rescue(uint8_t dtype, int64_t size, double sum) {
+    return dtype == GRADCLIP_FLOAT64 && size > 0 && !(sum >= 0x1p-900 && sum <= DBL_MAX);
+}
+
+/* Turns the sums of squares in `out` into norms, measuring again the `count` buffers that need
+ * it, with the largest element scaled by a power of two to about 1. */
+static int norms_with_rescues(const gradclip_buffers *all, int64_t count, int threads,
+                              double *out) {
+    size_t each = sizeof(void *) + 2 * sizeof(int64_t) + 3 * sizeof(double) + 1;
+    char *memory = malloc((size_t)count * each);
+    if (!memory) return GRADCLIP_NO_MEMORY;
+    double *factors = (double *)memory, *most = factors + count, *sums = most + count;
+    int64_t *sizes = (int64_t *)(sums + count), *index = sizes + count;
+    void **pointers = (void **)(index + count);
+    uint8_t *dtypes = (uint8_t *)(pointers + count);
+    gradclip_buffers some = {pointers, sizes, dtypes, 0};
+    for (int64_t i = 0; i < all->n; i++)
+        if (needs_rescue(all->dtypes[i], all->sizes[i], out[i])) {
+            pointers[some.n] = all->pointers[i];
+            sizes[some.n] = all->sizes[i];
+            dtypes[some.n] = all->dtypes[i];
+            index[some.n++] = i;
+        } else {
+            out[i] = sqrt(out[i]);
+        }
+    int status = maxabs(&some, threads, most);
+    for (int64_t k = 0; k < count && status == GRADCLIP_OK; k++) {
+        int exponent = 0;
+        if (most[k] > 0.0 && most[k] <= DBL_MAX) frexp(most[k], &exponent);
+        /* Kept where the factor is normal; the smallest subnormal still squares safely. */
+        exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+        factors[k] = ldexp(1.0, -exponent);
+    }
+    if (status == GRADCLIP_OK) status = sumsq(&some, factors, threads, sums);
+    for (int64_t k = 0; k < count && status == GRADCLIP_OK; k++) {
+        int measured = most[k] > 0.0 && most[k] <= DBL_MAX;
+        out[index[k]] = measured ? sqrt(sums[k]) / factors[k] : most[k];
+    }
+    free(memory);
+    return status;
+}
+
+int gradclip_norm2(const gradclip_buffers *buffers, int threads, double *out) {
+    int64_t rescues = 0;
+    int status = check(buffers);
+    if (status == GRADCLIP_OK) status = sumsq(buffers, NULL, threads, out);
+    if (status != GRADCLIP_OK) return status;
+    for (int64_t i = 0; i < buffers->n; i++)
+        rescues += needs_rescue(buffers->dtypes[i], buffers->sizes[i], out[i]);
+    if (rescues > 0) return norms_with_rescues(buffers, rescues, threads, out);
+    for (int64_t i = 0; i < buffers->n; i++) out[i] = sqrt(out[i]);
+    return GRADCLIP_OK;
+}
+
+static void scale_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    (void)parts;
+    if (count > 0 && j->factors[i] != 1.0)
+        gradclip_loops_of[j->buffers->dtypes[i]].scale(data, count, j->factors[i]);
+}
+
+int gradclip_scale(const gradclip_buffers *buffers, const double *factors, int threads) {
+    job j = {.buffers = buffers, .chunk = scale_chunk, .width = 0, .factors = factors};
+    double no_parts[1];
+    int status = check(buffers);
+    return status == GRADCLIP_OK ? run(&j, threads, no_parts) : status;
+}
+
+static void clamp_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    for (int k = 0; k < MOST_PARTS; k++) parts[k] = 0.0;
+    gradclip_loops_of[j->buffers->dtypes[i]].clamp(data, count, j->lo, j->hi, parts);
+}
+
+int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi, int threads,
+                   double *stats) {
+    job j = {.buffers = buffers, .chunk = clamp_chunk, .width = MOST_PARTS, .lo = lo, .hi = hi};
+    if (!(lo <= hi)) return GRADCLIP_BAD_BOUNDS;
+    int status = check(buffers);
+    if (status == GRADCLIP_OK) status = run(&j, threads, stats);
+    if (status != GRADCLIP_OK) return status;
+    add_up_all(&j, stats);
+    free_parts(&j, stats);
+    return GRADCLIP_OK;
+}

@@ -1,0 +1,70 @@
+/* gradclip's C kernel: norms and in-place edits over a list of dense buffers.
+ *
+ * A plain C ABI: no Python, no framework. Every call takes `n` buffers as three
+ * parallel arrays, may be made from several threads at once, and gives results
+ * that depend on the data alone: neither on `threads`, nor on timing, nor on
+ * which instruction set runs.
+ */
+#ifndef GRADCLIP_H
+#define GRADCLIP_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define GRADCLIP_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define GRADCLIP_API __attribute__((visibility("default")))
+#else
+#define GRADCLIP_API
+#endif
+
+#define GRADCLIP_ABI_VERSION 1
+
+enum gradclip_dtype {
+    GRADCLIP_FLOAT32 = 0,
+    GRADCLIP_FLOAT64 = 1,
+    GRADCLIP_BFLOAT16 = 2,
+    GRADCLIP_FLOAT16 = 3,
+    GRADCLIP_DTYPES = 4
+};
+
+enum gradclip_status {
+    GRADCLIP_OK = 0,
+    GRADCLIP_BAD_BUFFER = 1, /* negative size, unknown dtype, or NULL with size > 0 */
+    GRADCLIP_BAD_BOUNDS = 2, /* lo > hi, or a NaN bound */
+    GRADCLIP_NO_MEMORY = 3
+};
+
+typedef struct gradclip_buffers {
+    void *const *pointers;  /* n addresses, aligned to their element */
+    const int64_t *sizes;   /* n element counts; 0 allows a NULL pointer */
+    const uint8_t *dtypes;  /* n values of enum gradclip_dtype */
+    int64_t n;
+} gradclip_buffers;
+
+GRADCLIP_API int gradclip_abi_version(void);
+
+/* "avx512", "avx2" or "baseline": what the loops use on this CPU. */
+GRADCLIP_API const char *gradclip_isa(void);
+
+/* out[i] = sqrt(sum x^2), accumulated in float64. Never overflows or underflows
+ * unless the norm itself does; inf if an element is inf, NaN if one is NaN. */
+GRADCLIP_API int gradclip_norm2(const gradclip_buffers *buffers, int threads, double *out);
+
+/* out[i] = max |x|; NaN if an element is NaN; 0 for an empty buffer. */
+GRADCLIP_API int gradclip_maxabs(const gradclip_buffers *buffers, int threads, double *out);
+
+/* x = round(x * factors[i]) in place, the product taken in float64 and rounded to nearest
+ * even, for 16-bit dtypes by way of float32. A buffer whose factor is exactly 1 is neither
+ * read nor written. */
+GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *factors,
+                                int threads);
+
+/* x = min(max(x, lo), hi) in place, the bounds first rounded to the buffer's dtype.
+ * NaN stays NaN. Memory already inside the bounds is not written.
+ * stats[3i..] = sum before^2, sum after^2, sum before*after, in float64 (unscaled: may
+ * overflow for float64 data). Nothing is written on GRADCLIP_BAD_*. */
+GRADCLIP_API int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi,
+                                int threads, double *stats);
+
+#endif

@@ -1,0 +1,164 @@
+/* Everything but the sums of squares that are exact (sumsq.c). To be compiled with
+ * -ffp-contract=off: a fused multiply-add would break the compensated sum and make results
+ * depend on the instruction set. */
+#include "loops.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "elements.h"
+#include "gradclip.h"
+
+enum { BLOCK = 1024 }; /* elements clamp looks at before it decides to write */
+
+const char *gradclip_isa(void) {
+#ifdef GRADCLIP_CLONES
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
+    if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
+#endif
+    return "baseline";
+}
+
+/* ---- sum of squares of float64 --------------------------------------------------- */
+
+/* Adds `term` to `*sum`; returns what the addition rounded away (Knuth's two-sum). */
+static inline double add_exactly(double *sum, double term) {
+    double total = *sum + term;
+    double added = total - *sum;
+    double lost = (*sum - (total - added)) + (term - added);
+    *sum = total;
+    return lost;
+}
+
+/* float64 has no wider type to sum in: keep the rounding errors beside the sum. */
+static CLONES double sumsq_scaled_f64(const void *data, int64_t n, double factor) {
+    const double *x = data;
+    double sum[LANES] = {0}, lost[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            double value = x[i + j] * factor;
+            lost[j] += add_exactly(&sum[j], value * value);
+        }
+    for (int j = 0; i < n; i++, j++) {
+        double value = x[i] * factor;
+        lost[j] += add_exactly(&sum[j], value * value);
+    }
+    for (int j = 1; j < LANES; j++) {
+        lost[0] += add_exactly(&sum[0], sum[j]);
+        lost[0] += lost[j];
+    }
+    return isfinite(sum[0]) ? sum[0] + lost[0] : sum[0];
+}
+
+double gradclip_sumsq_f64(const void *data, int64_t n) { return sumsq_scaled_f64(data, n, 1.0); }
+
+double gradclip_sumsq_scaled_f64(const void *data, int64_t n, double factor) {
+    return sumsq_scaled_f64(data, n, factor);
+}
+
+/* ---- max |x| ------------------------------------------------------------------------- */
+
+/* Without its sign bit a float orders as an integer, with NaN above inf. */
+#define DEFINE_MAXABS(T, INT, MASK)                                                           \
+    static CLONES INT maxbits_##T(const void *data, int64_t n) {                              \
+        const INT *x = data;                                                                  \
+        INT most = 0;                                                                         \
+        for (int64_t i = 0; i < n; i++) {                                                     \
+            INT bits = x[i] & MASK;                                                           \
+            most = bits > most ? bits : most;                                                 \
+        }                                                                                     \
+        return most;                                                                          \
+    }                                                                                         \
+    static double maxabs_##T(const void *data, int64_t n) {                                   \
+        INT bits = maxbits_##T(data, n);                                                      \
+        T value;                                                                              \
+        memcpy(&value, &bits, sizeof value);                                                  \
+        return widen_##T(value);                                                              \
+    }
+
+DEFINE_MAXABS(f32, int32_t, INT32_MAX)
+DEFINE_MAXABS(f64, int64_t, INT64_MAX)
+DEFINE_MAXABS(bf16, int16_t, INT16_MAX)
+DEFINE_MAXABS(f16, int16_t, INT16_MAX)
+
+/* ---- scale --------------------------------------------------------------------------- */
+
+#define DEFINE_SCALE(T)                                                                       \
+    static CLONES void scale_##T(void *data, int64_t n, double factor) {                      \
+        T *x = data;                                                                          \
+        for (int64_t i = 0; i < n; i++) x[i] = narrow_##T((double)widen_##T(x[i]) * factor);  \
+    }
+
+DEFINE_SCALE(f32)
+DEFINE_SCALE(f64)
+DEFINE_SCALE(bf16)
+DEFINE_SCALE(f16)
+
+/* ---- clamp --------------------------------------------------------------------------- */
+
+/* Compares and stores in the buffer's own dtype, so what is inside keeps its bits (-0.0,
+ * NaN payloads) and a second clamp changes nothing. */
+#define CLAMP_ONE(T, index)                                                                   \
+    {                                                                                         \
+        T old = x[index];                                                                     \
+        T kept = widen_##T(old) < widen_##T(low) ? low : old;                                 \
+        kept = widen_##T(old) > widen_##T(high) ? high : kept;                                \
+        double before = widen_##T(old), after = widen_##T(kept);                              \
+        x[index] = kept;                                                                      \
+        before2[j] += before * before;                                                        \
+        after2[j] += after * after;                                                           \
+        dot[j] += before * after;                                                             \
+    }
+
+#define DEFINE_CLAMP(T)                                                                       \
+    static CLONES int outside_##T(const T *x, int64_t n, T low, T high) {                     \
+        int outside = 0;                                                                      \
+        for (int64_t i = 0; i < n; i++) {                                                     \
+            outside |= widen_##T(x[i]) < widen_##T(low);                                      \
+            outside |= widen_##T(x[i]) > widen_##T(high);                                     \
+        }                                                                                     \
+        return outside;                                                                       \
+    }                                                                                         \
+    static CLONES void clamp_block_##T(T *x, int64_t n, T low, T high, double stats[3]) {     \
+        enum { WIDTH = 8 };                                                                   \
+        double before2[WIDTH] = {0}, after2[WIDTH] = {0}, dot[WIDTH] = {0};                   \
+        int64_t i = 0;                                                                        \
+        for (; i + WIDTH <= n; i += WIDTH)                                                    \
+            for (int j = 0; j < WIDTH; j++) CLAMP_ONE(T, i + j)                               \
+        for (int j = 0; i < n; i++, j++) CLAMP_ONE(T, i)                                      \
+        for (int j = 0; j < WIDTH; j++) {                                                     \
+            stats[0] += before2[j];                                                           \
+            stats[1] += after2[j];                                                            \
+            stats[2] += dot[j];                                                               \
+        }                                                                                     \
+    }                                                                                         \
+    static void clamp_##T(void *data, int64_t n, double lo, double hi,                        \
+                                   double stats[3]) {                                         \
+        T *x = data;                                                                          \
+        T low = narrow_##T(lo), high = narrow_##T(hi);                                        \
+        for (int64_t i = 0; i < n; i += BLOCK) {                                              \
+            int64_t count = n - i < BLOCK ? n - i : BLOCK;                                    \
+            if (outside_##T(x + i, count, low, high)) {                                       \
+                clamp_block_##T(x + i, count, low, high, stats);                              \
+            } else {                                                                          \
+                double sum = gradclip_sumsq_##T(x + i, count);                                \
+                for (int k = 0; k < 3; k++) stats[k] += sum;                                  \
+            }                                                                                 \
+        }                                                                                     \
+    }
+
+DEFINE_CLAMP(f32)
+DEFINE_CLAMP(f64)
+DEFINE_CLAMP(bf16)
+DEFINE_CLAMP(f16)
+
+#define LOOPS(T) {gradclip_sumsq_##T, maxabs_##T, scale_##T, clamp_##T}
+
+const gradclip_loops gradclip_loops_of[GRADCLIP_DTYPES] = {
+    [GRADCLIP_FLOAT32] = LOOPS(f32),
+    [GRADCLIP_FLOAT64] = LOOPS(f64),
+    [GRADCLIP_BFLOAT16] = LOOPS(bf16),
+    [GRADCLIP_FLOAT16] = LOOPS(f16),
+};

@@ -1,0 +1,25 @@
+/* The inner loops: one contiguous run of one dtype, one thread. */
+#ifndef GRADCLIP_LOOPS_H
+#define GRADCLIP_LOOPS_H
+
+#include <stdint.h>
+
+typedef struct gradclip_loops {
+    double (*sumsq)(const void *data, int64_t n);
+    double (*maxabs)(const void *data, int64_t n);
+    void (*scale)(void *data, int64_t n, double factor);
+    void (*clamp)(void *data, int64_t n, double lo, double hi, double stats[3]);
+} gradclip_loops;
+
+/* Indexed by enum gradclip_dtype. */
+extern const gradclip_loops gradclip_loops_of[];
+
+double gradclip_sumsq_f32(const void *data, int64_t n);
+double gradclip_sumsq_f64(const void *data, int64_t n);
+double gradclip_sumsq_bf16(const void *data, int64_t n);
+double gradclip_sumsq_f16(const void *data, int64_t n);
+
+/* Sum of (x * factor)^2 over float64 data: the rescue for sums out of range. */
+double gradclip_sumsq_scaled_f64(const void *data, int64_t n, double factor);
+
+#endif

@@ -1,0 +1,29 @@
+/* Sums of squares of float32 and narrower data. Such a square is exact in float64, so a fused
+ * multiply-add rounds just as the two operations do: this file, and only this one, may be
+ * compiled with -ffp-contract=fast and still give the same bits everywhere. */
+#include "elements.h"
+#include "loops.h"
+
+#define DEFINE_SUMSQ(T)                                                                       \
+    static CLONES double sumsq_##T(const void *data, int64_t n) {                             \
+        const T *x = data;                                                                    \
+        double sum[LANES] = {0};                                                              \
+        int64_t i = 0;                                                                        \
+        for (; i + LANES <= n; i += LANES)                                                    \
+            for (int j = 0; j < LANES; j++) {                                                 \
+                double value = widen_##T(x[i + j]);                                           \
+                sum[j] += value * value;                                                      \
+            }                                                                                 \
+        for (int j = 0; i < n; i++, j++) {                                                    \
+            double value = widen_##T(x[i]);                                                   \
+            sum[j] += value * value;                                                          \
+        }                                                                                     \
+        for (int half = LANES / 2; half; half /= 2)                                           \
+            for (int j = 0; j < half; j++) sum[j] += sum[j + half];                           \
+        return sum[0];                                                                        \
+    }                                                                                         \
+    double gradclip_sumsq_##T(const void *data, int64_t n) { return sumsq_##T(data, n); }
+
+DEFINE_SUMSQ(f32)
+DEFINE_SUMSQ(bf16)
+DEFINE_SUMSQ(f16)

@@ -1,0 +1,111 @@
+"""The catalogue of recipes: every method's name, and how a call of it is written down.
+
+A recipe is a function that returns a policy. `@recipe("norm")` enters it here, which gives it
+a text form (`norm:1.0`), a dictionary form and a line in `gradclip methods`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import PolicyError
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+__all__ = ["CATALOGUE", "Call", "Recipe", "lookup", "recipe"]
+
+F = TypeVar("F", bound="Callable[..., Policy]")
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a policy was asked for: a recipe's name and its arguments as the user gave them."""
+
+    recipe: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def text(self) -> str:
+        """Return the text form, as in `norm:1.0,order=inf`."""
+        parts = [_literal(value) for value in self.args]
+        parts += [f"{key}={_literal(value)}" for key, value in self.kwargs]
+        return f"{self.recipe}:{','.join(parts)}" if parts else self.recipe
+
+    def code(self) -> str:
+        """Return the Python form, as in `by_norm(1.0, order=inf)`."""
+        parts = [_python(value) for value in self.args]
+        parts += [f"{key}={_python(value)}" for key, value in self.kwargs]
+        return f"{CATALOGUE[self.recipe].function.__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the catalogue."""
+
+    name: str
+    function: Callable[..., Policy]
+    paper: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the recipe's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names that a call may use."""
+        return list(inspect.signature(self.function).parameters)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy:
+        """Build the policy, turning a wrong call into a PolicyError."""
+        try:
+            inspect.signature(self.function).bind(*args, **kwargs)
+        except TypeError as error:
+            shown = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+            raise PolicyError(
+                f"{self.name}({shown}) is not usable: {error}; "
+                f"its arguments are {', '.join(self.arguments)}"
+            ) from None
+        return self.function(*args, **kwargs)
+
+
+CATALOGUE: dict[str, Recipe] = {}
+
+
+def recipe(name: str, *, paper: str) -> Callable[[F], F]:
+    """Enter a function that returns a policy into the catalogue under `name`."""
+
+    def enter(function: F) -> F:
+        @functools.wraps(function)
+        def build(*args: Any, **kwargs: Any) -> Policy:
+            policy = function(*args, **kwargs)
+            call = Call(name, args, tuple(kwargs.items()))
+            return policy.as_asked(call)
+
+        CATALOGUE[name] = Recipe(name, build, paper)
+        return build  # type: ignore[return-value]
+
+    return enter
+
+
+def lookup(name: str) -> Recipe:
+    """Return the recipe called `name`, or say which names there are."""
+    if name not in CATALOGUE:
+        known = ", ".join(sorted(CATALOGUE))
+        raise PolicyError.of("method", name, f"the methods are {known}")
+    return CATALOGUE[name]
+
+
+def _literal(value: Any) -> str:
+    return (
+        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def _python(value: Any) -> str:
+    return f"float({str(value)!r})" if value in (float("inf"), float("-inf")) else repr(value)

@@ -1,0 +1,123 @@
+"""`gradclip demo`: one script, run twice, and a picture of the difference."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import GradclipError
+from ..record import read_run
+from ..report import Summary, summarise, write_report
+from ..report.summary import number
+from ..spec import parse
+from .failure import told, wants_extra
+
+__all__ = ["demo"]
+
+CLIP = "norm:1.0"
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One of the two runs, when it is over."""
+
+    name: str
+    validation: str
+    summary: Summary
+
+
+@told
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the records and the report go.")] = Path(
+        "runs/demo"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 400,
+    seed: Annotated[int, typer.Option(help="The seed of both runs.")] = 0,
+    clip: Annotated[str, typer.Option(help="The policy of the second run.")] = CLIP,
+) -> None:
+    """Train a small language model without and with clipping, and compare.
+
+    The script knows nothing of gradclip: it runs under `gradclip run`, once recorded only,
+    once clipped, with the same seed and learning rate.
+    """
+    parse(clip)
+    try:
+        import bokeh  # noqa: F401 - two trainings are no time to find out that it is missing
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise wants_extra(error, "demo") from None
+    script = _script()
+    options = ["--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40))]
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[line]}"))
+    records = {name: out / f"{name}.jsonl" for name in ("unclipped", "clipped")}
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bars = {name: progress.add_task(name, total=steps, line="") for name in records}
+        arms = []
+        for name, record in records.items():
+            flags = ["--clip", clip] if name == "clipped" else []
+            command = [*flags, "--record", str(record), str(script), *options]
+            validation = _train(command, progress, bars[name])
+            arms.append(_Arm(name, validation, summarise(read_run(record))))
+    page = write_report(list(records.values()), out / "report.html")
+    console.print(_table(arms, clip))
+    console.print(f"The picture: {page}", markup=False, soft_wrap=True)
+
+
+def _train(arguments: list[str], progress: Progress, bar: TaskID) -> str:
+    """Run the script, following what it prints; return its validation loss, as it wrote it."""
+    validation, last = "", deque[str](maxlen=20)
+    with subprocess.Popen(
+        [sys.executable, "-m", "gradclip", "run", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line)
+            if match := re.match(r"step\s+(\d+)\s+(.*)", line):
+                progress.update(bar, completed=int(match[1]), line=match[2])
+            elif match := re.match(r"validation loss: (\S+)", line):
+                validation = match[1]
+    if process.returncode != 0 or not validation:
+        said = "".join(last).rstrip()
+        raise GradclipError(f"the script ended with code {process.returncode}:\n{said}")
+    progress.update(bar, line=f"validation loss {validation}")
+    return validation
+
+
+def _table(arms: list[_Arm], clip: str) -> Table:
+    table = Table(title=f"The same script and seed, without and with --clip {clip}")
+    table.add_column("")
+    for arm in arms:
+        table.add_column(arm.name, justify="right")
+    rows = {
+        "final validation loss, nats per character": [arm.validation for arm in arms],
+        "worst loss spike, nats": [number(arm.summary.worst_spike) for arm in arms],
+        "steps clipped": [f"{arm.summary.clipped} of {arm.summary.steps}" for arm in arms],
+        "non-finite steps": [str(arm.summary.nonfinite) for arm in arms],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _script() -> Path:
+    """Find the example: beside an installed package, or in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    places = [package / "examples", package.parents[1] / "examples"]
+    for place in places:
+        if (place / "char_lm.py").is_file():
+            return place / "char_lm.py"
+    raise GradclipError(f"examples/char_lm.py is in none of {', '.join(map(str, places))}")

@@ -1,0 +1,65 @@
+"""`gradclip doctor`: what will run on this machine, and what will not."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__, kernel
+
+__all__ = ["doctor"]
+
+# What each package is for, and the extra that brings it.
+_PACKAGES = (
+    ("numpy", "gradclip.numpy", None),
+    ("torch", "gradclip.torch, run, demo", "torch"),
+    ("bokeh", "report, demo", "report"),
+    ("pandas", "Run.to_pandas", "pandas"),
+)
+
+
+def doctor() -> None:
+    """Say which paths will run here: the C kernel, each framework, the report."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("gradclip", __version__)
+    table.add_row("Python", f"{platform.python_version()}, {platform.platform()}")
+    table.add_row("C kernel", _kernel(kernel.status()))
+    for name, purpose, extra in _PACKAGES:
+        table.add_row(name, _package(name, purpose, extra))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _kernel(status: kernel.KernelStatus) -> str:
+    if status.available:
+        return f"yes: {status.isa}, {status.library}"
+    return f"NO: {status.reason} Until then NumPy and torch do its work, slower."
+
+
+def _package(name: str, purpose: str, extra: str | None) -> str:
+    """Import it, since one that is installed may still be broken."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            return f"NO: installed but broken: {error}"
+        return f"NO, for {purpose}: pip install 'gradclip[{extra}]'"
+    except Exception as error:
+        return f"NO: installed but broken: {type(error).__name__}: {error}"
+    device = _device(module) if name == "torch" else ""
+    return f"{module.__version__}{device}"
+
+
+def _device(torch: Any) -> str:
+    """Say where torch can compute."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f", {', '.join(names)}"
+    if torch.backends.mps.is_available():
+        return ", Apple GPU"
+    return f", no accelerator, {torch.get_num_threads()} threads"

@@ -1,0 +1,141 @@
+"""`gradclip run`: somebody's training script, recorded, and clipped if asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import PolicyError
+from ..spec import parse
+from .failure import told, wants_extra
+
+if TYPE_CHECKING:
+    from ..torch.runner import Session
+
+__all__ = ["run"]
+
+NOTHING_SEEN = 3
+_DECISIONS = ("skip", "zero", "raise", "propagate")
+
+
+@told
+def run(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
+    clip: Annotated[
+        str | None,
+        typer.Option(help="The policy, such as norm:1.0. Without it the run is only recorded."),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the record goes; an old one is replaced. Default runs/NAME-TIME.jsonl."
+        ),
+    ] = None,
+    nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            help="With --clip, what inf or NaN in a gradient does: skip, zero, raise or propagate. "
+            "Default skip."
+        ),
+    ] = None,
+    max_skips: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="With --clip, more skipped steps in a row than this stop the run. Default 10.",
+        ),
+    ] = None,
+    module: Annotated[
+        bool, typer.Option("-m", help="TARGET is a module, as for python -m.")
+    ] = False,
+) -> None:
+    """Run a training script; clip each optimizer step, and record what happened.
+
+    The script is not changed, and need not know of this. What follows TARGET goes to it.
+    The exit code is the script's, or 3 if it ended well but no optimizer step was seen.
+    """
+    policy = None if clip is None else parse(clip)
+    _check(clip, nonfinite, max_skips)
+    _check_target(target, module)
+    try:
+        from ..torch.runner import Session, run_script
+    except ImportError as error:
+        raise wants_extra(error, "torch") from None
+    from ..record import RecordWriter
+
+    writer, path = None, record or _default_path(target, module)
+    if os.environ.get("RANK", "0") == "0":  # One record a job; torchrun numbers its processes.
+        writer = RecordWriter(path, policy=clip, command=["gradclip", *sys.argv[1:]])
+    session = Session(
+        policy,
+        nonfinite=nonfinite or "skip",  # type: ignore[arg-type]
+        max_skips=10 if max_skips is None else max_skips,
+        writer=writer,
+    )
+    code = run_script(target, context.args, session, module=module)
+    if writer is not None and session.here:
+        _say_what_was_seen(session, path)
+        if code == 0 and session.steps == 0:
+            code = NOTHING_SEEN
+    raise typer.Exit(code)
+
+
+def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> None:
+    if nonfinite not in (None, *_DECISIONS):
+        raise PolicyError.of("--nonfinite", nonfinite, f"choose one of {', '.join(_DECISIONS)}")
+    for option, value in (("--nonfinite", nonfinite), ("--max-skips", max_skips)):
+        if clip is None and value is not None:
+            remedy = "without --clip a run is only recorded and nothing changes; give --clip too"
+            raise PolicyError.of(option, value, remedy)
+
+
+def _check_target(target: str, module: bool) -> None:
+    if module:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            known = importlib.util.find_spec(target.partition(".")[0]) is not None
+        except ValueError:  # Empty, or a module with no spec.
+            known = False
+        del sys.path[0]
+        if not known:
+            raise PolicyError.of("TARGET", target, "there is no such module; a script needs no -m")
+    elif not Path(target).exists():
+        raise PolicyError.of("TARGET", target, "there is no such file; a module needs -m before it")
+
+
+def _default_path(target: str, module: bool) -> Path:
+    name = target if module else Path(target).stem
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
+
+
+def _say_what_was_seen(session: Session, path: Path) -> None:
+    if session.steps == 0:
+        _say(
+            "ERROR: no step of any torch optimizer was seen, so nothing was clipped or recorded. "
+            "Does the script train in another process (mp.spawn, a DataLoader's worker), or with "
+            "an optimizer that is no torch.optim.Optimizer?",
+            fg="red",
+            bold=True,
+        )
+        return
+    count = session.optimizers.total()
+    hooked = ", ".join(f"{n}× {c}" if n > 1 else c for c, n in session.optimizers.items())
+    done = f"{session.clipped} clipped, {session.skipped} skipped"
+    _say(
+        f"{count} optimizer{'s' * (count != 1)} hooked ({hooked}), {session.steps} steps seen, "
+        f"{done}; record in {path}"
+    )
+    for text in session.notices.values():
+        _say(f"note: {text}")
+
+
+def _say(text: str, **style: object) -> None:
+    """Write to stderr: stdout is the script's."""
+    typer.secho(f"gradclip: {text}", err=True, **style)

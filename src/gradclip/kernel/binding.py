@@ -1,0 +1,178 @@
+"""The kernel's four calls. They release the GIL, and results depend on the data alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from gradclip.kernel.buffers import Buffers, DType
+from gradclip.kernel.library import CBuffers, load, status
+
+BAD_BUFFER, BAD_BOUNDS, NO_MEMORY = 1, 2, 3
+MOST_THREADS = 256
+
+Floats = npt.NDArray[np.float64]
+
+
+def available() -> bool:
+    """True if the C kernel can be called; :func:`status` says why not."""
+    return load()[0] is not None
+
+
+def norm2(buffers: Buffers, threads: int = 0) -> Floats:
+    """The 2-norm of each buffer: ``sqrt(sum(x**2))``.
+
+    Args:
+        buffers: What to measure; not changed.
+        threads: Threads to use at most; 0 for all this process may use.
+
+    Returns:
+        ``(n,)`` float64; inf if an element is inf, NaN if one is NaN.
+
+    Raises:
+        RuntimeError: The kernel is not available.
+        ValueError: A size is negative, a dtype unknown, or an address 0 with a size > 0.
+
+    Numerics: sums are float64, compensated for float64 data, and measured again in scaled form
+    where squares leave float64's range: a finite norm is never inf and a non-zero one never 0.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([3e200, 4e200])
+        >>> if available():
+        ...     norm = norm2(Buffers.of([x.ctypes.data], [x.size], [DType.FLOAT64]))
+        ...     assert np.isclose(norm[0], 5e200)
+    """
+    out = np.empty(len(buffers))
+    code = _library().gradclip_norm2(_c(buffers), _threads(threads), out.ctypes.data)
+    _check(code, buffers)
+    return out
+
+
+def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
+    """The largest ``|x|`` of each buffer.
+
+    Args:
+        buffers: What to measure; not changed.
+        threads: Threads to use at most; 0 for all this process may use.
+
+    Returns:
+        ``(n,)`` float64; NaN if an element is NaN, 0 for an empty buffer.
+
+    Raises:
+        RuntimeError: The kernel is not available.
+        ValueError: A size is negative, a dtype unknown, or an address 0 with a size > 0.
+    """
+    out = np.empty(len(buffers))
+    code = _library().gradclip_maxabs(_c(buffers), _threads(threads), out.ctypes.data)
+    _check(code, buffers)
+    return out
+
+
+def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
+    """Multiply each buffer by its factor, in place: ``x = round(x * factor)``.
+
+    Args:
+        buffers: What to scale; changed in place.
+        factors: One factor for all, or ``(n,)`` float64, one for each. A buffer whose factor is
+            exactly 1 is neither read nor written.
+        threads: Threads to use at most; 0 for all this process may use.
+
+    Raises:
+        RuntimeError: The kernel is not available.
+        ValueError: ``factors`` has another shape, or a buffer is not valid; nothing changed.
+
+    Numerics: the product is taken in float64 and rounded to nearest even, for 16-bit dtypes by
+    way of float32; NaN stays NaN.
+    """
+    n = len(buffers)
+    one = np.ndim(factors) == 0
+    each = np.full(n, factors, np.float64) if one else np.ascontiguousarray(factors, np.float64)
+    if each.shape != (n,):
+        raise ValueError(
+            f"factors must be one number or ({n},), one a buffer; got shape {each.shape}"
+        )
+    code = _library().gradclip_scale(_c(buffers), each.ctypes.data, _threads(threads))
+    _check(code, buffers)
+
+
+def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
+    """Clamp every element to ``[lo, hi]``, in place, and measure before and after.
+
+    Args:
+        buffers: What to clamp; changed in place, but memory inside the bounds is not written.
+        lo: Lower bound; rounded to each buffer's dtype before it is compared.
+        hi: Upper bound, >= lo; rounded likewise.
+        threads: Threads to use at most; 0 for all this process may use.
+
+    Returns:
+        ``(n, 3)`` float64: sum of squares before, sum of squares after, and the dot product of
+        before and after. Not scaled: float64 data over 1e154 overflows here.
+
+    Raises:
+        RuntimeError: The kernel is not available.
+        ValueError: ``lo > hi``, a bound is NaN, or a buffer is not valid; nothing changed.
+
+    Numerics: NaN stays NaN; what is inside keeps its bits, -0.0 included.
+    """
+    if not lo <= hi:
+        raise ValueError(f"clamp needs lo <= hi, got lo={lo!r}, hi={hi!r}")
+    out = np.empty((len(buffers), 3))
+    code = _library().gradclip_clamp(_c(buffers), lo, hi, _threads(threads), out.ctypes.data)
+    _check(code, buffers)
+    return out
+
+
+def _library() -> ctypes.CDLL:
+    library = load()[0]
+    if library is None:
+        raise RuntimeError(f"the C kernel is not available: {status().reason}")
+    return library
+
+
+def _c(buffers: Buffers) -> CBuffers:
+    return CBuffers(
+        buffers.pointers.ctypes.data,
+        buffers.sizes.ctypes.data,
+        buffers.dtypes.ctypes.data,
+        len(buffers),
+    )
+
+
+def _threads(threads: int) -> int:
+    if threads < 0:
+        raise ValueError(f"threads must be >= 0 (0: all available), got {threads}")
+    return min(threads or _all_threads(), MOST_THREADS)
+
+
+def _all_threads() -> int:
+    """Cores this process may use, or fewer if OMP_NUM_THREADS asks for that, as in torch."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else cores
+
+
+def _check(code: int, buffers: Buffers) -> None:
+    if code == 0:
+        return
+    if code == NO_MEMORY:
+        raise MemoryError(f"no memory for the tasks of {len(buffers)} buffers")
+    if code == BAD_BUFFER:
+        bad = (
+            (buffers.sizes < 0)
+            | (buffers.dtypes >= len(DType))
+            | ((buffers.pointers == 0) & (buffers.sizes > 0))
+        )
+        i = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"buffer {i} is not valid: address {int(buffers.pointers[i]):#x}, "
+            f"size {int(buffers.sizes[i])}, dtype {int(buffers.dtypes[i])}; needs size >= 0, "
+            f"a DType, and an address unless it is empty"
+        )
+    raise RuntimeError(f"the C kernel returned status {code}")

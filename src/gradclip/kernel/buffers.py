@@ -1,0 +1,77 @@
+"""What the kernel works on: addresses, sizes and dtypes of dense CPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+
+class DType(IntEnum):
+    """Element types the kernel reads (the codes of ``enum gradclip_dtype``)."""
+
+    FLOAT32 = 0
+    FLOAT64 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffers:
+    """Dense CPU buffers, by address.
+
+    The memory is borrowed: whoever owns it must keep it alive, and must not resize it, until
+    the last call that uses this object has returned. Nothing here can check an address, so a
+    wrong one is undefined behaviour, as in C.
+
+    Args:
+        pointers: ``(n,)`` uint64, address of each buffer's first element, aligned to the
+            element; may be 0 where the size is 0.
+        sizes: ``(n,)`` int64, elements (not bytes) in each buffer, >= 0.
+        dtypes: ``(n,)`` uint8, a :class:`DType` for each buffer.
+
+    Raises:
+        TypeError: an array has another dtype.
+        ValueError: the arrays are not one-dimensional, contiguous and of one length.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([3.0, 4.0])
+        >>> len(Buffers.of([x.ctypes.data], [x.size], [DType.FLOAT64]))
+        1
+    """
+
+    pointers: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+    dtypes: npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        n = len(self.pointers)
+        for name, array, dtype in (
+            ("pointers", self.pointers, np.uint64),
+            ("sizes", self.sizes, np.int64),
+            ("dtypes", self.dtypes, np.uint8),
+        ):
+            if array.dtype != dtype:
+                raise TypeError(f"{name} must be {dtype.__name__}, got {array.dtype}")
+            if array.ndim != 1 or len(array) != n or not array.flags.c_contiguous:
+                raise ValueError(
+                    f"{name} must be one-dimensional, contiguous and as long as pointers ({n}), "
+                    f"got shape {array.shape}, strides {array.strides}"
+                )
+
+    @classmethod
+    def of(cls, pointers: Iterable[int], sizes: Iterable[int], dtypes: Iterable[int]) -> Self:
+        """Gather plain Python sequences, such as ``[t.data_ptr() for t in tensors]``."""
+        return cls(
+            np.fromiter(pointers, np.uint64),
+            np.fromiter(sizes, np.int64),
+            np.fromiter(dtypes, np.uint8),
+        )
+
+    def __len__(self) -> int:
+        return len(self.pointers)

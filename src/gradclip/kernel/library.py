@@ -1,0 +1,110 @@
+"""Finds the shared library, loads it once, and says what came of it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ABI_VERSION = 1
+OFF = ("off", "0", "false", "no")
+NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStatus:
+    """Whether the C kernel runs, and if not, why.
+
+    Attributes:
+        available: True if the kernel can be called.
+        isa: ``"avx512"``, ``"avx2"``, ``"baseline"``, or ``"none"`` if not available.
+        reason: Why it is not available; empty if it is.
+        library: Path of the library that was loaded or that failed to load, if one was found.
+    """
+
+    available: bool
+    isa: str
+    reason: str
+    library: str | None
+
+
+class CBuffers(ctypes.Structure):
+    """``gradclip_buffers`` of gradclip.h, with addresses held as integers."""
+
+    _fields_ = (
+        ("pointers", ctypes.c_void_p),
+        ("sizes", ctypes.c_void_p),
+        ("dtypes", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+    )
+
+
+def status() -> KernelStatus:
+    """Whether the C kernel is in use, from where, with which instruction set.
+
+    Decided once per process. ``GRADCLIP_KERNEL=off`` in the environment turns it off.
+
+    Example:
+        >>> status().isa in {"avx512", "avx2", "baseline", "none"}
+        True
+    """
+    return load()[1]
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
+    """The library, ready to call, or None; and the status."""
+    setting = os.environ.get("GRADCLIP_KERNEL", "")
+    if setting.strip().lower() in OFF:
+        return None, _missing(f"turned off by GRADCLIP_KERNEL={setting}")
+    path = find()
+    if path is None:
+        return None, _missing(
+            "gradclip_native is not installed: there was no C compiler when gradclip was "
+            "installed, or it runs from a source tree. Install a C compiler, then gradclip again."
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+        _declare(library)
+        version = library.gradclip_abi_version()
+    except (OSError, AttributeError) as error:
+        return None, _missing(f"could not load {path}: {error}", path)
+    if version != ABI_VERSION:
+        return None, _missing(
+            f"{path} has ABI version {version}, gradclip needs {ABI_VERSION}: reinstall gradclip",
+            path,
+        )
+    isa = library.gradclip_isa().decode("ascii")
+    return library, KernelStatus(True, isa, "", str(path))
+
+
+def find() -> Path | None:
+    """The library's path. An editable install keeps it apart from the sources."""
+    import gradclip.kernel
+
+    for folder in gradclip.kernel.__path__:
+        for name in NAMES:
+            path = Path(folder) / name
+            if path.is_file():
+                return path
+    return None
+
+
+def _missing(reason: str, path: Path | None = None) -> KernelStatus:
+    return KernelStatus(False, "none", reason, None if path is None else str(path))
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Argument and result types, once: ctypes then converts without guessing."""
+    address, threads, buffers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(CBuffers)
+    library.gradclip_abi_version.argtypes = ()
+    library.gradclip_abi_version.restype = ctypes.c_int
+    library.gradclip_isa.argtypes = ()
+    library.gradclip_isa.restype = ctypes.c_char_p
+    library.gradclip_norm2.argtypes = (buffers, threads, address)
+    library.gradclip_maxabs.argtypes = (buffers, threads, address)
+    library.gradclip_scale.argtypes = (buffers, address, threads)
+    double = ctypes.c_double
+    library.gradclip_clamp.argtypes = (buffers, double, double, threads, address)

@@ -1,0 +1,93 @@
+"""Fewer points that look the same: what stands out stays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def envelope(columns: Sequence[Floats], points: int = 2000) -> NDArray[np.intp]:
+    """Return which rows to draw: in each bucket of rows, the extremes of every column.
+
+    Args:
+        columns: One or more of the same length; NaN is a gap. Not mutated.
+        points: About how many rows to keep; all, where there are no more.
+
+    Returns:
+        Ascending row numbers: the first, the last, and each bucket's least and greatest finite
+        value of each column. A bucket of nothing but gaps keeps one row, and so stays a gap.
+    """
+    rows = len(columns[0])
+    if rows <= points:
+        return np.arange(rows)
+    buckets = max(points // (2 * len(columns)), 1)
+    size = -(-rows // buckets)
+    first = np.arange(0, rows, size)
+    kept = [first[:1], np.array([rows - 1])]
+    for column in columns:
+        padded = np.full(len(first) * size, np.nan)
+        padded[:rows] = np.where(np.isfinite(column), column, np.nan)
+        table = padded.reshape(len(first), size)
+        gap = np.isnan(table)
+        kept.append(first + np.where(gap, np.inf, table).argmin(axis=1))
+        kept.append(first + np.where(gap, -np.inf, table).argmax(axis=1))
+    return np.unique(np.concatenate(kept))
+
+
+def thin(rows: NDArray[np.intp], height: Floats, points: int = 1000) -> NDArray[np.intp]:
+    """Return at most `points` of `rows`: the highest in each stretch of them."""
+    if len(rows) <= points:
+        return rows
+    stretches = np.array_split(rows, points)
+    order = np.nan_to_num(height, nan=-np.inf)
+    return np.array([stretch[order[stretch].argmax()] for stretch in stretches])
+
+
+def rate(marked: NDArray[np.bool_], window: int) -> Floats:
+    """Return the share of marked steps among each step and the up to `window` - 1 before it."""
+    total = np.concatenate([[0], np.cumsum(marked, dtype=np.float64)])
+    end = np.arange(1, len(marked) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def bucket_max(
+    steps: NDArray[np.int64], matrix: Floats, buckets: int = 600
+) -> tuple[Floats, Floats]:
+    """Return the greatest finite value of each column in each bucket of steps.
+
+    Args:
+        steps: Ascending, shape (rows,), at least one.
+        matrix: Shape (rows, columns); NaN and inf are left out. Not mutated.
+        buckets: At most this many.
+
+    Returns:
+        Edges of the buckets on the step axis, shape (n + 1,), and the values, shape (n, columns);
+        NaN where a bucket has no finite value.
+    """
+    edges, place = bucket_edges(steps, buckets)
+    values = np.full((len(edges) - 1, matrix.shape[1]), np.nan)
+    starts = np.flatnonzero(np.diff(place, prepend=-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # fmax meets NaN by design
+        values[place[starts]] = np.fmax.reduceat(
+            np.where(np.isfinite(matrix), matrix, np.nan), starts, axis=0
+        )
+    return edges, values
+
+
+def bucket_edges(steps: NDArray[np.int64], buckets: int = 600) -> tuple[Floats, NDArray[np.intp]]:
+    """Return equal buckets over `steps` and the bucket of each step."""
+    first, last = int(steps[0]), int(steps[-1])
+    gaps = np.diff(np.unique(steps))
+    every = int(gaps.min()) if len(gaps) else 1  # sampled every k-th step: no blank columns
+    count = min(buckets, (last - first) // every + 1)
+    width = max(every, -(-(last - first + 1) // count))
+    count = (last - first) // width + 1
+    edges = first + width * np.arange(count + 1, dtype=np.float64) - 0.5
+    return edges, (steps - first) // width

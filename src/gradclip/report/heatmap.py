@@ -1,0 +1,214 @@
+"""The heat map of per-layer norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from bokeh.models import (
+    ColorBar,
+    ColumnDataSource,
+    CustomJSHover,
+    FixedTicker,
+    HoverTool,
+    LogColorMapper,
+    LogTicker,
+    PlainText,
+    Range1d,
+)
+from bokeh.palettes import Viridis256
+
+from gradclip.report.downsample import bucket_edges, bucket_max
+from gradclip.report.figure import Axis, Panel, new_figure
+from gradclip.report.style import BAD, BAD_CELL, FONT, INK
+from gradclip.report.trace import Floats, Trace
+
+BUCKETS = 600
+_SHORT = 17
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """One trace's heat map: a value, and a flag for inf or NaN, for each layer and bucket."""
+
+    names: tuple[str, ...]
+    edges: Floats
+    values: Floats
+    bad: np.ndarray
+
+
+def heat_panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
+    """Return a heat map for each trace with per-layer norms, all on one colour scale."""
+    cells = {index: _cells(trace) for index, trace in enumerate(traces) if trace.norms.matrix.size}
+    low, high = _colour_range([cell.values for cell in cells.values()])
+    return [_panel(index, traces[index], cell, axis, low, high) for index, cell in cells.items()]
+
+
+def _cells(trace: Trace) -> _Cells:
+    steps, names, matrix = trace.norms
+    edges, values = bucket_max(steps, matrix, BUCKETS)
+    _, place = bucket_edges(steps, BUCKETS)
+    bad = np.zeros(values.shape, np.bool_)
+    rows, columns = np.nonzero(np.isinf(matrix))
+    bad[place[rows], columns] = True
+    width = edges[1] - edges[0]
+    column_of = {name: column for column, name in enumerate(names)}
+    for step, named in trace.nonfinite_names:
+        bucket = int((step - edges[0]) // width)
+        if 0 <= bucket < len(bad):
+            bad[bucket, [column_of[name] for name in named if name in column_of]] = True
+    return _Cells(names, edges, values, bad)
+
+
+def _colour_range(tables: Sequence[Floats]) -> tuple[float, float]:
+    """Return the norms that the ends of the colour scale stand for, outliers left out."""
+    every = np.concatenate([table[table > 0] for table in tables]) if tables else np.array([])
+    if not len(every):
+        return 0.1, 10.0
+    low, high = np.quantile(every, [0.005, 0.999], method="nearest")
+    low = max(low, high * 1e-12)  # beyond this, differences between layers vanish
+    return (low, high) if high > low * 1.01 else (low / 3, high * 3)
+
+
+def _panel(index: int, trace: Trace, cells: _Cells, axis: Axis, low: float, high: float) -> Panel:
+    layers = len(cells.names)
+    height = int(np.clip(15 * layers, 110, 460))
+    panel = Panel(
+        f"heat-{index}",
+        f"Norm by layer: {trace.label}",
+        "Each parameter's gradient norm before clipping, first layer on top; "
+        "of several steps in one cell, the greatest.",
+        new_figure(
+            f"heat-{index}",
+            axis,
+            height=height + 130,
+            y_range=Range1d(start=0, end=layers, bounds=(0, layers)),
+        ),
+        trace=index,
+    )
+    fig = panel.figure
+    mapper = LogColorMapper(palette=Viridis256, low=low, high=high, nan_color="rgba(0,0,0,0)")
+    place = {
+        "x": [cells.edges[0]], "y": [0], "dw": [cells.edges[-1] - cells.edges[0]], "dh": [layers],
+    }  # fmt: skip
+    # A picture's first row is its lowest: turn the layers over so that the first is on top.
+    values = _compact(cells.values.T[::-1])
+    image = fig.image(
+        "image", "x", "y", "dw", "dh", color_mapper=mapper,
+        source=ColumnDataSource({"image": [values], **place}),
+    )  # fmt: skip
+    image.tags = [f"trace:{index}", "mark:cells"]
+    if cells.bad.any():
+        _draw_bad(fig, index, cells, place)
+        panel.marks.append(BAD_CELL)
+    _label_layers(fig, cells.names, height)
+    _add_hover(fig, image, cells)
+    _add_scale(fig, mapper)
+    return panel
+
+
+def _compact(values: Floats) -> np.ndarray:
+    """Return `values` as float32, half the size in the page, where they all fit into it."""
+    magnitudes = values[values > 0]
+    info = np.finfo(np.float32)
+    fits = not len(magnitudes) or info.tiny < magnitudes.min() <= magnitudes.max() < info.max
+    return values.astype(np.float32) if fits else values
+
+
+def _draw_bad(fig: Any, index: int, cells: _Cells, place: dict[str, list[Any]]) -> None:
+    """Fill the cells that held inf or NaN, and cross the first of each stretch."""
+    bad = cells.bad.T[::-1]
+    picture = np.zeros(bad.shape, np.uint32)
+    picture[bad] = 0xFF000000 | int(BAD[5:7] + BAD[3:5] + BAD[1:3], 16)  # ABGR
+    filled = fig.image_rgba(
+        "image", "x", "y", "dw", "dh", source=ColumnDataSource({"image": [picture], **place})
+    )
+    layer, bucket = np.nonzero(bad & ~np.pad(bad, ((0, 0), (1, 0)))[:, :-1])
+    layer, bucket = layer[:2000], bucket[:2000]
+    middle = (cells.edges[:-1] + cells.edges[1:])[bucket] / 2
+    crosses = [
+        fig.scatter(
+            middle, layer + 0.5, marker=BAD_CELL.marker, size=8, line_width=width, line_color=colour
+        )
+        for width, colour in ((6, BAD), (1.8, "white"))
+    ]
+    for renderer in (filled, *crosses):
+        renderer.tags = [f"trace:{index}", f"mark:{BAD_CELL.name}"]
+
+
+def _label_layers(fig: Any, names: Sequence[str], height: int) -> None:
+    every = -(-len(names) * 13 // height)  # 13 pixels a label
+    shown = range(0, len(names), every)
+    places = {len(names) - 0.5 - row: names[row] for row in shown}
+    axis = fig.yaxis[0]
+    axis.ticker = FixedTicker(ticks=list(places))
+    # PlainText: a plain string with $$ in it would be taken for TeX.
+    axis.major_label_overrides = {
+        place: PlainText(text=shorten(name)) for place, name in places.items()
+    }
+    axis.major_label_text_font_size = "11px"
+    axis.major_tick_line_color = None
+    fig.ygrid.grid_line_color = None
+
+
+def shorten(name: str, length: int = _SHORT) -> str:
+    """Return `name` in one line, its middle left out where it is too long for an axis."""
+    name = "".join(c if c.isprintable() else " " for c in name)
+    if len(name) <= length:
+        return name
+    head = (length - 1) * 2 // 5
+    return f"{name[:head]}…{name[head - length + 1 :]}"
+
+
+def _add_hover(fig: Any, image: Any, cells: _Cells) -> None:
+    width = float(cells.edges[1] - cells.edges[0])
+    layer = CustomJSHover(
+        args={"names": list(reversed(cells.names))},
+        code="return names[Math.max(0, Math.min(names.length - 1, Math.floor(special_vars.y)))];",
+    )
+    steps = CustomJSHover(
+        args={"first": float(cells.edges[0]), "width": width},
+        code="""
+        const from = Math.round(first + 0.5 + width * Math.floor((special_vars.x - first) / width));
+        return width > 1 ? `${from} to ${from + width - 1}` : `${from}`;""",
+    )
+    fig.add_tools(
+        HoverTool(
+            renderers=[image],
+            tooltips=[
+                ("layer", "$y{custom}"),
+                ("step", "$x{custom}"),
+                ("norm", "@image{%.4g}"),
+            ],
+            formatters={"$y": layer, "$x": steps, "@image": "printf"},
+            visible=False,
+        )
+    )
+
+
+def _add_scale(fig: Any, mapper: LogColorMapper) -> None:
+    fig.add_layout(
+        ColorBar(
+            color_mapper=mapper,
+            ticker=LogTicker(desired_num_ticks=5),
+            height=10,
+            padding=4,
+            margin=0,
+            title="norm, log scale",
+            title_text_font=FONT,
+            title_text_font_size="11px",
+            title_text_font_style="normal",
+            title_text_color=INK,
+            title_standoff=4,
+            major_label_text_font=FONT,
+            major_label_text_font_size="11px",
+            major_label_text_color=INK,
+            major_tick_line_color=None,
+            bar_line_color=None,
+            background_fill_color=None,
+            border_line_color=None,
+        ),
+        "below",
+    )

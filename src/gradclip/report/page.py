@@ -1,0 +1,110 @@
+"""Write the page: one file that needs nothing else, from no one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradclip.errors import GradclipError
+from gradclip.record import Run, read_run
+from gradclip.report.events import events_of
+from gradclip.report.summary import number, percent, summarise
+from gradclip.report.swatch import mark_swatch, trace_swatch
+from gradclip.report.trace import Trace, traces_of
+
+if TYPE_CHECKING:
+    from gradclip.report.figure import Panel
+
+RunLike = str | os.PathLike[str] | Run
+
+
+def write_report(
+    runs: RunLike | Iterable[RunLike], out: str | os.PathLike[str] = "report.html"
+) -> Path:
+    """Write one offline HTML page that shows one run, or compares several.
+
+    Args:
+        runs: Records, as paths or as `gradclip.read_run` returned them; also of runs that still
+            run. Not mutated.
+        out: The page. Its folder is created, and an old page is replaced once the new is whole.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RecordError: A record cannot be read.
+        GradclipError: There is no run, Bokeh is not installed, or `out` cannot be written.
+    """
+    if isinstance(runs, str | os.PathLike | Run):
+        runs = [runs]
+    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    if not read:
+        raise GradclipError("runs=[] is not usable: give at least one record")
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _replace(out, _render(traces_of(read)))
+    except OSError as error:
+        raise GradclipError(
+            f"{out} cannot be written ({error.strerror}): give a path that can"
+        ) from error
+    return out
+
+
+def _replace(out: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _render(traces: Sequence[Trace]) -> str:
+    try:
+        from bokeh.embed import components
+        from bokeh.resources import Resources
+    except ImportError as error:
+        raise GradclipError("the report needs Bokeh: pip install 'gradclip[report]'") from error
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from gradclip.report.figure import axis_of
+    from gradclip.report.heatmap import heat_panels
+    from gradclip.report.panels import panels
+
+    axis = axis_of(traces)
+    shown = [*panels(traces, axis), *heat_panels(traces, axis)]
+    script, divs = components([panel.figure for panel in shown], wrap_script=False)
+    environment = Environment(
+        loader=PackageLoader("gradclip.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent}
+    return environment.get_template("page.html").render(
+        title=" · ".join(trace.label for trace in traces),
+        traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
+        panels=[(panel, div, _legend(panel)) for panel, div in zip(shown, divs, strict=True)],
+        events=events_of(traces),
+        bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
+        plots=script,
+        first=axis.first,
+        last=axis.last,
+    )
+
+
+def _legend(panel: Panel) -> list[tuple[str, str, str]]:
+    """Return name, text and swatch of each kind of mark, where they need telling apart."""
+    if len(panel.marks) < 2 and panel.trace is None:
+        return []
+    return [(mark.name, mark.text, mark_swatch(mark)) for mark in panel.marks]

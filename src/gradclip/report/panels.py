@@ -1,0 +1,165 @@
+"""The panels over the step axis: loss, norm, coefficient, share of steps clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from bokeh.models import ColumnDataSource
+
+from gradclip.report import style as look
+from gradclip.report.downsample import envelope, rate, thin
+from gradclip.report.figure import Axis, Panel, Plotter, finite, new_figure, positive
+from gradclip.report.style import style_of
+from gradclip.report.trace import Floats, Trace
+
+
+def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
+    """Return the panels that these traces have data for, top to bottom."""
+    made = [loss_panel(traces, axis), norm_panel(traces, axis)]
+    if any(trace.seen("coef").any() or trace.seen("removed").any() for trace in traces):
+        made.append(coef_panel(traces, axis))
+    if any(trace.marked("clipped").any() or trace.policy for trace in traces):
+        made.append(rate_panel(traces, axis))
+    return [panel for panel in made if panel is not None]
+
+
+def loss_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
+    """Return the loss where it was seen; None if no trace has one."""
+    if not any(trace.seen("loss").any() for trace in traces):
+        return None
+    losses = [finite(trace.column("loss")) for trace in traces]
+    log = _wants_log(losses)
+    panel = Panel(
+        "loss",
+        "Loss",
+        "The script's own loss." + (" The scale is logarithmic." if log else ""),
+        new_figure("loss", axis, y="log" if log else "linear"),
+    )
+    plot = Plotter(panel)
+    lines = []
+    for index, (trace, loss) in enumerate(zip(traces, losses, strict=True)):
+        style = style_of(index)
+        drawn = _drawn(trace, {"loss": positive(loss) if log else loss}, [loss])
+        lines.append(plot.line(index, look.LOSS, style, drawn, "loss"))
+        plot.hover(trace.label, drawn, "{loss}")
+        bad = trace.seen("loss") & ~np.isfinite(trace.column("loss"))
+        plot.edge(index, look.BAD_LOSS, style, trace.steps[bad], top=True, size=9)
+    plot.finish()
+    plot.scale(lines, losses)
+    return panel
+
+
+def _wants_log(columns: Sequence[Floats]) -> bool:
+    values = np.concatenate(columns)
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0:
+        return False
+    return bool(values.max() > 30 * np.median(values))
+
+
+def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+    """Return the norm before and after clipping, the limit, and the marked steps."""
+    panel = Panel(
+        "norm",
+        "Gradient norm",
+        "Before clipping, the thin line; after it, the broad one. A stem shows what was cut.",
+        new_figure("norm", axis, y="log", height=340),
+    )
+    plot = Plotter(panel)
+    lines, measured = [], []
+    for index, trace in enumerate(traces):
+        style = style_of(index)
+        before, after, limit = (
+            positive(trace.column(name)) for name in ("norm", "clipped_norm", "limit")
+        )
+        columns = {"before": before, "after": after, "limit": limit}
+        drawn = _drawn(trace, columns, [before, after])
+        clipped = trace.marked("clipped")
+        if clipped.any():
+            lines.append(plot.line(index, look.AFTER, style, drawn, "after"))
+        lines.append(plot.line(index, look.BEFORE, style, drawn, "before"))
+        measured += [before, after]
+        text = "{before} → {after}"
+        if np.isfinite(limit).any():
+            plot.line(index, look.LIMIT, style, drawn, "limit", line_dash="4 3")
+            text += ", limit {limit}"
+        plot.hover(trace.label, drawn, text)
+
+        cut = thin(np.flatnonzero(clipped & np.isfinite(before) & np.isfinite(after)), before)
+        if len(cut):
+            plot.stems(index, look.CLIPPED, style, trace.steps[cut], after[cut], before[cut])
+            plot.markers(
+                index, look.CLIPPED, style, trace.steps[cut], before[cut], size=6,
+                fill_color=style.colour, fill_alpha=0.8, line_width=0.5,
+            )  # fmt: skip
+        plot.edge(index, look.NONFINITE, style, trace.steps[trace.nonfinite], top=True, size=11)
+        plot.edge(
+            index, look.SKIPPED, style, trace.steps[trace.marked("skipped")], top=True,
+            lower=True, line_width=2,
+        )  # fmt: skip
+        zero = trace.column("norm") <= 0
+        plot.edge(index, look.ZERO, style, trace.steps[zero], top=False)
+    plot.finish()
+    plot.scale(lines, measured)
+    return panel
+
+
+def coef_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+    """Return the clip coefficient and the share of the norm that was removed."""
+    panel = Panel(
+        "coef",
+        "Clip coefficient and share removed",
+        "The factor on the gradient, 1 where it was untouched; shaded, how much of its norm went.",
+        new_figure("coef", axis, height=220),
+    )
+    plot = Plotter(panel)
+    lines, measured = [], []
+    for index, trace in enumerate(traces):
+        style = style_of(index)
+        coef, removed = finite(trace.column("coef")), finite(trace.column("removed"))
+        drawn = _drawn(trace, {"coef": coef, "removed": removed}, [coef, removed])
+        area = ColumnDataSource({"step": drawn["step"], "removed": np.nan_to_num(drawn["removed"])})
+        glyph = panel.figure.varea_step(
+            "step", 0, "removed", source=area, fill_color=style.colour, fill_alpha=0.16,
+            step_mode="center",
+        )  # fmt: skip
+        plot.keep(index, look.REMOVED, glyph)
+        plot.line(index, look.REMOVED, style, drawn, "removed", line_alpha=0.45)
+        lines.append(plot.line(index, look.COEF, style, drawn, "coef"))
+        measured.append(coef)
+        plot.hover(trace.label, drawn, "factor {coef}, removed {removed}")
+    plot.finish()
+    plot.scale(lines, measured, start=0.0)
+    return panel
+
+
+def rate_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+    """Return the running share of steps clipped."""
+    longest = max(len(trace.steps) for trace in traces)
+    window = int(np.clip(longest // 20, 20, 1000))
+    panel = Panel(
+        "rate",
+        "Share of steps clipped",
+        f"Over the last {window} steps.",
+        new_figure("rate", axis, y="share", height=200),
+    )
+    plot = Plotter(panel)
+    for index, trace in enumerate(traces):
+        share = rate(trace.marked("clipped"), window)
+        drawn = _drawn(trace, {"rate": share}, [share])
+        plot.line(index, look.RATE, style_of(index), drawn, "rate")
+        plot.hover(trace.label, drawn, "{rate}")
+    plot.finish()
+    plot.figure.y_range.update(start=-0.02, end=1.05)
+    return panel
+
+
+def _drawn(
+    trace: Trace, columns: dict[str, Floats], extremes: Sequence[Floats]
+) -> dict[str, Floats]:
+    """Return the rows to draw; those are kept where one of `extremes` stands out."""
+    if not len(trace.steps):
+        return {"step": trace.steps, **columns}
+    rows = envelope(extremes)
+    return {"step": trace.steps[rows]} | {name: column[rows] for name, column in columns.items()}

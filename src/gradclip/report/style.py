@@ -1,0 +1,57 @@
+"""How traces and marks look; colour is never the only difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+INK = "#7d858f"
+"""Text and axes until the page's script has set the colours of its theme."""
+
+BAD = "#ff2d55"
+"""Fill of a heat map's cell that held inf or NaN; no colour of the scale is near it."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+
+# Okabe and Ito's hues, at a lightness that is 3:1 or more against white and against near-black.
+_COLOURS = ("#1a7fc1", "#d55e00", "#0a9a73", "#b666a2", "#a87900", "#7a7f87")
+_DASHES = ("solid", "9 2", "3 2", "12 2 3 2", "18 3", "6 2 2 2 2 2")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and dash of one trace, the same in every panel."""
+
+    colour: str
+    dash: str
+
+
+def style_of(index: int) -> Style:
+    """Return the style of the trace at `index`; the first 36 differ."""
+    shift = index // len(_COLOURS)
+    return Style(_COLOURS[index % len(_COLOURS)], _DASHES[(index + shift) % len(_DASHES)])
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A kind of line or marker, the same for every trace."""
+
+    name: str
+    text: str
+    marker: str | None = None
+    line: dict[str, Any] | None = None
+
+
+BEFORE = Mark("before", "before clipping", line={"line_width": 1.6, "line_alpha": 0.95})
+AFTER = Mark("after", "after clipping", line={"line_width": 3.5, "line_alpha": 0.32})
+LIMIT = Mark("limit", "limit", line={"line_width": 1.2, "line_alpha": 0.9})
+CLIPPED = Mark("clipped", "clipped step, and what was cut", marker="inverted_triangle")
+SKIPPED = Mark("skipped", "skipped step", marker="x")
+NONFINITE = Mark("nonfinite", "non-finite gradient", marker="diamond")
+ZERO = Mark("zero", "norm of zero", marker="square")
+LOSS = Mark("loss", "loss", line={"line_width": 1.6})
+BAD_LOSS = Mark("badloss", "non-finite loss", marker="diamond")
+COEF = Mark("coef", "clip coefficient (1: untouched)", line={"line_width": 1.6})
+REMOVED = Mark("removed", "share of the norm removed", line={"line_width": 1.0})
+BAD_CELL = Mark("badcell", "inf or NaN", marker="x")
+RATE = Mark("rate", "share of steps clipped", line={"line_width": 1.8})

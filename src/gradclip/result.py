@@ -1,0 +1,57 @@
+"""What one clipping step did, in numbers that cost no extra pass over the gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ClipResult"]
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """What one step of clipping did.
+
+    The numbers are scalars of the backend that made them: NumPy scalars, or zero-dimensional
+    tensors on the device of the gradients. Nothing is copied to the host until it is asked for.
+
+    Attributes:
+        total_norm: the norm of all gradients before clipping. The 2-norm, unless the policy is
+            one global norm of another order.
+        clipped_norm: the same norm after clipping.
+        coef: clipped_norm / total_norm, for a global norm the clip coefficient; 1 if the norm
+            is 0.
+        clipped: whether the policy changed the gradient.
+        skipped: whether this step must not reach the weights.
+        removed: ‖g - clipped‖ / ‖g‖, the share of the gradient that was cut.
+        cosine: the cosine between the gradient and what is left of it; 1 where the direction
+            stayed, NaN where it is unknown (two changes of direction in a row).
+        limit: the upper limit in force in the policy's first stage; NaN if there is none or it
+            differs between the parts of the gradient.
+        norms: shape (parameters with a gradient,), the norm of each before clipping.
+        names: the names of those parameters.
+        path: what ran, as in "c-avx2" or "torch".
+    """
+
+    total_norm: Any
+    clipped_norm: Any
+    coef: Any
+    clipped: Any
+    skipped: Any
+    removed: Any
+    cosine: Any
+    limit: Any
+    norms: Any = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    path: str
+
+    @property
+    def nonfinite(self) -> tuple[str, ...]:
+        """The names of the parameters whose gradient holds inf or NaN; reads the device."""
+        norms = [float(norm) for norm in self.norms]
+        return tuple(
+            name for name, norm in zip(self.names, norms, strict=True) if not abs(norm) < _INF
+        )
+
+
+_INF = float("inf")

@@ -1,0 +1,22 @@
+"""gradclip for PyTorch: drop-ins, `Clipper`, and `attach`."""
+
+from .attach import attach
+from .clipper import Clipper
+from .functional import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+from .recorder import Recorder, record
+
+__all__ = [
+    "Clipper",
+    "Recorder",
+    "attach",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+    "record",
+]

@@ -1,0 +1,107 @@
+"""`attach`: one line, and every step of an optimizer is clipped."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import NonFinite
+from ..errors import PolicyError
+from .clipper import Clipper
+from .hooks import StepHooks
+
+__all__ = ["attach", "named_parameters"]
+
+# The clipper of each optimizer; neither keeps the other alive through this.
+_attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    policy: object,
+    *,
+    model: torch.nn.Module | None = None,
+    nonfinite: NonFinite = "skip",
+    max_skips: int = 10,
+) -> Clipper:
+    """Clip the gradients of every `optimizer.step()` from now on.
+
+    Works through the optimizer's public hooks: under gradient accumulation, with closures
+    (clipped each time the closure returns), with a GradScaler (the unscaled gradients are
+    clipped; a step that the scaler itself skips counts as no skip of the clipper's), with
+    schedulers and wrappers. Attach once to each optimizer; the norm covers all parameter groups
+    of that optimizer, and follows `add_param_group`. A copy of the optimizer (`copy.deepcopy`,
+    pickle) is not attached: torch copies no hooks.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`; gets two hooks.
+        policy: a policy, its text form, or rules by name; None measures and changes nothing.
+        model: where the names of the parameters come from; without it the optimizer's own
+            (`param_names`) are used, else "group0.0", "group0.1", ….
+        nonfinite: see `Clipper`; with "skip" the weights, the momentum and the step counters
+            stay as they are. Fused Adam, AdamW and Adagrad skip on the accelerator; any other
+            optimizer there waits for the device once a step, unless this is "propagate" or
+            "zero".
+        max_skips: more skips in a row than this raise an error that names the parameters.
+
+    Returns:
+        The clipper: `.last` is the last step's result, `.detach()` undoes this.
+
+    Raises:
+        PolicyError: an argument is wrong, or this optimizer has a clipper already.
+
+    Numerics: see `Clipper`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> clipper = attach(optimizer, "norm:1.0", model=model)
+        >>> model(torch.ones(8, 2)).pow(2).sum().mul(100).backward()
+        >>> optimizer.step()
+        >>> bool(clipper.last.clipped), clipper.steps
+        (True, 1)
+        >>> clipper.detach()
+
+    Source: none.
+    """
+    # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them.
+    hookable = hasattr(optimizer, "_optimizer_step_pre_hooks")
+    if not isinstance(optimizer, torch.optim.Optimizer) or not hookable:
+        remedy = "give a torch.optim.Optimizer; of a wrapper, the one inside (often .optimizer)"
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    if model is not None and not isinstance(model, torch.nn.Module):
+        remedy = "give the torch.nn.Module that the parameters belong to, or leave it out"
+        raise PolicyError.of("model", type(model).__name__, remedy)
+    current = _attached[optimizer]() if optimizer in _attached else None
+    if current is not None and current.handles:
+        remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    named = named_parameters(optimizer, model)
+    clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
+    hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model))
+    uncompiled: Any = torch.compiler.disable
+    clipper.handles += [
+        optimizer.register_step_pre_hook(uncompiled(hooks.before)),
+        optimizer.register_step_post_hook(uncompiled(hooks.after)),
+        hooks,
+    ]
+    _attached[optimizer] = weakref.ref(clipper)
+    return clipper
+
+
+def named_parameters(
+    optimizer: torch.optim.Optimizer, model: torch.nn.Module | None = None
+) -> list[tuple[str, Tensor]]:
+    """Return the optimizer's parameters with the best names there are."""
+    known = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    named: list[tuple[str, Tensor]] = []
+    for g, group in enumerate(optimizer.param_groups):
+        own = group.get("param_names") or [f"group{g}.{i}" for i in range(len(group["params"]))]
+        named += [(known.get(id(p), n), p) for n, p in zip(own, group["params"], strict=True)]
+    return named

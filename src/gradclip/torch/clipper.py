@@ -1,0 +1,312 @@
+"""`Clipper`: a policy, the parameters that it is for, and what it remembers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import choice, integer
+from ..engine import NonFinite, run
+from ..errors import GradclipWarning, NonFiniteError, PolicyError
+from ..policy import AnyPolicy, Chain, as_policy, plan
+from ..result import ClipResult
+from ..spec import parse
+from .gradients import Gradients
+
+__all__ = ["Clipper"]
+
+_SCHEMA = 1
+Params = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+
+class Clipper:
+    """Clips the gradients of a set of parameters by a policy, and remembers.
+
+    Args:
+        params: parameters, or pairs of name and parameter such as `model.named_parameters()`.
+            A parameter listed twice counts once. Their gradients are mutated by `clip_`.
+        policy: a policy, its text form, or rules by name; None measures and changes nothing.
+        nonfinite: what a gradient with inf or NaN does. "skip": nothing is changed, the result
+            says `skipped`, and the optimizer must not step (`attach` sees to that); "zero":
+            such values become 0 and the rest is clipped; "raise": an error that names the
+            parameters; "propagate": computed on, as torch does.
+        max_skips: more skips in a row than this raise an error that names the parameters.
+
+    Raises:
+        PolicyError: an argument is wrong, or a name matches no rule.
+
+    Numerics: norms accumulate in float64, or scaled in float32 where the device has no
+    float64. Under the limit no bit changes. A non-finite norm enters no memory.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> clipper = Clipper(model.named_parameters(), "norm:1.0")
+        >>> model(torch.ones(8, 2)).pow(2).sum().mul(100).backward()
+        >>> result = clipper.clip_()
+        >>> bool(result.clipped), round(float(result.clipped_norm), 6)
+        (True, 1.0)
+
+    Attributes:
+        last: the result of the last step.
+        steps: how many times `clip_` ran.
+        observers: called with each result, in order.
+        handles: what `detach` removes: the hooks that `attach` put on an optimizer, which keep
+            a skipped step from the weights.
+        host: whether the last step was decided on the host, not on an accelerator.
+
+    Source: the engine; each policy names its own.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        policy: object,
+        *,
+        nonfinite: NonFinite = "skip",
+        max_skips: int = 10,
+    ) -> None:
+        choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
+        self.policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
+        self.nonfinite: NonFinite = nonfinite
+        self.max_skips = integer("max_skips", max_skips, low=0)
+        self.last: ClipResult | None = None
+        self.observers: list[Callable[[ClipResult], None]] = []
+        self.handles: list[Any] = []
+        self.host = True
+        self._warned = False
+        self.steps = 0
+        self._states: list[Any] | None = None
+        self._clipped: Any = 0
+        self._skipped: Any = 0
+        self._in_a_row: Any = 0
+        self.rebind(params)
+
+    def __repr__(self) -> str:
+        """Return what one would type."""
+        return f"Clipper(<{len(self.params)} parameters>, {self.policy!r})"
+
+    @property
+    def clipped(self) -> int:
+        """How many steps the policy changed; reads the device."""
+        return int(self._clipped)
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped; reads the device."""
+        return int(self._skipped)
+
+    def rebind(self, params: Params) -> None:
+        """Take other parameters from now on, as long as nothing is remembered of the old ones.
+
+        Raises:
+            PolicyError: the policy has a memory, or a name matches no rule.
+        """
+        names, found = _named(params)
+        if _has_memory(self._states):
+            changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
+            remedy = "the policy remembers the parameters it began with: make a new Clipper"
+            raise PolicyError.of("params", changed, remedy)
+        self._plan, self._states = plan(self.policy, names), None
+        self._holes = [_hole(param) for param in found]
+        self.names, self.params = names, found
+
+    @torch.no_grad()
+    def clip_(
+        self, *, scaled_by: Tensor | None = None, overflow: Tensor | None = None
+    ) -> ClipResult:
+        """Clip the gradients in place, and return what was done.
+
+        Args:
+            scaled_by: what the gradients are multiplied by, as a loss scaler does; they are
+                divided by it first.
+            overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
+                step by itself: that counts as no skip, and raises nothing. On the host the
+                gradients then stay as they are, scaled.
+
+        Returns:
+            The result; its numbers stay on the device of the gradients.
+
+        Raises:
+            NonFiniteError: a gradient is not finite and the policy says to raise, or more than
+                max_skips steps in a row were skipped; the gradients are untouched. On an
+                accelerator the row is looked at once in max_skips + 1 steps.
+        """
+        pairs = zip(self.params, self._holes, strict=True)
+        tensors = [hole if p.grad is None else p.grad for p, hole in pairs]
+        grads = Gradients(tensors, self.names, self.params)
+        self.host = grads.host
+        lost = self._lost(overflow, grads)
+        asked: NonFinite = "skip"
+        if lost is not True:
+            asked = "propagate" if self.nonfinite in ("propagate", "zero") else "skip"
+            if scaled_by is not None:
+                grads.unscale(scaled_by)
+            if self.nonfinite == "zero":
+                grads.zero_nonfinite()
+        states = _moved(self._states, grads)
+        with np.errstate(all="ignore"):
+            states, factors, result = run(self._plan, states, grads, nonfinite=asked)
+            grads.scale(factors)
+        result = _as_tensors(result) if grads.host else result
+        self._states = states
+        self.last = result
+        self._count(result, lost)
+        for observe in self.observers:
+            observe(result)
+        self._judge(result, lost)
+        return result
+
+    def _lost(self, overflow: Tensor | None, grads: Gradients) -> Any:
+        """Whether a loss scaler skips this step: a bool on the host, else on the device."""
+        if overflow is None:
+            return False
+        if grads.host:
+            return bool(overflow)
+        return overflow.reshape(()).to(grads.device) != 0
+
+    def _count(self, result: ClipResult, lost: Any) -> None:
+        """Count the step; on a device the counters stay there."""
+        self.steps += 1
+        clipped, skipped = result.clipped, result.skipped
+        if self.host:
+            clipped, skipped = bool(clipped), bool(skipped)
+        ours = skipped > lost  # Skipped, and not by the loss scaler.
+        self._clipped = self._clipped + clipped
+        self._skipped = self._skipped + ours
+        self._in_a_row = (self._in_a_row + ours) * (skipped | lost)
+
+    def _judge(self, result: ClipResult, lost: Any) -> None:
+        """Raise or warn, if the step calls for it; on a device, look only now and then."""
+        if self.nonfinite == "raise" and bool(result.skipped > lost):
+            raise NonFiniteError(f"{_blame(result)}; the gradients and the weights are untouched")
+        due = not lost if self.host else self.steps % (self.max_skips + 1) == 0
+        if not due or not int(self._in_a_row):
+            return
+        if int(self._in_a_row) > self.max_skips:
+            raise NonFiniteError(
+                f"{int(self._in_a_row)} steps in a row were skipped (max_skips={self.max_skips}): "
+                f"{_blame(result)}; the gradients and the weights are untouched"
+            )
+        if not self.handles and not self._warned:
+            self._warned = True
+            text = (
+                f"{_blame(result)}: the gradients are untouched. Call optimizer.step() only if "
+                "not result.skipped, or let gradclip.torch.attach(optimizer, policy) see to it"
+            )
+            warnings.warn(text, GradclipWarning, stacklevel=4)
+
+    def detach(self) -> None:
+        """Take the hooks of `attach` off the optimizer; the clipper itself stays usable."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the clipper remembers, as plain tensors and primitives."""
+        return {
+            "schema": _SCHEMA,
+            "policy": str(self.policy),
+            "names": list(self.names),
+            "steps": self.steps,
+            "clipped": self.clipped,
+            "skipped": self.skipped,
+            "in_a_row": int(self._in_a_row),
+            "states": _map_arrays(self._states, lambda array: torch.as_tensor(array).clone()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned; the state is not mutated.
+
+        Raises:
+            PolicyError: it was made by another schema, another policy or other parameters.
+        """
+        schema = state.get("schema")
+        if schema != _SCHEMA:
+            raise PolicyError.of("schema", schema, f"this version reads schema {_SCHEMA}")
+        if parse(state["policy"]) != self.policy:
+            remedy = f"this clipper's policy is {str(self.policy)!r}: make it with the saved one"
+            raise PolicyError.of("policy", state["policy"], remedy)
+        if list(state["names"]) != list(self.names):
+            changed = sorted(set(state["names"]) ^ set(self.names)) or ["the order of the names"]
+            remedy = "the saved parameters are others than this clipper's: rebuild it with them"
+            raise PolicyError.of("names", changed, remedy)
+        self.steps = int(state["steps"])
+        self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
+        self._in_a_row = int(state["in_a_row"])
+        self._states = _map_arrays(state["states"], lambda array: array.clone())
+
+
+def _named(params: Params) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return names and parameters, each parameter once."""
+    given: Sequence[Any] = [params] if isinstance(params, Tensor) else list(params)
+    found: dict[int, tuple[str, Tensor]] = {}
+    for index, item in enumerate(given):
+        name, param = (str(index), item) if isinstance(item, Tensor) else _pair(item)
+        found.setdefault(id(param), (name, param))
+    if not found:
+        remedy = "it is empty; a generator such as model.parameters() can be read only once"
+        raise PolicyError.of("params", given, remedy)
+    return tuple(n for n, _ in found.values()), tuple(p for _, p in found.values())
+
+
+def _pair(item: Any) -> tuple[str, Tensor]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
+        return str(item[0]), item[1]
+    remedy = "give model.parameters() or model.named_parameters()"
+    raise PolicyError.of("params", type(item).__name__, remedy)
+
+
+def _has_memory(states: Any) -> bool:
+    """Whether the nested memory holds any array."""
+    if isinstance(states, dict):
+        return bool(states)
+    return any(_has_memory(value) for value in states or ())
+
+
+def _hole(param: Tensor) -> Tensor:
+    """Stands in for a missing gradient: no values, but as many units as the parameter has."""
+    return torch.empty((*param.shape[:1], 0), dtype=param.dtype, device=param.device)
+
+
+def _map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the nested lists and dictionaries of a memory with each array changed."""
+    if states is None:
+        return None
+    if isinstance(states, dict):
+        return {name: _map_arrays(value, change) for name, value in states.items()}
+    if isinstance(states, list):
+        return [_map_arrays(value, change) for value in states]
+    return change(states)
+
+
+def _moved(states: Any, grads: Gradients) -> Any:
+    """Return the memory in the library, and on the device, where this step decides."""
+    if grads.host:
+        return _map_arrays(states, np.asarray)
+    return _map_arrays(states, lambda array: torch.as_tensor(array, device=grads.device))
+
+
+def _as_tensors(result: ClipResult) -> ClipResult:
+    """Return the host's numbers as tensors: one allocation for all of them."""
+    floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
+    values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
+    return replace(
+        result,
+        **dict(zip(floats, values.unbind(), strict=True)),
+        clipped=torch.tensor(bool(result.clipped)),
+        skipped=torch.tensor(bool(result.skipped)),
+        norms=torch.from_numpy(result.norms),
+    )
+
+
+def _blame(result: ClipResult) -> str:
+    names = result.nonfinite
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"the gradient of {shown} holds inf or NaN"

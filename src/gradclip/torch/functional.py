@@ -1,0 +1,222 @@
+"""Drop-ins for `torch.nn.utils`: the same signatures, without the defects.
+
+Every difference to torch is in the table "divergences" of the docs, with its reason.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import number
+from ..errors import GradclipWarning, NonFiniteError
+from ..measure import combine
+from ..response import Clamp, Rescale
+from ..threshold import Limits
+from .gradients import Gradients
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
+
+Tensors = Tensor | Iterable[Tensor]
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Clip the norm of all gradients together, in place.
+
+    g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; their `.grad` is mutated. A parameter
+            listed twice counts once.
+        max_norm: the largest norm that stays as it is, ≥ 0.
+        norm_type: p > 0 of the p-norm, or inf.
+        error_if_nonfinite: raise, with the gradients untouched, if the norm is inf or NaN.
+        foreach: accepted as torch has it, and not needed: the tensors decide what runs.
+
+    Returns:
+        The norm before clipping, shape (), float32, or float64 if a gradient is float64.
+
+    Raises:
+        PolicyError: max_norm is negative or NaN, or norm_type is not positive.
+        NonFiniteError: a RuntimeError; the norm is not finite and error_if_nonfinite is set.
+
+    Numerics: accumulated in float64; no ε is added, so a gradient at the limit keeps its bits.
+    A norm that overflowed because of an inf gives 0 and NaN as torch does.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> w.grad = torch.tensor([3.0, 4.0])
+        >>> float(clip_grad_norm_([w], 1.0))
+        5.0
+        >>> w.grad
+        tensor([0.6000, 0.8000])
+
+    Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
+    """
+    params = _with_grads(parameters, "clip_grad_norm_")
+    limit = number("max_norm", max_norm, low=0)
+    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
+    total = _total(grads, norm_type)
+    _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
+    _rescale(grads, total, limit)
+    return _returned(total, [_grad(p) for p in params])
+
+
+@torch.no_grad()
+def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
+    """Clamp every value of the gradients to [-clip_value, clip_value], in place.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; their `.grad` is mutated.
+        clip_value: the largest magnitude, ≥ 0.
+        foreach: accepted as torch has it, and not needed.
+
+    Raises:
+        PolicyError: clip_value is negative or NaN, or a gradient is complex.
+
+    Numerics: values inside keep their bits; inf becomes the bound, NaN stays NaN.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.zeros(2))
+        >>> w.grad = torch.tensor([3.0, -0.5])
+        >>> clip_grad_value_([w], 1.0)
+        >>> w.grad
+        tensor([ 1.0000, -0.5000])
+
+    Source: Mikolov 2012, PhD thesis, section 3.2.
+    """
+    params = _with_grads(parameters, "clip_grad_value_")
+    bound = number("clip_value", clip_value, low=0)
+    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
+    grads.apply(Clamp(), Limits(-bound, bound))
+
+
+@torch.no_grad()
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Return the norm of all tensors together.
+
+    Args:
+        tensors: a tensor or an iterable of tensors; not mutated.
+        norm_type: p > 0 of the p-norm, or inf.
+        error_if_nonfinite: raise if the norm is inf or NaN.
+        foreach: accepted as torch has it, and not needed.
+
+    Returns:
+        The norm, shape (), float32, or float64 if a tensor is float64.
+
+    Raises:
+        PolicyError: norm_type is not positive.
+        NonFiniteError: a RuntimeError; the norm is not finite and error_if_nonfinite is set.
+
+    Numerics: accumulated in float64; safe from overflow and underflow.
+
+    Example:
+        >>> import torch
+        >>> float(get_total_norm([torch.tensor([3.0]), torch.tensor([4.0])]))
+        5.0
+
+    Source: none.
+    """
+    values = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    grads = Gradients(values, [""] * len(values))
+    total = _total(grads, norm_type)
+    _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
+    return _returned(total, values)
+
+
+@torch.no_grad()
+def clip_grads_with_norm_(
+    parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
+) -> None:
+    """Scale the gradients by max_norm/total_norm, if that is under 1, in place.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; their `.grad` is mutated.
+        max_norm: the largest norm that stays as it is, ≥ 0.
+        total_norm: shape (); the norm that the gradients have, from `get_total_norm`.
+        foreach: accepted as torch has it, and not needed.
+
+    Raises:
+        PolicyError: max_norm is negative or NaN.
+
+    Numerics: a total_norm at or under max_norm leaves every bit.
+
+    Example:
+        >>> import torch
+        >>> w = torch.nn.Parameter(torch.zeros(1))
+        >>> w.grad = torch.tensor([2.0])
+        >>> clip_grads_with_norm_([w], 1.0, torch.tensor(2.0))
+        >>> w.grad
+        tensor([1.])
+
+    Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
+    """
+    params = _with_grads(parameters, "clip_grads_with_norm_")
+    limit = number("max_norm", max_norm, low=0)
+    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
+    total: Any = torch.as_tensor(total_norm).detach()
+    _rescale(grads, total.double().cpu().numpy() if grads.host else total, limit)
+
+
+def _with_grads(parameters: Tensors, name: str) -> list[Tensor]:
+    """Return the parameters that have a gradient, each once."""
+    if isinstance(parameters, Tensor):
+        given = [parameters]
+    else:
+        given = list(parameters)
+        if not given and not torch.compiler.is_compiling():
+            text = f"{name} was given no parameters: a generator that was already used up?"
+            warnings.warn(text, GradclipWarning, stacklevel=4)
+    return list({id(p): p for p in given if p.grad is not None}.values())
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _total(grads: Gradients, norm_type: float) -> Any:
+    order = number("norm_type", float(norm_type), low=0, above=True)
+    norms = grads.norms(range(len(grads.names)), order)
+    if not grads.host:
+        return combine(norms, order, grads.xp)
+    with np.errstate(over="ignore"):  # A tiny p: the norm itself is beyond float64.
+        return combine(norms, order, grads.xp)
+
+
+def _rescale(grads: Gradients, total: Any, limit: float) -> None:
+    grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
+
+
+def _refuse_nonfinite(grads: Gradients, total: Any, norm_type: float, asked: bool) -> None:
+    if asked and not bool(grads.xp.isfinite(total)):
+        raise NonFiniteError(
+            f"The total norm of order {norm_type} is {float(total)}: a gradient holds inf or NaN; "
+            "nothing was changed. Find it with gradclip.torch.Clipper(model.named_parameters(), "
+            "...), or pass error_if_nonfinite=False"
+        )
+
+
+def _returned(total: Any, tensors: list[Tensor]) -> Tensor:
+    """Return the norm as a tensor: float32 or better."""
+    double = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
+    return torch.as_tensor(total).to(torch.float64 if double else torch.float32)

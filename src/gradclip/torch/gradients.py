@@ -1,0 +1,417 @@
+"""PyTorch's side of the engine: how to measure gradients, and how to apply factors to them.
+
+On a CPU the decisions are made on the host with NumPy, by the C kernel where it can read the
+tensors, else by torch. On an accelerator, and under `torch.compile`, everything stays torch
+operations on the device: no value is read back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat.torch as torch_xp
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernel
+from ..errors import PolicyError
+from ..response import Clamp
+from ..threshold import Limits
+
+__all__ = ["Gradients"]
+
+_KERNEL_DTYPES = {
+    torch.float32: kernel.DType.FLOAT32,
+    torch.float64: kernel.DType.FLOAT64,
+    torch.bfloat16: kernel.DType.BFLOAT16,
+    torch.float16: kernel.DType.FLOAT16,
+}
+_PLAIN = (Tensor, torch.nn.Parameter)
+_FOREACH_DTYPES = frozenset(_KERNEL_DTYPES)
+# float64 sums of p-th powers of float32 values can neither overflow nor vanish up to here.
+_SAFE_ORDER = 6.0
+_CHUNK = 1 << 16
+# Outside of these norms squares leave float64; the kernel's clamp does not scale them.
+_SMALL, _LARGE = 1e-75, 1e75
+
+
+class Gradients:
+    """The gradients of one step, and all that PyTorch can do with them.
+
+    Args:
+        tensors: the gradients; mutated by `scale`, `scale_units` and `map`.
+        names: one name for each.
+        owners: the parameters whose `.grad` these are; a gradient that cannot be written in
+            place (overlapping memory, uncoalesced) is replaced in its owner when it changes.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        names: Sequence[str],
+        owners: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.names = tuple(names)
+        self._owners = owners
+        self._sizes = [float(t.numel()) for t in tensors]  # a sparse one's zeros count, too
+        self._replaced: dict[int, Tensor] = {}
+        self._tensors = [self._writable(i, t) for i, t in enumerate(tensors)]
+        compiling = torch.compiler.is_compiling()
+        self.host = not compiling and all(
+            type(t) in _PLAIN and t.device.type == "cpu" for t in self._tensors
+        )
+        self.xp: Any = np if self.host else torch_xp
+        usable = self.host and kernel.available()
+        self._native = [i for i, t in enumerate(self._tensors) if usable and _readable(t)]
+        self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
+        if self._native:
+            self._buffers = _buffers([self._tensors[i] for i in self._native])
+            self._threads = torch.get_num_threads()
+
+    @property
+    def path(self) -> str:
+        """What does the work: the kernel with its instruction set, torch, or both."""
+        if not self._native:
+            return "torch"
+        native = f"c-{kernel.status().isa}"
+        return f"{native}+torch" if self._rest else native
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decisions are made."""
+        return self._tensors[0].device if self._tensors else torch.device("cpu")
+
+    @property
+    def sizes(self) -> Any:
+        """The number of elements of each gradient, as floats."""
+        if self.host:
+            return np.asarray(self._sizes)
+        return torch.tensor(self._sizes, dtype=_wide(self.device), device=self.device)
+
+    def norms(self, members: Sequence[int], order: float) -> Any:
+        """Return the p-norm of each member, shape (members,), float64 where the device has it."""
+        if not self.host:
+            return _device_norms([self._tensors[i] for i in members], order)
+        norms = np.empty(len(self._tensors))
+        native = self._native if order in (2.0, math.inf) else []
+        if native and len(members) == len(self._tensors):
+            measure = kernel.norm2 if order == 2.0 else kernel.maxabs
+            norms[native] = measure(self._buffers, self._threads)
+            rest: Sequence[int] = self._rest
+        else:
+            rest = members
+        for i in rest:
+            norms[i] = _host_norm(self._tensors[i], order)
+        return norms if len(members) == len(self._tensors) else norms[list(members)]
+
+    def unit_norms(self, member: int, order: float | str, axis: int | None) -> Any:
+        """Return the norm of each unit along the axis (default 0), shape (units,)."""
+        rows = _rows(self._tensors[member], axis)
+        wide = rows.to(torch.promote_types(rows.dtype, _wide(rows.device)))
+        if not wide.numel():
+            wide = wide.new_zeros(wide.shape[0], 1)
+        largest = wide.abs().amax(1, keepdim=True)
+        safe = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+        power = 2.0 if order == "rms" else float(order)
+        norms = torch.linalg.vector_norm(wide / safe, power, dim=1) * safe[:, 0]
+        norms = norms / math.sqrt(wide.shape[1]) if order == "rms" else norms
+        return norms.numpy() if self.host else norms
+
+    def scale(self, factors: Any) -> None:
+        """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
+        if not self._tensors or (self.host and np.all(factors == 1)):
+            return
+        self._install()
+        if not self.host:
+            return _device_scale(self._tensors, factors)
+        each = np.broadcast_to(factors, (len(self._tensors),))
+        if self._native:
+            kernel.scale(self._buffers, each[self._native], self._threads)
+        for i in self._rest:
+            if each[i] != 1:
+                _multiply(self._tensors[i], float(each[i]))
+        return None
+
+    def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
+        """Multiply each unit of one member by its factor, shape (units,)."""
+        if self.host and np.all(factors == 1):
+            return
+        self._install()
+        tensor = self._tensors[member]
+        if tensor.ndim == 0:
+            shape: tuple[int, ...] = ()
+        else:
+            shape = tuple(-1 if d == (axis or 0) else 1 for d in range(tensor.ndim))
+        _multiply(tensor, torch.as_tensor(factors).to(tensor.device).reshape(shape))
+
+    def unscale(self, scale: Tensor) -> None:
+        """Divide every gradient by a scalar tensor, as a loss scaler would."""
+        self._install()
+        _device_scale(self._tensors, scale.double().reciprocal())
+
+    def zero_nonfinite(self) -> None:
+        """Put 0 for every value that is inf or NaN."""
+        for tensor in self._tensors:
+            if self.host and math.isfinite(_host_norm(tensor, math.inf)):
+                continue
+            self._install()
+            torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def map(
+        self, members: Sequence[int], norms: Any, response: Any, limits: Limits, keep: Any
+    ) -> tuple[Any, Any]:
+        """Apply an elementwise response; return the 2-norms after it and the cosines across."""
+        self._refuse_complex(members)
+        self._install()
+        after, cosine = self.xp.zeros_like(norms), self.xp.ones_like(norms)
+        native = self._native and _fixed_bounds(response, limits) and not bool(keep)
+        done = self._clamp(members, norms, limits, after, cosine) if native else set()
+        for position, member in enumerate(members):
+            if member in done:
+                continue
+            tensor = self._tensors[member]
+            norm = torch.as_tensor(norms[position], device=tensor.device)
+            new, turned = _map(tensor, norm, response, limits, torch.as_tensor(keep), self.host)
+            after[position], cosine[position] = (
+                (float(new), float(turned)) if self.host else (new, turned)
+            )
+        return after, cosine
+
+    def apply(self, response: Any, limits: Limits) -> None:
+        """Apply an elementwise response to every gradient, measuring nothing."""
+        rest: Sequence[int] = range(len(self._tensors))
+        self._refuse_complex(rest)
+        self._install()
+        if _fixed_bounds(response, limits) and self._native:
+            kernel.clamp(self._buffers, *_bounds(limits), self._threads)
+            rest = self._rest
+        for i in rest:
+            self._tensors[i].copy_(response.values(_comparable(self._tensors[i]), limits, torch_xp))
+
+    def _clamp(
+        self, members: Sequence[int], norms: Any, limits: Limits, after: Any, cosine: Any
+    ) -> set[int]:
+        """Clamp what the kernel can read; fill in the norms and cosines; return the members."""
+        place = {member: position for position, member in enumerate(members)}
+        plain = (norms == 0) | ((norms > _SMALL) & (norms < _LARGE))
+        chosen = [i for i in self._native if i in place and plain[place[i]]]
+        buffers = _buffers([self._tensors[i] for i in chosen])
+        before, left, dot = kernel.clamp(buffers, *_bounds(limits), self._threads).T
+        where = [place[i] for i in chosen]
+        with np.errstate(invalid="ignore"):
+            turned = (dot != before) | (left != before)
+            after[where] = np.where(turned, np.sqrt(left), norms[where])
+            known = turned & (before > 0) & (left > 0)
+            share = dot / np.sqrt(np.where(known, before * left, 1.0))
+            cosine[where] = np.where(known, np.minimum(share, 1.0), 1.0)
+        return set(chosen)
+
+    def _refuse_complex(self, members: Sequence[int]) -> None:
+        """Refuse what has no order, before anything is changed."""
+        for i in members:
+            if self._tensors[i].dtype.is_complex:
+                argument = f"gradient {self.names[i]} dtype".replace("  ", " ")
+                remedy = "complex values have no order: clip by norm"
+                raise PolicyError.of(argument, str(self._tensors[i].dtype), remedy)
+
+    def _writable(self, index: int, tensor: Tensor) -> Tensor:
+        """Return a dense tensor over the gradient's values, noting what must be replaced."""
+        if tensor.layout == torch.sparse_coo:
+            if not tensor.is_coalesced():
+                tensor = tensor.coalesce()
+                self._replaced[index] = tensor
+            return tensor.values()
+        if tensor.layout != torch.strided:
+            return tensor.values()
+        if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            self._replaced[index] = tensor
+        return tensor
+
+    def _install(self) -> None:
+        """Put the replacements in place: only now, so that measuring changes nothing."""
+        for index, tensor in self._replaced.items():
+            assert self._owners is not None
+            self._owners[index].grad = tensor
+        self._replaced.clear()
+
+
+def _fixed_bounds(response: Any, limits: Limits) -> bool:
+    """Whether an elementwise response is a clamp between two numbers."""
+    return isinstance(response, Clamp) and all(
+        bound is None or isinstance(bound, float) for bound in limits
+    )
+
+
+def _bounds(limits: Limits) -> tuple[float, float]:
+    low = -math.inf if limits.low is None else limits.low
+    return low, math.inf if limits.high is None else limits.high
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether the kernel can take the tensor's memory as one flat run of values."""
+    return tensor.dtype in _KERNEL_DTYPES and (tensor.is_contiguous() or _dense(tensor))
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether some order of the axes makes the tensor contiguous."""
+    axes = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tensor.permute(axes).is_contiguous()
+
+
+def _buffers(tensors: Sequence[Tensor]) -> kernel.Buffers:
+    return kernel.Buffers.of(
+        [t.data_ptr() for t in tensors],
+        [t.numel() for t in tensors],
+        [_KERNEL_DTYPES[t.dtype] for t in tensors],
+    )
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """The widest float of the device: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _rows(tensor: Tensor, axis: int | None) -> Tensor:
+    """Return the units as rows, shape (units, values in each)."""
+    if tensor.ndim == 0:
+        return tensor.reshape(1, 1)
+    return tensor.movedim(axis or 0, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
+
+
+def _host_norm(tensor: Tensor, order: float) -> float:
+    """Return the p-norm of a tensor on the CPU, accumulated in float64."""
+    if tensor.numel() == 0:
+        return 0.0
+    if tensor.dtype.is_complex:
+        tensor = _real(tensor, order)
+    elif tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    flat = tensor.reshape(-1)
+    if math.isinf(order):
+        return float(flat.abs().max())
+    plain = flat.dtype != torch.float64 and order <= _SAFE_ORDER
+    scale = 1.0 if plain else float(flat.abs().max())
+    if scale == 0 or not math.isfinite(scale):
+        return scale
+    total = 0.0
+    for chunk in flat.split(_CHUNK):
+        wide = chunk.double() / scale if scale != 1 else chunk.double()
+        total += float(torch.dot(wide, wide) if order == 2.0 else wide.abs().pow(order).sum())
+    try:
+        return scale * (math.sqrt(total) if order == 2.0 else total ** (1.0 / order))
+    except OverflowError:  # A tiny p: the norm itself is beyond float64.
+        return math.inf
+
+
+def _real(tensor: Tensor, order: float) -> Tensor:
+    """Return real values that have the p-norm of the complex ones."""
+    if order == 2.0:
+        return torch.view_as_real(tensor.resolve_conj())
+    return tensor.to(torch.promote_types(tensor.dtype, _wide(tensor.device))).abs()
+
+
+def _device_norms(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """Return the p-norms, shape (tensors,), as tensors on the first one's device."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
+    device = tensors[0].device
+    norms: list[Tensor | None] = [None] * len(tensors)
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if type(tensor) in _PLAIN and tensor.dtype in _FOREACH_DTYPES and tensor.numel():
+            groups.setdefault((tensor.device, tensor.dtype), []).append(i)
+        else:
+            norms[i] = _single_norm(tensor, order)
+    for (place, dtype), members in groups.items():
+        group = [tensors[i] for i in members]
+        narrow = dtype != torch.float64 and (order <= _SAFE_ORDER or math.isinf(order))
+        wide = _wide(place)
+        if narrow and wide == torch.float64:
+            found = torch._foreach_norm(group, order, dtype=wide)
+        else:
+            found = [_scaled_norm(tensor, order) for tensor in group]
+        for i, norm in zip(members, found, strict=True):
+            norms[i] = norm
+    return torch.stack([n.to(device=device, dtype=_wide(device)) for n in norms if n is not None])
+
+
+def _single_norm(tensor: Tensor, order: float) -> Tensor:
+    """Return the norm of a tensor that the grouped kernels do not take."""
+    if tensor.numel() == 0:
+        return torch.zeros((), device=tensor.device)
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    norm = _scaled_norm(_real(tensor, order) if tensor.dtype.is_complex else tensor, order)
+    # A sharded tensor's norm is sharded too; this is the sum over its shards.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
+
+
+def _scaled_norm(tensor: Tensor, order: float) -> Tensor:
+    """Return m·‖x/m‖ with m = max|x|: safe where squares would overflow or vanish."""
+    largest = torch.linalg.vector_norm(tensor, math.inf)
+    usable = (largest > 0) & torch.isfinite(largest)
+    scale = torch.where(usable, largest, torch.ones_like(largest))
+    if math.isinf(order):
+        return largest
+    parts = tensor.to(torch.promote_types(scale.dtype, _wide(tensor.device))) / scale
+    # Not vector_norm: `sum` adds pairwise, which float64 needs to come within 4 eps.
+    powers = parts * parts if order == 2.0 else parts.abs() ** order
+    return torch.sum(powers) ** (1.0 / order) * scale
+
+
+def _device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
+    """Multiply in place on the device, without reading a factor."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(i)
+    for (place, dtype), members in groups.items():
+        group = [tensors[i] for i in members]
+        # The grouped kernel wants its factor in the gradients' type; a half is too coarse.
+        double = dtype in (torch.float64, torch.complex128)
+        precise = torch.float64 if double else torch.float32
+        local = factors.to(place, precise)
+        if any(type(t) not in _PLAIN for t in group) or dtype.itemsize == 1:
+            for i, tensor in zip(members, group, strict=True):
+                _multiply(tensor, local if local.ndim == 0 else local[i])
+        elif local.ndim == 0:
+            torch._foreach_mul_(group, local)
+        else:
+            torch._foreach_mul_(group, [local[i] for i in members])
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """Return the values in a type that can be compared: float8 cannot."""
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
+
+
+def _multiply(tensor: Tensor, factor: float | Tensor) -> None:
+    if isinstance(factor, Tensor) and factor.ndim:
+        tensor.copy_(tensor * factor)
+    elif tensor.dtype.itemsize == 1:
+        tensor.copy_(tensor.float() * factor)
+    else:
+        tensor.mul_(factor)
+
+
+def _map(
+    tensor: Tensor, norm: Tensor, response: Any, limits: Limits, keep: Tensor, host: bool
+) -> tuple[Tensor, Tensor]:
+    """Apply an elementwise response in place; return the norm after and the cosine across."""
+    old = _comparable(tensor)
+    new = response.values(old, limits, torch_xp).to(tensor.dtype)
+    new = torch.where(keep.to(tensor.device), old, _comparable(new))
+    changed = torch.any(new != old)
+    found = _host_norm(new, 2.0) if host else _device_norms([new], 2.0)[0]
+    after = torch.as_tensor(found, dtype=norm.dtype, device=norm.device)
+    usable = (norm > 0) & (after > 0) & torch.isfinite(norm) & torch.isfinite(after)
+    one = torch.ones_like(norm)
+    left = old.to(norm.dtype) / torch.where(usable, norm, one)
+    share = left * (new.to(norm.dtype) / torch.where(usable, after, one))
+    # Under 1 even where rounding says 1, since that would mean that nothing changed.
+    cosine = torch.where(usable & changed, torch.sum(share).clamp(max=1 - 2**-53), one)
+    tensor.copy_(new)
+    return after, cosine

@@ -1,0 +1,276 @@
+"""From results on the device to rows of a record, a batch at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..checks import integer
+from ..record import Parameter, RecordWriter
+from ..result import ClipResult
+from .clipper import Clipper
+
+__all__ = ["Recorder", "record"]
+
+# Up to this many parameters, each step has the norm of each; a larger model has them every
+# (parameters / this)-th step, so that a record grows no faster than this many norms a step.
+NORMS_PER_STEP = 256
+# Seconds that a step waits at most for its batch to be full.
+SECONDS = 2.0
+_NUMBERS = (
+    "total_norm",
+    "clipped_norm",
+    "coef",
+    "removed",
+    "cosine",
+    "limit",
+    "clipped",
+    "skipped",
+)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """One step, its numbers still on the device."""
+
+    step: int
+    time: float
+    lr: float | Tensor | None
+    loss: float | Tensor | None
+    result: ClipResult
+    absent: list[int]
+    """Places of the parameters that had no gradient."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All numbers that are tensors, in the order in which `numbers` reads them."""
+        return [
+            *(getattr(self.result, name) for name in _NUMBERS),
+            self.result.norms,
+            *(value for value in (self.lr, self.loss) if isinstance(value, Tensor)),
+        ]
+
+
+class Recorder:
+    """Observes a clipper, holds the numbers of some steps on the device, then writes them.
+
+    A model of more than 256 parameters has the norm of each at its first step and at every
+    ⌈parameters/256⌉-th after that, and at the first step of each row of non-finite ones.
+
+    Args:
+        writer: where the rows go.
+        clipper: what is observed; nothing of it is changed but its list of observers.
+        optimizer: where the learning rate (of the first group) is read; None records none.
+        every: steps held back, ≥ 1, but none for longer than about 2 s; each batch costs one
+            copy from the device.
+        loss: called at each step for the loss of that step, a tensor or a number or None.
+        start: `time.perf_counter()` at the start of the run.
+
+    Attributes:
+        steps: how many steps were observed; with a closure, each call of it.
+        clipped: how many of them were clipped, of those written.
+        skipped: how many of them were skipped, of those written, by the clipper or a scaler.
+    """
+
+    def __init__(
+        self,
+        writer: RecordWriter,
+        clipper: Clipper,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        every: int = 50,
+        loss: Callable[[], Tensor | float | None] = lambda: None,
+        start: float | None = None,
+    ) -> None:
+        self._every = integer("every", every, low=1)
+        self._writer = writer
+        # Neither is kept alive: a script may make many optimizers in one run.
+        self._clipper = weakref.ref(clipper)
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self._class = "none" if optimizer is None else type(optimizer).__name__
+        self._loss = loss
+        self._start = time.perf_counter() if start is None else start
+        self._flushed = time.perf_counter()
+        self._held: list[_Held] = []
+        self._was_finite = True
+        self._id: int | None = None
+        self.steps = self.clipped = self.skipped = 0
+        self._describe(clipper)
+        clipper.observers.append(self)
+
+    def __call__(self, result: ClipResult) -> None:
+        """Keep one step's numbers where they are."""
+        clipper = self._clipper()
+        assert clipper is not None
+        if result.names != self._names:
+            self.flush()
+            self._describe(clipper)
+        now = time.perf_counter()
+        self.steps += 1
+        self._held.append(
+            _Held(
+                step=self.steps,
+                time=round(now - self._start, 6),
+                lr=self._learning_rate(),
+                loss=_copy(self._loss()),
+                result=result,
+                absent=[i for i, p in enumerate(clipper.params) if p.grad is None],
+            )
+        )
+        if len(self._held) >= self._every or now - self._flushed >= SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all that is held."""
+        held, self._held = self._held, []
+        values = iter(_on_host([tensor for step in held for tensor in step.tensors]))
+        for step in held:
+            self._write(step, [next(values) for _ in step.tensors])
+        now = time.perf_counter()
+        if now - self._flushed >= SECONDS:
+            self._writer.flush()  # To the disk; faster batches go as the writer sees fit.
+            self._flushed = now
+
+    def close(self, status: str = "ok") -> None:
+        """Write all that is held, then the last row; the clipper goes on unobserved."""
+        clipper = self._clipper()
+        if clipper is not None and self in clipper.observers:
+            clipper.observers.remove(self)
+        self.flush()
+        self._writer.end(status)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: Any, error: Any, _traceback: Any) -> None:
+        """Close the record, saying how the training ended."""
+        self.close("ok" if kind is None else f"error: {kind.__name__}: {error}")
+
+    def event(self, name: str, text: str) -> None:
+        """Note something that happened at the present step."""
+        self.flush()
+        self._writer.event(name, text, step=self.steps)
+
+    def _describe(self, clipper: Clipper) -> None:
+        """Write which parameters the norms of the coming rows belong to."""
+        self._names = clipper.names
+        self._stride = math.ceil(len(self._names) / NORMS_PER_STEP)
+        parameters = [
+            Parameter(name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
+            for name, p in zip(clipper.names, clipper.params, strict=True)
+        ]
+        policy = str(clipper.policy)
+        self._id = self._writer.optimizer(self._class, parameters, policy=policy, id=self._id)
+
+    def _learning_rate(self) -> float | Tensor | None:
+        optimizer = None if self._optimizer is None else self._optimizer()
+        return None if optimizer is None else _copy(optimizer.param_groups[0].get("lr"))
+
+    def _write(self, step: _Held, values: Sequence[list[float]]) -> None:
+        """Write one step, whose tensors have become these values."""
+        numbers = {name: value[0] for name, value in zip(_NUMBERS, values, strict=False)}
+        norms: list[float | None] = [*values[len(_NUMBERS)]]
+        others = iter(values[len(_NUMBERS) + 1 :])
+        lr, loss = (next(others)[0] if isinstance(v, Tensor) else v for v in (step.lr, step.loss))
+        limit = numbers.pop("limit")
+        finite = math.isfinite(numbers["total_norm"])
+        sampled = (step.step - 1) % self._stride == 0 or (self._was_finite and not finite)
+        self._was_finite = finite
+        bad = [n for n, v in zip(self._names, norms, strict=True) if not math.isfinite(v or 0.0)]
+        for place in step.absent:
+            norms[place] = None
+        clipped, skipped = bool(numbers.pop("clipped")), bool(numbers.pop("skipped"))
+        self.clipped += clipped
+        self.skipped += skipped
+        self._writer.step(
+            step=step.step,
+            optimizer=self._id or 0,
+            time=step.time,
+            lr=lr,
+            loss=loss,
+            norm=numbers.pop("total_norm"),
+            limit=None if math.isnan(limit) else limit,
+            clipped=clipped,
+            skipped=skipped,
+            nonfinite=bad if sampled else (),
+            norms=norms if sampled else None,
+            **numbers,
+        )
+
+
+def record(
+    clipper: Clipper,
+    path: str | os.PathLike[str],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    every: int = 50,
+    loss: Callable[[], Tensor | float | None] = lambda: None,
+) -> Recorder:
+    """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
+
+    Args:
+        clipper: what is observed; its steps are not changed.
+        path: the file; one that exists is replaced.
+        optimizer: where the learning rate is read.
+        every: steps held back before they are written, ≥ 1.
+        loss: called at each step for its loss.
+
+    Returns:
+        The recorder: a context manager; else call its `close()` when the training is over.
+
+    Raises:
+        PolicyError: an argument is wrong.
+        RecordError: the file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from gradclip import read_run
+        >>> from gradclip.torch import Clipper, record
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> clipper = Clipper([("weight", weight)], "norm:1.0")
+        >>> path = tempfile.mkdtemp() + "/run.jsonl"
+        >>> with record(clipper, path):
+        ...     weight.grad = torch.full((3,), 2.0)
+        ...     _ = clipper.clip_()
+        >>> read_run(path).column("clipped_norm").round(6)
+        array([1.])
+
+    Source: none.
+    """
+    integer("every", every, low=1)
+    writer = RecordWriter(path, policy=str(clipper.policy))
+    return Recorder(writer, clipper, optimizer, every=every, loss=loss)
+
+
+def _copy(value: Any) -> float | Tensor | None:
+    """Return a number as it is now, and leave it on its device: the script may write to it."""
+    if isinstance(value, Tensor):
+        return value.detach().reshape(()).clone() if value.numel() == 1 else None
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):  # A loss or a learning rate of a kind we do not know.
+        return None
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """Read many small tensors with one copy from each device."""
+    places: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(index)
+    read: list[list[float]] = [[] for _ in tensors]
+    for members in places.values():
+        flat = torch.cat([tensors[i].reshape(-1) for i in members]).tolist()
+        start = 0
+        for i in members:
+            read[i] = flat[start : start + tensors[i].numel()]
+            start += tensors[i].numel()
+    return read

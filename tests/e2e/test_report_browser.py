@@ -1,0 +1,324 @@
+"""The report in a real browser: it draws, it fetches nothing, its panels move together."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from gradclip.record import RecordWriter
+from gradclip.report import write_report
+from gradclip.report.style import BAD, style_of
+
+playwright = pytest.importorskip("playwright.sync_api")
+PIL_Image = pytest.importorskip("PIL.Image")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the PATH: apt-get install chromium"
+)
+
+EVIL = "<script>alert(1)</script>"
+EVIL_IMAGE = "<img src=x onerror=alert(2)>"
+TEX = "$$\\frac{1}{2}$$"  # Bokeh would fetch MathJax for it
+LAYERS = ("embed.weight", EVIL, EVIL_IMAGE, TEX, "@norm{safe}", "head.bias")
+PANELS = ("loss", "norm", "coef", "rate", "heat-0", "heat-1")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def write_run(path: Path, limit: float | None, steps: int = 300) -> Path:
+    """Write a run like a character LSTM's: bursts of the norm; unclipped, it diverges."""
+    rng = np.random.default_rng(0)
+    policy = None if limit is None else f"norm:{limit}"
+    with RecordWriter(path, policy=policy, command=["train.py", EVIL]) as record:
+        record.optimizer("SGD", [(name, (8, 8), "float32") for name in LAYERS], policy=policy)
+        record.event("script-clips", f"The script clips {EVIL} by itself.", step=3)
+        for step in range(1, steps + 1):
+            burst = 6 * np.exp(-((step % 90 - 50) ** 2) / 30)
+            norms = np.exp(rng.normal(-1.5, 0.3, len(LAYERS)) + 0.4 * burst)
+            loss = 1.6 + 3 * math.exp(-step / 80) + 0.05 * rng.normal()
+            norm, bad = float(np.linalg.norm(norms)), []
+            if limit is None and step > 240:
+                loss, norm, norms[:4], bad = math.nan, math.inf, math.nan, list(LAYERS[:4])
+            if limit is not None and step == 100:
+                norm, norms[1], bad = math.inf, math.inf, [EVIL]
+            after = norm if limit is None or not math.isfinite(norm) else min(norm, limit)
+            coef = after / norm if math.isfinite(norm) else None
+            record.step(
+                step=step, loss=loss, lr=1.0, norm=norm, clipped_norm=after, limit=limit,
+                coef=coef, removed=None if coef is None else 1 - coef, clipped=after < norm,
+                skipped=limit is not None and bool(bad), nonfinite=bad, norms=norms,
+            )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    runs = [
+        write_run(folder / f"{EVIL_IMAGE}.jsonl", None),
+        write_run(folder / "clipped.jsonl", 1.0),
+    ]
+    return write_report(runs, folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Opened(NamedTuple):
+    page: Any
+    told: list[str]
+    """What the console said in earnest, and what scripts from names did."""
+    asked: list[str]
+    """Requests that were no part of the file; each was refused."""
+
+
+@pytest.fixture
+def opened(browser) -> Iterator:
+    contexts = []
+
+    def open_page(path: Path, width: int = 1440, scheme: str = "light") -> Opened:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        told: list[str] = []
+        asked: list[str] = []
+        own = path.as_uri()
+
+        def look(route) -> None:
+            if route.request.url == own or route.request.url.startswith(("data:", "blob:")):
+                route.continue_()
+            else:
+                asked.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", look)
+        page.on("request", lambda r: None if r.url == own else asked.append(r.url))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "console",
+            lambda said: told.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        page.goto(own)
+        page.wait_for_selector("html[data-ready]", state="attached")
+        page.wait_for_function("Bokeh.documents[0].is_idle")
+        return Opened(page, told, asked)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def pixels(page, name: str) -> np.ndarray:
+    """Return what a panel's figure looks like, shape (height, width, 3)."""
+    plot = page.locator(f"section[aria-labelledby='h-{name}'] .plot")
+    page.wait_for_timeout(150)  # one frame after the last change
+    return np.asarray(PIL_Image.open(io.BytesIO(plot.screenshot())).convert("RGB")).astype(int)
+
+
+def count(picture: np.ndarray, colour: str) -> int:
+    """Return the number of pixels near `colour`."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(picture - wanted).max(axis=2) < 12).sum())
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 400])
+def test_every_panel_draws_and_nothing_is_fetched(opened, report, width, scheme):
+    page, told, asked = opened(report, width, scheme)
+    assert page.evaluate("Bokeh.documents[0].roots().map(plot => plot.name)") == list(PANELS)
+    for name in PANELS:
+        picture = pixels(page, name)
+        assert picture.shape[1] > 0.8 * min(width, 1240)
+        if name.startswith("heat"):
+            assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+            assert count(picture, BAD) > 10
+        else:
+            assert count(picture, style_of(0).colour) > 50, name
+            assert count(picture, style_of(1).colour) > 50, name
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    card, ink, axis = (
+        page.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('{name}')")
+        for name in ("--card", "--ink", "--axis")
+    )
+    assert (luminance(card) > 0.5) == (scheme == "light")
+    assert contrast(card, ink) > 10
+    assert contrast(card, axis) > 4.5
+    assert all(contrast(card, style_of(i).colour) > 3 for i in range(6))
+    drawn = page.evaluate("Bokeh.documents[0].roots().map(p => p.below[0].major_label_text_color)")
+    assert set(drawn) == {axis}
+    page.wait_for_timeout(200)
+    assert told == []
+    assert asked == []
+
+
+def ranges(page) -> list[list[float]]:
+    return page.evaluate("Bokeh.documents[0].roots().map(p => [p.x_range.start, p.x_range.end])")
+
+
+def test_panels_move_together(opened, report):
+    page, told, _ = opened(report)
+    before = {name: pixels(page, name) for name in ("norm", "heat-1")}
+    page.evaluate("Bokeh.documents[0].roots()[0].x_range.setv({start: 100, end: 150})")
+    assert ranges(page) == [[100, 150]] * len(PANELS)
+    for name, picture in before.items():
+        assert (pixels(page, name) != picture).any(axis=2).mean() > 0.02, name
+    assert page.input_value("#from") == "100"
+    assert page.input_value("#to") == "150"
+
+    page.click("button[data-all]")
+    whole = ranges(page)[0]
+    assert whole[0] < 1 < 300 < whole[1]
+
+    # As a user does: the wheel with Ctrl over one panel, then a drag.
+    plot = page.locator("section[aria-labelledby='h-norm'] .plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    page.wait_for_timeout(200)
+    zoomed = ranges(page)
+    assert zoomed == [zoomed[0]] * len(PANELS)
+    assert zoomed[0][1] - zoomed[0][0] < whole[1] - whole[0]
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+    panned = ranges(page)
+    assert panned == [panned[0]] * len(PANELS)
+    assert panned[0][0] < zoomed[0][0]
+    assert told == []
+
+
+def test_the_keyboard_reaches_everything(opened, report):
+    page, told, _ = opened(report)
+    page.focus("button[data-zoom='0.5']")
+    page.keyboard.press("Enter")
+    start, end = ranges(page)[0]
+    assert end - start == pytest.approx(0.5 * (305.99 - -4.99), rel=0.05)
+    page.fill("#from", "20")
+    page.fill("#to", "40")
+    page.keyboard.press("Tab")
+    assert ranges(page)[3] == [19.5, 40.5]
+    page.focus("button[data-step='241']")
+    page.keyboard.press("Enter")
+    start, end = ranges(page)[0]
+    assert start < 241 < end < 260
+    page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(120):  # Bokeh's own tools are stops too
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.outerHTML.slice(0, 120)"))
+    assert sum("aria-pressed" in element for element in reached) >= 8
+    assert sum("data-step" in element for element in reached) >= 4
+    assert told == []
+
+
+def test_a_run_and_a_mark_can_be_hidden(opened, report):
+    page, told, _ = opened(report)
+    first, second = style_of(0).colour, style_of(1).colour
+    page.click("button.run[data-trace='0']")
+    assert page.get_attribute("button.run[data-trace='0']", "aria-pressed") == "false"
+    for name in ("loss", "norm", "coef", "rate"):
+        picture = pixels(page, name)
+        assert count(picture, first) == 0, name
+        assert count(picture, second) > 50, name
+    assert page.locator("section[aria-labelledby='h-heat-0']").is_hidden()
+    assert page.locator("section[aria-labelledby='h-heat-1']").is_visible()
+    page.click("button.run[data-trace='0']")
+    assert count(pixels(page, "loss"), first) > 50
+    with_marks = count(pixels(page, "norm"), second)
+    page.click("button[data-panel='norm'][data-mark='clipped']")
+    assert count(pixels(page, "norm"), second) < with_marks
+    assert told == []
+
+
+def test_names_are_text(opened, report):
+    page, told, asked = opened(report)
+    assert page.locator("button.run").first.inner_text() == EVIL_IMAGE
+    assert EVIL in page.inner_text("table.events")
+    seen = ""
+    box = page.locator("section[aria-labelledby='h-heat-0'] .plot").bounding_box()
+    page.mouse.wheel(0, box["y"] - 200)
+    page.wait_for_timeout(200)
+    box = page.locator("section[aria-labelledby='h-heat-0'] .plot").bounding_box()
+    for row in range(40, 140, 8):
+        page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + row, steps=2)
+        page.wait_for_timeout(60)
+        tips = page.locator(".bk-Tooltip")
+        for i in range(tips.count()):
+            seen += tips.nth(i).evaluate("e => e.shadowRoot.textContent + e.textContent")
+    for name in LAYERS:
+        assert name in seen
+    box = page.locator("section[aria-labelledby='h-loss'] .plot").bounding_box()
+    page.mouse.wheel(0, box["y"] - 200)
+    page.wait_for_timeout(200)
+    box = page.locator("section[aria-labelledby='h-loss'] .plot").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 120, steps=3)
+    page.wait_for_timeout(200)
+    tip = page.locator(".bk-Tooltip").last.evaluate("e => e.shadowRoot.textContent")
+    assert EVIL_IMAGE in tip
+    assert told == []
+    assert asked == []
+
+
+hard = {
+    "no steps": [],
+    "one step": [{"norm": 1.0, "loss": 1.0, "norms": [1.0] * 6}],
+    "nan": [{"norm": math.nan, "loss": math.nan, "coef": math.nan, "norms": [math.nan] * 6}] * 30,
+    "inf": [{"norm": math.inf, "loss": math.inf, "limit": math.inf, "norms": [math.inf] * 6}] * 30,
+    "zero": [{"norm": 0.0, "loss": 0.0, "coef": 0.0, "norms": [0.0] * 6, "clipped": True}] * 30,
+    "negative": [{"norm": -1.0, "loss": -1.0, "clipped_norm": -1.0, "clipped": True}] * 30,
+    "extreme": [
+        {"norm": norm, "clipped_norm": 5e-324, "loss": norm, "norms": [norm] * 6, "clipped": True}
+        for norm in (1.7e308, 5e-324, 1e-300, 1e300)
+    ],
+}
+
+
+@pytest.mark.parametrize("rows", hard.values(), ids=hard)
+def test_hard_records_open(opened, tmp_path, rows):
+    path = tmp_path / "hard.jsonl"
+    with RecordWriter(path, policy="norm:1.0") as record:
+        record.optimizer("SGD", [(name, (1,), "float32") for name in LAYERS])
+        for step, row in enumerate(rows, 1):
+            record.step(step=step, **row)
+    page, told, asked = opened(write_report(path, tmp_path / "report.html"))
+    names = page.evaluate("Bokeh.documents[0].roots().map(plot => plot.name)")
+    assert "norm" in names
+    for name in names:
+        assert len(np.unique(pixels(page, name).reshape(-1, 3), axis=0)) > 3, name
+    assert told == []
+    assert asked == []
