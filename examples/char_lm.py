@@ -70,7 +70,7 @@ def train(
         loss.backward()
         optimizer.step()
         if step % args.log_every == 0 or step == args.steps:
-            print(f"step {step:5d}/{args.steps}  train loss {loss.item():.4f}", flush=True)
+            print(f"step {step:5d}  train loss {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
@@ -107,6 +107,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # the matrices are small: more threads mostly wait for each other
 
     ids, vocabulary = load_corpus()
     split = len(ids) * 9 // 10  # the last tenth of the text is for validation

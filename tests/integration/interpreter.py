@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = """
-import json, os, runpy, sys
-import torch, gradclip.cli, gradclip.torch.runner
+import json, os, sys
+import torch, torch._dynamo  # The first optimizer needs it, too.
+import gradclip.cli, gradclip.torch.runner
 
 def next_job():
     for line in sys.stdin:
@@ -32,7 +33,7 @@ if job:
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1)
     sys.argv = ["gradclip", *job["args"]]
     sys.path[0] = job["cwd"]
-    runpy.run_module("gradclip", run_name="__main__", alter_sys=True)
+    gradclip.cli.app(prog_name="gradclip")
 """
 
 

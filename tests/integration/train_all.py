@@ -101,16 +101,19 @@ def odd_gradients(kept):
     kept += [table.weight.detach(), bias.detach(), unused.grad]
 
 
-O = torch.optim
 CASES = {
-    "SGD with momentum": plain(lambda p: O.SGD(p, lr=0.01, momentum=0.9)),
-    "AdamW, fused": plain(lambda p: O.AdamW(p, lr=0.01, fused=True)),
-    "NaN": plain(lambda p: O.SGD(p, lr=0.01), {4: float("nan")}),
-    "inf, then NaN": plain(lambda p: O.AdamW(p, lr=0.01), {3: float("inf"), 4: float("nan")}),
-    "GradScaler": scaled(lambda p: O.AdamW(p, lr=0.01), False),
-    "GradScaler, fused": scaled(lambda p: O.AdamW(p, lr=0.01, fused=True), False),
-    "GradScaler, fused SGD": scaled(lambda p: O.SGD(p, lr=0.01, fused=True), False),
-    "GradScaler, fused, unscaled": scaled(lambda p: O.AdamW(p, lr=0.01, fused=True), True),
+    "SGD with momentum": plain(lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
+    "AdamW, fused": plain(lambda p: torch.optim.AdamW(p, lr=0.01, fused=True)),
+    "NaN": plain(lambda p: torch.optim.SGD(p, lr=0.01), {4: float("nan")}),
+    "inf, then NaN": plain(
+        lambda p: torch.optim.AdamW(p, lr=0.01), {3: float("inf"), 4: float("nan")}
+    ),
+    "GradScaler": scaled(lambda p: torch.optim.AdamW(p, lr=0.01), False),
+    "GradScaler, fused": scaled(lambda p: torch.optim.AdamW(p, lr=0.01, fused=True), False),
+    "GradScaler, fused SGD": scaled(lambda p: torch.optim.SGD(p, lr=0.01, fused=True), False),
+    "GradScaler, fused, unscaled": scaled(
+        lambda p: torch.optim.AdamW(p, lr=0.01, fused=True), True
+    ),
     "LBFGS": lbfgs,
     "accumulation": accumulated,
     "odd gradients": odd_gradients,

@@ -108,7 +108,7 @@ def _relative_error(count: int) -> tuple[float, float]:
     squares = (values[i : i + (1 << 20)].double().square() for i in range(0, count, 1 << 20))
     exact = math.sqrt(math.fsum(x for chunk in squares for x in chunk.tolist()))
     ours = float(get_total_norm(pieces))
-    theirs = float(torch.linalg.vector_norm(values))
+    theirs = float(torch.nn.utils.get_total_norm(pieces))
     return abs(ours - exact) / exact, abs(theirs - exact) / exact
 
 
@@ -143,9 +143,14 @@ def test_promise_2_70_thousand_halves_of_300(path: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-320, 1e-200, 2e200, 1e300])
-def test_promise_2_all_of_float64_has_a_norm(size: float, path: str) -> None:
+def test_promise_2_all_of_float64_has_a_norm(
+    size: float, path: str, request: pytest.FixtureRequest
+) -> None:
     param = _param(torch.tensor([3 * size, -4 * size], dtype=torch.float64))
     result = Clipper([param], by_norm(2.5 * size)).clip_()
+    if (path, size) == ("device", 1e-320):
+        reason = "response.Rescale: torch takes the reciprocal of a subnormal norm, inf, first"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     grain = 2.0**-1074 / size  # how fine the numbers are down there
     assert float(result.total_norm) == pytest.approx(5 * size, rel=1e-15 + 2 * grain), path
     expected = [1.5 * size, -2 * size]

@@ -24,7 +24,7 @@ from .failure import told, wants_extra
 
 __all__ = ["demo"]
 
-CLIP = "norm:1.0"
+CLIP = "norm:0.25"
 
 
 @dataclass(frozen=True)

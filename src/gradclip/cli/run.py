@@ -121,8 +121,7 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
             "ERROR: no step of any torch optimizer was seen, so nothing was clipped or recorded. "
             "Does the script train in another process (mp.spawn, a DataLoader's worker), or with "
             "an optimizer that is no torch.optim.Optimizer?",
-            fg="red",
-            bold=True,
+            color="red",
         )
         return
     count = session.optimizers.total()
@@ -136,6 +135,6 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
         _say(f"note: {text}")
 
 
-def _say(text: str, **style: object) -> None:
+def _say(text: str, color: str | None = None) -> None:
     """Write to stderr: stdout is the script's."""
-    typer.secho(f"gradclip: {text}", err=True, **style)
+    typer.secho(f"gradclip: {text}", err=True, fg=color, bold=color is not None)

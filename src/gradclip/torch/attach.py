@@ -13,7 +13,7 @@ from ..errors import PolicyError
 from .clipper import Clipper
 from .hooks import StepHooks
 
-__all__ = ["attach", "named_parameters"]
+__all__ = ["attach", "attached", "clip_steps", "named_parameters"]
 
 # The clipper of each optimizer; neither keeps the other alive through this.
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]] = (
@@ -78,10 +78,29 @@ def attach(
     if model is not None and not isinstance(model, torch.nn.Module):
         remedy = "give the torch.nn.Module that the parameters belong to, or leave it out"
         raise PolicyError.of("model", type(model).__name__, remedy)
-    current = _attached[optimizer]() if optimizer in _attached else None
-    if current is not None and current.handles:
+    if attached(optimizer) is not None:
         remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    clipper = clip_steps(optimizer, policy, model, nonfinite=nonfinite, max_skips=max_skips)
+    _attached[optimizer] = weakref.ref(clipper)
+    return clipper
+
+
+def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
+    """Return the clipper that `attach` put on an optimizer, if it is still there."""
+    clipper = _attached[optimizer]() if optimizer in _attached else None
+    return clipper if clipper is not None and clipper.handles else None
+
+
+def clip_steps(
+    optimizer: torch.optim.Optimizer,
+    policy: object,
+    model: torch.nn.Module | None,
+    *,
+    nonfinite: NonFinite,
+    max_skips: int,
+) -> Clipper:
+    """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
     named = named_parameters(optimizer, model)
     clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
     hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model))
@@ -91,7 +110,6 @@ def attach(
         optimizer.register_step_post_hook(uncompiled(hooks.after)),
         hooks,
     ]
-    _attached[optimizer] = weakref.ref(clipper)
     return clipper
 
 

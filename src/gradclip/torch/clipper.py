@@ -93,6 +93,11 @@ class Clipper:
         return f"Clipper(<{len(self.params)} parameters>, {self.policy!r})"
 
     @property
+    def measures_only(self) -> bool:
+        """Whether gradients stay as they are, scaled ones too: no policy, and nothing to zero."""
+        return not self._plan and self.nonfinite != "zero"
+
+    @property
     def clipped(self) -> int:
         """How many steps the policy changed; reads the device."""
         return int(self._clipped)
@@ -125,7 +130,7 @@ class Clipper:
 
         Args:
             scaled_by: what the gradients are multiplied by, as a loss scaler does; they are
-                divided by it first.
+                divided by it first, or, without a policy, only their norms.
             overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
                 step by itself: that counts as no skip, and raises nothing. On the host the
                 gradients then stay as they are, scaled.
@@ -146,14 +151,17 @@ class Clipper:
         asked: NonFinite = "skip"
         if lost is not True:
             asked = "propagate" if self.nonfinite in ("propagate", "zero") else "skip"
-            if scaled_by is not None:
+            if scaled_by is not None and not self.measures_only:
                 grads.unscale(scaled_by)
             if self.nonfinite == "zero":
                 grads.zero_nonfinite()
         states = _moved(self._states, grads)
         with np.errstate(all="ignore"):
             states, factors, result = run(self._plan, states, grads, nonfinite=asked)
-            grads.scale(factors)
+            if not self.measures_only:
+                grads.scale(factors)
+            elif scaled_by is not None:
+                result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
         result = _as_tensors(result) if grads.host else result
         self._states = states
         self.last = result
@@ -291,6 +299,12 @@ def _moved(states: Any, grads: Gradients) -> Any:
     if grads.host:
         return _map_arrays(states, np.asarray)
     return _map_arrays(states, lambda array: torch.as_tensor(array, device=grads.device))
+
+
+def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
+    """Return what would have been measured before a loss scaler multiplied the gradients."""
+    names = ("total_norm", "clipped_norm", "norms")
+    return replace(result, **{name: getattr(result, name) / scale for name in names})
 
 
 def _as_tensors(result: ClipResult) -> ClipResult:

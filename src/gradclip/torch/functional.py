@@ -31,7 +31,7 @@ def clip_grad_norm_(
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
+    foreach: bool | None = None,  # noqa: ARG001 - torch's signature
 ) -> Tensor:
     """Clip the norm of all gradients together, in place.
 
@@ -76,7 +76,11 @@ def clip_grad_norm_(
 
 
 @torch.no_grad()
-def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
+def clip_grad_value_(
+    parameters: Tensors,
+    clip_value: float,
+    foreach: bool | None = None,  # noqa: ARG001 - torch's signature
+) -> None:
     """Clamp every value of the gradients to [-clip_value, clip_value], in place.
 
     Args:
@@ -110,7 +114,7 @@ def get_total_norm(
     tensors: Tensors,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
+    foreach: bool | None = None,  # noqa: ARG001 - torch's signature
 ) -> Tensor:
     """Return the norm of all tensors together.
 
@@ -145,7 +149,10 @@ def get_total_norm(
 
 @torch.no_grad()
 def clip_grads_with_norm_(
-    parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
+    parameters: Tensors,
+    max_norm: float,
+    total_norm: Tensor,
+    foreach: bool | None = None,  # noqa: ARG001 - torch's signature
 ) -> None:
     """Scale the gradients by max_norm/total_norm, if that is under 1, in place.
 

@@ -126,14 +126,14 @@ class Gradients:
             return
         self._install()
         if not self.host:
-            return _device_scale(self._tensors, factors)
+            _device_scale(self._tensors, factors)
+            return
         each = np.broadcast_to(factors, (len(self._tensors),))
         if self._native:
             kernel.scale(self._buffers, each[self._native], self._threads)
         for i in self._rest:
             if each[i] != 1:
                 _multiply(self._tensors[i], float(each[i]))
-        return None
 
     def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
         """Multiply each unit of one member by its factor, shape (units,)."""
@@ -331,7 +331,7 @@ def _device_norms(tensors: Sequence[Tensor], order: float) -> Tensor:
         narrow = dtype != torch.float64 and (order <= _SAFE_ORDER or math.isinf(order))
         wide = _wide(place)
         if narrow and wide == torch.float64:
-            found = torch._foreach_norm(group, order, dtype=wide)
+            found = torch._foreach_norm(group, order, dtype=wide)  # pyright: ignore[reportPrivateImportUsage]
         else:
             found = [_scaled_norm(tensor, order) for tensor in group]
         for i, norm in zip(members, found, strict=True):
@@ -378,9 +378,9 @@ def _device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
             for i, tensor in zip(members, group, strict=True):
                 _multiply(tensor, local if local.ndim == 0 else local[i])
         elif local.ndim == 0:
-            torch._foreach_mul_(group, local)
+            torch._foreach_mul_(group, local)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_mul_(group, [local[i] for i in members])
+            torch._foreach_mul_(group, [local[i] for i in members])  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _comparable(tensor: Tensor) -> Tensor:

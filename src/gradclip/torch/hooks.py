@@ -90,7 +90,7 @@ class StepHooks:
         clipper = self._clipper
         scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
         result = clipper.clip_(scaled_by=scale, overflow=overflow)
-        if scale is not None:
+        if scale is not None and not clipper.measures_only:
             self._lend(optimizer, "grad_scale", None)
         if clipper.nonfinite == "skip":
             self._keep_from_weights(optimizer, result.skipped, overflow)

@@ -44,7 +44,7 @@ class Losses:
     def take(self, who: object) -> Tensor | None:
         """Return the loss of the step that `who` now makes, once; None where there is none."""
         if self._total is not None:
-            self._last = self._total / self._count
+            self._last = self._total if self._count == 1 else self._total / self._count
             self._taken.clear()
             self._total, self._count = None, 0
         if who in self._taken:
@@ -58,9 +58,11 @@ class Losses:
 
     def _value(self, tensor: object) -> Tensor | None:
         """Return one number as a plain tensor of its own; None for anything else."""
-        if not isinstance(tensor, Tensor) or tensor.numel() != 1 or hasattr(tensor, "to_local"):
+        if not isinstance(tensor, Tensor) or tensor.numel() != 1:
             return None
-        behind = self._behind.pop(tensor, None)
+        if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
+            return None  # To read a sharded loss takes all ranks, and this is one.
+        behind = self._behind.pop(tensor, None) if self._behind else None
         return _copy(tensor) if behind is None else behind
 
     def _add(self, loss: Tensor) -> None:
@@ -70,5 +72,8 @@ class Losses:
 
 def _copy(loss: Tensor) -> Tensor:
     """Return the value now, in float32 at least: the script may change its tensor later."""
-    plain = loss.detach().as_subclass(Tensor).reshape(())
-    return plain.to(torch.promote_types(plain.dtype, torch.float32), copy=True)
+    plain = loss.detach().reshape(())
+    if type(plain) is not Tensor:
+        plain = plain.as_subclass(Tensor)
+    narrow = plain.dtype in (torch.float16, torch.bfloat16)
+    return plain.float() if narrow else plain.clone()

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -131,9 +132,10 @@ class Recorder:
     def flush(self) -> None:
         """Write all that is held."""
         held, self._held = self._held, []
-        values = iter(_on_host([tensor for step in held for tensor in step.tensors]))
-        for step in held:
-            self._write(step, [next(values) for _ in step.tensors])
+        tensors = [step.tensors for step in held]
+        values = iter(_on_host([*chain.from_iterable(tensors)]))
+        for step, own in zip(held, tensors, strict=True):
+            self._write(step, [next(values) for _ in own])
         now = time.perf_counter()
         if now - self._flushed >= SECONDS:
             self._writer.flush()  # To the disk; faster batches go as the writer sees fit.
@@ -254,7 +256,7 @@ def record(
 def _copy(value: Any) -> float | Tensor | None:
     """Return a number as it is now, and leave it on its device: the script may write to it."""
     if isinstance(value, Tensor):
-        return value.detach().reshape(()).clone() if value.numel() == 1 else None
+        return value.detach().clone() if value.numel() == 1 else None
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):  # A loss or a learning rate of a kind we do not know.

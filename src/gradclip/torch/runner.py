@@ -120,9 +120,10 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
         if name not in _OURS:
             frames.append(trace)
         trace = trace.tb_next
-    for frame, following in zip(frames, [*frames[1:], None], strict=True):
-        frame.tb_next = following
-    return frames[0] if frames else None
+    kept: TracebackType | None = None
+    for frame in reversed(frames):
+        frame.tb_next, kept = kept, frame
+    return kept
 
 
 _OURS = (

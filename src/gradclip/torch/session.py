@@ -15,7 +15,7 @@ import torch
 from ..engine import NonFinite
 from ..errors import PolicyError
 from ..record import RecordWriter
-from .attach import _attached, attach, named_parameters
+from .attach import attached, clip_steps, named_parameters
 from .clipper import Clipper
 from .find_model import find_model
 from .losses import Losses
@@ -25,18 +25,6 @@ __all__ = ["Session"]
 
 # A model is looked for behind this many optimizers: some scripts make thousands.
 MODELS = 20
-
-
-def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
-    ref = _attached.get(optimizer)
-    clipper = ref() if ref else None
-    return clipper if clipper is not None and clipper.handles else None
-
-
-def clip_steps(optimizer: torch.optim.Optimizer, policy: Any, **options: Any) -> Clipper:
-    clipper = attach(optimizer, policy, **options)
-    _attached.pop(optimizer)
-    return clipper
 
 
 class Session:
@@ -170,7 +158,7 @@ class Session:
             clipper = clip_steps(
                 optimizer,
                 self.policy,
-                model=model,
+                model,
                 nonfinite=self._nonfinite,
                 max_skips=self._max_skips,
             )

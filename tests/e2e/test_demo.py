@@ -1,0 +1,72 @@
+"""`gradclip demo`, from the command to the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradclip import read_run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a short demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "-m", "gradclip", "demo", "--steps", "30", "--out", "out"]
+    ran = subprocess.run(
+        command, cwd=folder, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+    return folder / "out", ran.stdout
+
+
+def test_it_leaves_two_records_and_a_page(demo: tuple[Path, str]) -> None:
+    out, text = demo
+    assert sorted(p.name for p in out.iterdir()) == [
+        "clipped.jsonl",
+        "report.html",
+        "unclipped.jsonl",
+    ]
+    plain, clipped = (read_run(out / f"{name}.jsonl") for name in ("unclipped", "clipped"))
+    for run in (plain, clipped):
+        assert run.steps.tolist() == list(range(1, 31))
+        assert run.seen("loss").all()
+        assert run.end is not None
+        assert run.end.status == "ok"
+    assert plain.header.policy is None
+    assert clipped.header.policy is not None
+    assert plain.column("loss")[0] == clipped.column("loss")[0]  # The same seed.
+    assert not plain.column("clipped").any()
+    assert clipped.column("clipped").any()
+    assert f"The picture: {Path('out') / 'report.html'}" in text
+
+
+def test_its_table_is_what_the_records_say(demo: tuple[Path, str]) -> None:
+    out, text = demo
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for line in text.splitlines()
+        if len(cells := line.strip("│ \n").split("│")) == 3
+    }
+    plain, clipped = (read_run(out / f"{name}.jsonl") for name in ("unclipped", "clipped"))
+    count = int(clipped.column("clipped").sum())
+    assert rows["steps clipped"] == ["0 of 30", f"{count} of 30"]
+    assert rows["non-finite steps"] == [
+        str(int((~np.isfinite(run.column("norm"))).sum())) for run in (plain, clipped)
+    ]
+    for shown, run in zip(rows["worst loss spike, nats"], (plain, clipped), strict=True):
+        loss = run.column("loss")
+        rises = [loss[t] - np.nanmin(loss[:t]) for t in range(21, 30)]
+        if np.isfinite(loss).all():
+            assert float(shown) == pytest.approx(max(0.0, *rises), rel=1e-3)
+    assert all(
+        re.fullmatch(r"\d+\.\d+|nan|inf", cell)
+        for cell in rows["final validation loss, nats per character"]
+    )

@@ -1,0 +1,140 @@
+"""The names of an optimizer's parameters, found without being told the model."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradclip.torch.attach import named_parameters
+from gradclip.torch.find_model import find_model
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Linear(3, 3)
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = Backbone(), nn.Linear(3, 1)
+
+
+def names(*params: Tensor) -> list[str]:
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    model = find_model([p for group in optimizer.param_groups for p in group["params"]])
+    return [name for name, _ in named_parameters(optimizer, model)]
+
+
+def test_among_several_models_its_own() -> None:
+    first, second = Whole(), Whole()
+    assert names(*second.parameters()) == [n for n, _ in second.named_parameters()]
+    found = find_model([*first.parameters()])
+    assert found is first
+
+
+def test_a_part_has_the_names_that_the_whole_gives() -> None:
+    model = Whole()
+    model.backbone.requires_grad_(False)
+    assert names(*model.head.parameters()) == ["head.weight", "head.bias"]
+    assert names(model.head.weight) == ["head.weight"]
+
+
+def wrapped(model: nn.Module, kind: str) -> Any:
+    if kind == "compiled":
+        return torch.compile(model, backend="eager")
+    if kind == "DataParallel":
+        return nn.DataParallel(model)
+    return nn.DataParallel(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["compiled", "DataParallel", "both"])
+def test_wrappers_add_nothing(kind: str) -> None:
+    model = Whole()
+    outside = wrapped(model, kind)
+    assert names(*outside.parameters()) == [n for n, _ in model.named_parameters()]
+
+
+def test_two_models_in_one_optimizer() -> None:
+    one, two, part = Whole(), Backbone(), Whole()
+    given = [*one.parameters(), *two.parameters(), *part.head.parameters()]
+    assert sorted(names(*given)) == sorted(
+        [
+            *(f"Whole.{n}" for n, _ in one.named_parameters()),
+            *(f"Backbone.{n}" for n, _ in two.named_parameters()),
+            "Whole2.head.weight",
+            "Whole2.head.bias",
+        ]
+    )
+
+
+def test_tied_parameters_have_their_first_name() -> None:
+    model = Whole()
+    model.head.weight = nn.Parameter(torch.ones(3, 3))
+    model.backbone.conv.weight = model.head.weight
+    assert names(model.head.weight) == ["backbone.conv.weight"]
+
+
+def test_parameters_of_no_model() -> None:
+    assert find_model([nn.Parameter(torch.ones(2))]) is None
+    assert names(nn.Parameter(torch.ones(2))) == ["group0.0"]
+
+
+class Lying:
+    """A proxy that says it is a module, and fails at everything."""
+
+    @property
+    def __class__(self) -> Any:
+        return nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Failing:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+
+class HalfMade(nn.Module):
+    def __init__(self) -> None:  # No super().__init__().
+        pass
+
+
+class Broken(nn.Module):
+    def named_parameters(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("no parameters")
+
+
+def test_odd_objects_do_no_harm() -> None:
+    model, lazy = Whole(), nn.LazyLinear(3)
+    broken = Broken()
+    broken.inner = model  # Of it nothing is known, so of the model neither: numbers then.
+    odd = [Lying(), Failing(), HalfMade(), broken, lazy]
+    other = Whole()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(*other.parameters()) == [n for n, _ in other.named_parameters()]
+        assert find_model([*lazy.parameters()]) is lazy
+        assert names(model.head.weight) == ["group0.0"]
+    assert len(odd) == 5
+
+
+def test_a_big_model_is_found_in_no_time() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(100)))
+    params = [*model.parameters()]
+    gc.collect()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert find_model(params) is model
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1
