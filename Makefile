@@ -2,10 +2,14 @@
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+# The editable install knows the modules that there were: a new one needs a new install.
+MODULES := build/modules.txt
+$(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
+  { cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES); } && rm $(MODULES).new)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format build clean
+.PHONY: help demo test test-slow lint format docs-methods build clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +18,7 @@ demo: $(VENV)/.demo  ## set up, then train one script without and with clipping 
 	$(BIN)/gradclip demo
 
 test: $(VENV)/.test  ## set up, then run all tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 test-slow: $(VENV)/.test  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
@@ -27,6 +31,9 @@ lint: $(VENV)/.dev  ## ruff and pyright
 format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
+	$(BIN)/gradclip methods --markdown > docs/methods.md
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build

@@ -80,7 +80,7 @@ def rescale(
 def _rescale_units(
     array: Array, high: float | None, low: float | None, order: Order, axis: int
 ) -> Array:
-    if array.ndim == 0:
+    if array.ndim < 2:  # A vector is one unit.
         return array * factor(norm([array], order), high, low)
     result = np.empty_like(array)
     source, target = np.moveaxis(array, axis, 0), np.moveaxis(result, axis, 0)
@@ -105,7 +105,7 @@ def each_norm(arrays: Sequence[Array], order: Order, scope: str, axis: int = 0) 
         return [norm([array], order) for array in arrays]
     if scope == "element":
         return [float(size) for array in arrays for size in np.abs(array).ravel()]
-    parts = [np.moveaxis(np.atleast_1d(array), axis, 0) for array in arrays]
+    parts = [np.moveaxis(a, axis, 0) if a.ndim > 1 else a[None] for a in arrays]
     return [norm([unit], order) for part in parts for unit in part]
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import PolicyError
 
 if TYPE_CHECKING:
-    from .policy import Policy
+    from .policy import Chain, Policy, Wrapped
 
 __all__ = ["CATALOGUE", "Call", "Recipe", "lookup", "recipe"]
 
-F = TypeVar("F", bound="Callable[..., Policy]")
+F = TypeVar("F", bound="Callable[..., Policy | Chain | Wrapped]")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Call:
     kwargs: tuple[tuple[str, Any], ...] = ()
 
     def text(self) -> str:
-        """Return the text form, as in `norm:1.0,order=inf`."""
-        parts = [_literal(value) for value in self.args]
+        """Return the text form, as in `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`."""
+        inner, args = self._split()
+        parts = [_literal(value) for value in args]
         parts += [f"{key}={_literal(value)}" for key, value in self.kwargs]
-        return f"{self.recipe}:{','.join(parts)}" if parts else self.recipe
+        head = f"{self.recipe}:{','.join(parts)}" if parts else self.recipe
+        return head if inner is None else f"{head}({inner})"
 
     def code(self) -> str:
         """Return the Python form, as in `by_norm(1.0, order=inf)`."""
@@ -42,13 +45,18 @@ class Call:
         parts += [f"{key}={_python(value)}" for key, value in self.kwargs]
         return f"{CATALOGUE[self.recipe].function.__name__}({', '.join(parts)})"
 
+    def _split(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the policy that is wrapped, if the first argument is one, and the others."""
+        wraps = bool(self.args) and not isinstance(self.args[0], (str, int, float, type(None)))
+        return (self.args[0], self.args[1:]) if wraps else (None, self.args)
+
 
 @dataclass(frozen=True)
 class Recipe:
     """One row of the catalogue."""
 
     name: str
-    function: Callable[..., Policy]
+    function: Callable[..., Policy | Chain | Wrapped]
     paper: str
 
     @property
@@ -61,7 +69,7 @@ class Recipe:
         """The names that a call may use."""
         return list(inspect.signature(self.function).parameters)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy | Chain | Wrapped:
         """Build the policy, turning a wrong call into a PolicyError."""
         try:
             inspect.signature(self.function).bind(*args, **kwargs)
@@ -82,10 +90,11 @@ def recipe(name: str, *, paper: str) -> Callable[[F], F]:
 
     def enter(function: F) -> F:
         @functools.wraps(function)
-        def build(*args: Any, **kwargs: Any) -> Policy:
+        def build(*args: Any, **kwargs: Any) -> Policy | Chain | Wrapped:
+            args = tuple(map(_unboxed, args))
+            kwargs = {key: _unboxed(value) for key, value in kwargs.items()}
             policy = function(*args, **kwargs)
-            call = Call(name, args, tuple(kwargs.items()))
-            return policy.as_asked(call)
+            return replace(policy, call=Call(name, args, tuple(kwargs.items())))
 
         CATALOGUE[name] = Recipe(name, build, paper)
         return build  # type: ignore[return-value]
@@ -96,9 +105,15 @@ def recipe(name: str, *, paper: str) -> Callable[[F], F]:
 def lookup(name: str) -> Recipe:
     """Return the recipe called `name`, or say which names there are."""
     if name not in CATALOGUE:
-        known = ", ".join(sorted(CATALOGUE))
-        raise PolicyError.of("method", name, f"the methods are {known}")
+        close = get_close_matches(name, CATALOGUE, 1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
     return CATALOGUE[name]
+
+
+def _unboxed(value: Any) -> Any:
+    """Return a number of NumPy's as Python's, which can be written down."""
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
 
 
 def _literal(value: Any) -> str:

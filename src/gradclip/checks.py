@@ -24,7 +24,10 @@ def number(
     """Return `value` as a float within [low, high]; `above`/`below` exclude the ends."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise PolicyError.of(argument, value, "give a real number")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise PolicyError.of(argument, value, "it is beyond the largest float") from None
     if math.isnan(result):
         raise PolicyError.of(argument, value, "NaN is no number to clip at; give a real number")
     if finite and math.isinf(result):

@@ -1,7 +1,7 @@
 """The one pass that every backend shares: measure → threshold → response → apply → result.
 
-A backend knows how to measure gradients and how to apply factors to them (`Backend`); which
-norm goes with which limit, what enters a memory and what a step did is decided here, once.
+A backend knows how to measure gradients and how to apply the answer (`Backend`); which norm goes
+with which limit, what enters a memory and what a step did is decided here, once.
 """
 
 from __future__ import annotations
@@ -10,39 +10,84 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from .errors import PolicyError
+from .ledger import Ledger, cosine_of_parts, put
 from .measure import combine
-from .policy import Policy, Stage
+from .policy import Plan, Policy, Stage, WrappedStage
+from .response import Clamp, Skip, ValueResponse
 from .result import ClipResult
-from .threshold import Limits, State
+from .threshold import Limits, Seen
 
-__all__ = ["Backend", "NonFinite", "Plan", "run"]
+__all__ = ["Backend", "NonFinite", "Plan", "init", "run"]
 
 NonFinite = Literal["skip", "zero", "raise", "propagate"]
-Plan = tuple[tuple[Stage, ...], ...]
-States = list[list[State]]
+Memory = Any  # Dictionaries and lists, nested, of arrays.
 
 
 class Backend(Protocol):
     """The gradients of one step, and all that a backend can do with them.
 
-    `members` are indices into the gradients. What changes gradients does so for the holder;
+    Members are indices into the gradients. What changes gradients does so for the holder;
     `keep`, where given, is a scalar boolean: true leaves every value as it is.
     """
 
-    xp: Any
-    host: bool
-    names: tuple[str, ...]
-    sizes: Any
+    @property
+    def xp(self) -> Any:
+        """The array namespace of norms, factors and limits."""
+        ...
 
     @property
-    def path(self) -> str: ...
+    def values_xp(self) -> Any:
+        """The array namespace of the gradients themselves."""
+        ...
 
-    def norms(self, members: Sequence[int], order: float) -> Any:
+    @property
+    def host(self) -> bool:
+        """Whether a Python `if` may look at a norm."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each gradient."""
+        ...
+
+    @property
+    def sizes(self) -> Any:
+        """The number of values of each gradient, shape (gradients,), as floats."""
+        ...
+
+    @property
+    def present(self) -> Sequence[bool]:
+        """Which gradients there are: known without a look at their values."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """What does the work."""
+        ...
+
+    @property
+    def loss(self) -> Any:
+        """The loss of the step, or None."""
+        ...
+
+    @property
+    def weights(self) -> Backend | None:
+        """The weights, as something to measure; None if they are not known."""
+        ...
+
+    def array(self, values: list[float]) -> Any:
+        """Return numbers where the decisions are made."""
+        ...
+
+    def norms(
+        self, members: Sequence[int], order: float, relative: tuple[float, float] | None
+    ) -> Any:
         """Return the p-norm of each member, shape (members,), in float64 where there is one."""
         ...
 
-    def unit_norms(self, member: int, order: float, axis: int | None) -> Any:
-        """Return the p-norm of each unit of one member, shape (units,)."""
+    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
+        """Return the p-norm of each unit, shape (units,), and the number of values in one."""
         ...
 
     def scale(self, factors: Any) -> None:
@@ -53,43 +98,43 @@ class Backend(Protocol):
         """Multiply each unit of one member by its factor, shape (units,)."""
         ...
 
-    def map(
-        self, members: Sequence[int], norms: Any, response: Any, limits: Limits, keep: Any
-    ) -> tuple[Any, Any]:
-        """Apply an elementwise response to the members, whose 2-norms are given.
+    def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:
+        """Clamp the members between two numbers; None if there is no shortcut for it.
 
-        Returns each member's 2-norm after it, and its cosine to what it was: exactly 1 where
-        nothing changed.
+        Returns what `map` returns, for all members.
         """
         ...
 
+    def get(self, member: int) -> Any:
+        """Return one gradient, in at least float32, for arithmetic."""
+        ...
 
-@dataclass(frozen=True)
-class _Ledger:
-    """What has been done to the gradients so far.
+    def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
+        """Replace one gradient by a value of its shape.
 
-    raw, now: norms per gradient at the start and now, in `order`. cosine: of each gradient to
-    its raw self. pending: factors decided but not applied yet, shape () while one factor holds
-    for all. uniform: that one factor still tells the whole story.
-    """
+        Returns the 2-norm of what is stored, and its cosine to what was there, or to `like`:
+        exactly 1 where they are equal.
+        """
+        ...
 
-    order: float
-    raw: Any
-    now: Any
-    cosine: Any
-    pending: Any
-    uniform: bool
-    changed: Any
+    def singular(self, member: int) -> tuple[Any, Any, Any] | None:
+        """Return U, σ, Vᵀ of a matrix, filters flattened; None for a vector."""
+        ...
+
+
+def init(plan: Plan, grads: Backend) -> Memory:
+    """Return the empty memory of a plan, for gradients of these shapes."""
+    return [[_init_stage(stage, grads) for stage in layer] for layer in plan]
 
 
 def run(
-    plan: Plan, states: States | None, grads: Backend, *, nonfinite: NonFinite
-) -> tuple[States, Any, ClipResult]:
+    plan: Plan, memory: Memory, grads: Backend, *, nonfinite: NonFinite
+) -> tuple[Memory, Any, ClipResult]:
     """Clip the gradients that `grads` holds.
 
     Args:
         plan: the layers of stages, from `policy.plan` over all gradients' names.
-        states: the memory of each stage; None at the first step; not mutated.
+        memory: from `init` or the last `run`; not mutated.
         grads: the gradients; changed, except for the factors returned.
         nonfinite: "skip" changes nothing when a norm is not finite; "propagate" computes on.
             The other decisions are the backend's, before or after this.
@@ -99,210 +144,379 @@ def run(
         the result.
     """
     xp = grads.xp
-    everything = tuple(range(len(grads.names)))
+    everything = range(len(grads.names))
     order = _common_order(plan, len(everything))
-    raw = grads.norms(everything, order)
-    total = combine(raw, order, xp)
-    finite = xp.isfinite(total)
+    raw = grads.norms(everything, order, None)
+    finite = xp.isfinite(combine(raw, order, xp))
     skipped = ~finite if nonfinite == "skip" else finite & ~finite
-    one = xp.ones_like(total)
-    ledger = _Ledger(order, raw, raw, xp.ones_like(raw), one, True, finite & ~finite)
-    limit: Any = None
-    new_states: States = []
-    # On the host a step to be skipped is known here; a device decides by masks instead.
-    skip_all = grads.host and bool(skipped)
-    for depth, layer in enumerate(plan):
-        old = states[depth] if states is not None else [None] * len(layer)
-        layer_states = []
-        for stage, state in zip(layer, old, strict=True):
-            if skip_all or not stage.members:
-                layer_states.append(state if state is not None else {})
-                continue
-            ledger, state, limits = _stage(stage, state, grads, ledger, skipped)
-            limit = limits.high if depth == 0 and len(layer) == 1 else limit
-            layer_states.append(state)
-        new_states.append(layer_states)
-    result = _result(grads, ledger, total, skipped, limit)
-    return new_states, xp.where(skipped, xp.ones_like(ledger.pending), ledger.pending), result
+    one = xp.ones_like(combine(raw, order, xp))
+    work = _Pass(grads, Ledger.start(raw, order, one), skipped, {}, None)
+    memory = work.layers(plan, memory)
+    return memory, work.pending(), work.result()
 
 
 def _common_order(plan: Plan, count: int) -> float:
     """Return the order that the whole-gradient norm is taken in."""
-    policies = [stage.policy for layer in plan for stage in layer]
-    orders = {policy.measure.order for policy in policies}
-    whole = all(
-        stage.policy.measure.scope == "global" and len(stage.members) == count
+    orders = {
+        stage.policy.measure.power
+        if isinstance(stage, Stage)
+        and stage.policy.measure.scope == "global"
+        and len(stage.members) == count
+        else 2.0
         for layer in plan
         for stage in layer
-    )
-    order = orders.pop() if whole and len(orders) == 1 else 2.0
-    return order if isinstance(order, float) else 2.0
+    }
+    return orders.pop() if len(orders) == 1 else 2.0
 
 
-def _stage(
-    stage: Stage, state: State | None, grads: Backend, ledger: _Ledger, skipped: Any
-) -> tuple[_Ledger, State, Limits]:
-    """Run one policy on its members."""
-    scope = stage.policy.measure.scope
-    if scope == "element":
-        return _element_stage(stage, state, grads, ledger, skipped)
+@dataclass
+class _Pass:
+    """One run over the plan: what is being worked on, and what is known of it."""
+
+    grads: Backend
+    ledger: Ledger
+    skipped: Any
+    raws: dict[int, Any]
+    limit: Any
+    watched: bool = False
+
+    def layers(self, plan: Plan, memory: Memory) -> Memory:
+        """Run layer after layer; return the new memory."""
+        new = []
+        for depth, (layer, old) in enumerate(zip(plan, memory, strict=True)):
+            self.watched = depth == 0 and len(layer) == 1 and not self.raws
+            done = []
+            for stage, state in zip(layer, old, strict=True):
+                # On the host a step to be skipped is known; a device decides by masks instead.
+                idle = not stage.members or (self.grads.host and bool(self.skipped))
+                done.append(state if idle else self.stage(stage, state))
+            new.append(done)
+        return new
+
+    def stage(self, stage: Stage | WrappedStage, state: Memory) -> Memory:
+        """Run one stage on its members; return its new memory."""
+        if isinstance(stage, WrappedStage):
+            return self._wrapped(stage, state)
+        scope = stage.policy.measure.scope
+        if scope in ("element", "singular") or isinstance(stage.policy.response, ValueResponse):
+            return self._values(stage, state)
+        return self._units(stage, state) if scope == "unit" else self._norms(stage, state)
+
+    def pending(self) -> Any:
+        """Return the factors that were not applied yet."""
+        one = self.grads.xp.ones_like(self.ledger.pending)
+        return self.grads.xp.where(self.skipped, one, self.ledger.pending)
+
+    def flush(self) -> None:
+        """Apply what is pending, since the next stage reads the values."""
+        self.grads.scale(self.pending())
+        self.ledger = replace(self.ledger, pending=self.grads.xp.ones_like(self.skipped * 1.0))
+
+    def result(self) -> ClipResult:
+        """Say what was done."""
+        xp, skipped = self.grads.xp, self.skipped
+        total, after, removed, cosine = self.ledger.summary(xp)
+        one = xp.ones_like(total)
+        coef = xp.where(total > 0, after / xp.where(total > 0, total, one), one)
+        limit = xp.nan if self.limit is None else self.limit
+        return ClipResult(
+            total_norm=total,
+            clipped_norm=xp.where(skipped, total, after),
+            coef=xp.where(skipped, one, coef),
+            clipped=self.ledger.changed & ~skipped,
+            skipped=skipped,
+            removed=xp.where(skipped, 0 * one, removed),
+            cosine=xp.where(skipped, one, cosine),
+            limit=xp.where(xp.isfinite(total), limit * one, xp.nan * one),
+            norms=self.ledger.raw,
+            names=self.grads.names,
+            path=self.grads.path,
+        )
+
+    def _norms(self, stage: Stage, state: Memory) -> Memory:
+        """Run a policy with one norm for each member, or one for all, or none but the loss."""
+        xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
+        whole = measure.scope != "tensor"
+        seen = Seen(weights=lambda: self._of(_weights(self.grads, stage.policy), stage))
+        if measure.scope == "loss":
+            norms = _loss(self.grads, xp)
+        else:
+            norms = self._of(self.grads, stage)
+        limits, state = self._decide(stage, state, norms, seen, self._here(members, whole=whole))
+        response = stage.policy.response
+        assert not isinstance(response, ValueResponse)
+        factors = response.factors(norms, limits, xp)
+        self.ledger = self.ledger.scaled(members, factors, whole=whole, xp=xp)
+        return state
+
+    def _of(self, what: Backend, stage: Stage) -> Any:
+        """Return the norms that a stage looks at, of the gradients or of the weights."""
+        xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
+        known = what is self.grads and measure.relative is None
+        if known and measure.power == self.ledger.order:
+            norms = self._pick(self.ledger.now, members)
+        else:
+            if what is self.grads:
+                self.flush()
+            norms = what.norms(members, measure.power, measure.relative)
+        sizes = self._pick(self.grads.sizes, members)
+        if measure.scope == "global":
+            norms = xp.reshape(combine(norms, measure.power, xp), (1,))
+            sizes = xp.reshape(xp.sum(sizes), (1,))
+        return measure.per_size(norms, sizes, xp)
+
+    def _units(self, stage: Stage, state: Memory) -> Memory:
+        """Run a policy with one norm, and one factor, for each unit of each member."""
+        xp, measure = self.grads.xp, stage.policy.measure
+        self.flush()
+        parts = self._unit_norms(self.grads, stage)
+        seen = Seen(
+            weights=lambda: xp.concat(self._unit_norms(_weights(self.grads, stage.policy), stage))
+        )
+        owners = zip(stage.members, parts, strict=True)
+        here = self._here([m for m, part in owners for _ in range(part.shape[0])])
+        norms = xp.concat(parts)
+        limits, state = self._decide(stage, state, norms, seen, here)
+        response = stage.policy.response
+        assert not isinstance(response, ValueResponse)
+        factors = response.factors(norms, limits, xp)
+        factors = xp.where(self.skipped, xp.ones_like(factors), factors)
+        start, after, cosine = 0, [], []
+        for member, part in zip(stage.members, parts, strict=True):
+            mine = factors[start : start + part.shape[0]]
+            start += part.shape[0]
+            sizes = part
+            if measure.order != 2.0:
+                sizes, _ = self.grads.unit_norms(member, 2.0, measure.axis)
+            self.grads.scale_units(member, mine, measure.axis)
+            before, now = combine(sizes, 2.0, xp), combine(sizes * mine, 2.0, xp)
+            # A unit's norm and a member's are not rounded alike: what was not cut keeps its own.
+            after.append(xp.where(xp.all(mine == 1), self.ledger.now[member], now))
+            cosine.append(cosine_of_parts(sizes, sizes * mine, before, now, xp))
+        turned = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        # A small unit's change can be lost in the norms: ask the factors.
+        changed = self.ledger.changed | xp.any(factors != 1)
+        self.ledger = replace(turned, changed=changed)
+        return state
+
+    def _unit_norms(self, what: Backend, stage: Stage) -> list[Any]:
+        measure, xp = stage.policy.measure, self.grads.xp
+        found = [what.unit_norms(m, measure.power, measure.axis) for m in stage.members]
+        return [measure.per_size(norms, size * xp.ones_like(norms), xp) for norms, size in found]
+
+    def _values(self, stage: Stage, state: Memory) -> Memory:
+        """Run a policy that changes values one by one, or singular values."""
+        xp, policy = self.grads.xp, stage.policy
+        self.flush()
+        norms = self._pick(self.ledger.now, stage.members)
+        if not policy.threshold.init(norms, xp) and policy.measure.scope == "element":
+            limits, _ = policy.threshold.update({}, norms, Seen(), xp)
+            done = None
+            if isinstance(policy.response, Clamp):
+                done = self.grads.clamp(stage.members, limits, norms, self.skipped)
+            if done is not None:
+                self._note_limit(limits)
+                after, cosine = done
+                self.ledger = self.ledger.turned(stage.members, after, cosine, xp)
+                return state
+        new, after, cosine = dict(state), [], []
+        for position, member in enumerate(stage.members):
+            if self._absent(member):
+                after.append(norms[position])
+                cosine.append(xp.ones_like(norms[position]))
+                continue
+            norm, turned, new[str(member)] = self._one(stage, member, state.get(str(member)))
+            after.append(norm)
+            cosine.append(turned)
+        self.ledger = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        return new
+
+    def _one(self, stage: Stage, member: int, state: Memory) -> tuple[Any, Any, Memory]:
+        """Run a policy on the values of one member."""
+        policy, vxp = stage.policy, self.grads.values_xp
+        value = self.grads.get(member)
+        basis = None
+        if policy.measure.scope == "singular":
+            basis = self.grads.singular(member)
+            if basis is None:
+                flat = vxp.reshape(vxp.abs(value), (-1,))
+                basis = None, vxp.reshape(combine(flat, 2.0, vxp), (1,)), None
+            norms = basis[1]
+        elif policy.measure.scope == "tensor":
+            norms = vxp.reshape(vxp.max(vxp.abs(value)), (1,))
+        else:
+            norms = vxp.abs(value)
+        state = policy.threshold.init(norms, vxp) if state is None else state
+        seen = Seen(raw=lambda: self.raws.get(member, value))
+        limits, state = self._decide(stage, state, norms, seen, None, vxp)
+        response = policy.response
+        if isinstance(response, Skip):
+            new = value
+        elif isinstance(response, ValueResponse):
+            new = response.values(value, norms, limits, vxp)
+        else:
+            factors = response.factors(norms, limits, vxp)
+            new = _rebuilt(value, basis, norms, factors, vxp)
+        norm, turned = self.grads.put(member, new, self.skipped)
+        return norm, turned, state
+
+    def _wrapped(self, stage: WrappedStage, state: Memory) -> Memory:
+        """Run a plan on what a source makes of the gradients."""
+        xp, vxp = self.grads.xp, self.grads.values_xp
+        self.flush()
+        source, held, kept = stage.source, dict(state["source"]), {}
+        for member in stage.members:
+            if self._absent(member):
+                continue
+            raw = self.grads.get(member)
+            mine = held.get(str(member)) or {name: vxp.zeros_like(raw) for name in source.holds}
+            x, mine = source.enter(raw, mine)
+            held[str(member)], kept[member] = mine, (raw, x)
+            self.grads.put(member, x, self.skipped)
+            self.raws[member] = raw
+        outer, self.ledger = self.ledger, self._remeasured(stage.members)
+        inner = self.layers(stage.inner, state["inner"])
+        self.flush()
+        after, cosine = [], []
+        for member in stage.members:
+            if member not in kept:
+                after.append(outer.raw[member])
+                cosine.append(xp.ones_like(outer.raw[member]))
+                continue
+            raw, x = kept[member]
+            out, mine = source.leave(x, self.grads.get(member), held[str(member)])
+            old = state["source"].get(str(member)) or {n: vxp.zeros_like(raw) for n in source.holds}
+            held[str(member)] = self._unless_skipped(old, mine)
+            norm, turned = self.grads.put(member, out, self.skipped, like=raw)
+            after.append(norm)
+            cosine.append(turned)
+        self.ledger = outer.replaced(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        return {"source": held, "inner": inner}
+
+    def _remeasured(self, members: Sequence[int]) -> Ledger:
+        """Return a ledger that starts at what the members are now."""
+        xp = self.grads.xp
+        norms = put(
+            self.ledger.now, members, self.grads.norms(members, self.ledger.order, None), xp
+        )
+        return Ledger.start(norms, self.ledger.order, xp.ones_like(self.ledger.pending))
+
+    def _decide(
+        self, stage: Stage, state: Memory, norms: Any, seen: Seen, here: Any, xp: Any = None
+    ) -> tuple[Limits, Memory]:
+        """Return the limits and the new memory, which only sound norms have entered."""
+        xp = self.grads.xp if xp is None else xp
+        policy = stage.policy
+        limits, new = policy.threshold.update(state, norms, seen, xp)
+        # On the host the norms of single values are torch's, the flag is NumPy's.
+        skipped = bool(self.skipped) if self.grads.host else self.skipped
+        keep = ~xp.isfinite(norms) | skipped
+        keep = keep if here is None else keep | ~here
+        new = _where_rows(keep, state, new, xp)
+        each = isinstance(policy.response, ValueResponse) or policy.measure.scope == "singular"
+        self._note_limit(limits, alone=not each or len(stage.members) == 1)
+        if isinstance(policy.response, Skip):
+            self.skipped = self.skipped | policy.response.skips(norms, limits, xp)
+        return limits, new
+
+    def _note_limit(self, limits: Limits, *, alone: bool = True) -> None:
+        """Keep the upper limit of the first stage, if it is one number."""
+        if not self.watched or limits.high is None:
+            return
+        if isinstance(limits.high, float):
+            self.limit = limits.high
+        elif limits.high.shape == (1,) and alone:
+            self.limit = float(limits.high[0]) if self.grads.host else limits.high[0]
+
+    def _pick(self, values: Any, members: Sequence[int]) -> Any:
+        if len(members) == values.shape[0]:
+            return values
+        return self.grads.xp.take(values, self.grads.xp.asarray(list(members)), axis=0)
+
+    def _here(self, members: Sequence[int], *, whole: bool = False) -> Any:
+        """Return which of the measured items have a gradient; None if all do."""
+        present = self.grads.present
+        if all(present):
+            return None
+        here = [present[m] for m in members]
+        return self.grads.array([float(f) for f in ([any(here)] if whole else here)]) == 1
+
+    def _absent(self, member: int) -> bool:
+        return not self.grads.present[member]
+
+    def _unless_skipped(self, old: Memory, new: Memory) -> Memory:
+        vxp = self.grads.values_xp
+        if self.grads.host:
+            return old if bool(self.skipped) else new
+        return {name: vxp.where(self.skipped, old[name], new[name]) for name in new}
+
+
+def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
+    if isinstance(stage, WrappedStage):
+        source = {
+            str(m): {n: grads.values_xp.zeros_like(grads.get(m)) for n in stage.source.holds}
+            for m in stage.members
+            if grads.present[m]
+        }
+        return {"source": source, "inner": init(stage.inner, grads)}
+    xp, policy = grads.xp, stage.policy
+    scope = policy.measure.scope
+    some = grads.norms(range(0), 2.0, None)
+    if scope in ("element", "singular") or isinstance(policy.response, ValueResponse):
+        return _init_values(stage, grads)
     if scope == "unit":
-        return _unit_stage(stage, state, grads, ledger, skipped)
-    xp, policy, members = grads.xp, stage.policy, list(stage.members)
-    order = 2.0 if policy.measure.order == "rms" else policy.measure.order
-    assert not isinstance(order, str)
-    if order != ledger.order:
-        ledger = _flush(grads, ledger, skipped)
-        norms = grads.norms(members, order)
+        sizes = [grads.unit_norms(m, 2.0, policy.measure.axis)[0] for m in stage.members]
+        norms = xp.concat([some, *sizes])
     else:
-        norms = ledger.now[xp.asarray(members)]
-    if scope == "global":
-        norms = xp.reshape(combine(norms, order, xp), (1,))
-    if policy.measure.order == "rms":
-        sizes = grads.sizes[xp.asarray(members)]
-        sizes = xp.reshape(xp.sum(sizes), (1,)) if scope == "global" else sizes
-        norms = norms / xp.sqrt(xp.where(sizes > 0, sizes, xp.ones_like(sizes)))
-    limits, state = _decide(policy, state, norms, skipped, xp)
-    factors = policy.response.factors(norms, limits, xp)
-    return _scaled(ledger, stage, factors, scope == "global", xp), state, limits
+        count = len(stage.members) if scope == "tensor" else 1
+        norms = xp.broadcast_to(xp.sum(some), (count,))
+    return policy.threshold.init(xp.zeros_like(norms), xp)
 
 
-def _scaled(ledger: _Ledger, stage: Stage, factors: Any, whole: bool, xp: Any) -> _Ledger:
-    """Enter factors, shape (1,) for all members or (members,), into the ledger."""
-    count = ledger.raw.shape[0]
-    uniform = whole and len(stage.members) == count and ledger.uniform
-    each = factors[0] if uniform else _spread(factors, stage.members, xp.ones_like(ledger.raw), xp)
-    return replace(
-        ledger,
-        now=ledger.now * each,
-        pending=ledger.pending * each,
-        uniform=uniform,
-        changed=ledger.changed | xp.any(factors != 1),
-    )
+def _init_values(stage: Stage, grads: Backend) -> Memory:
+    policy, vxp = stage.policy, grads.values_xp
+    memory = {}
+    for member in stage.members:
+        if not grads.present[member]:
+            continue
+        value = vxp.abs(grads.get(member))
+        if policy.measure.scope == "tensor":
+            value = vxp.reshape(vxp.sum(value), (1,))
+        elif policy.measure.scope == "singular":
+            basis = grads.singular(member)
+            value = vxp.reshape(vxp.sum(value), (1,)) if basis is None else basis[1]
+        memory[str(member)] = policy.threshold.init(vxp.zeros_like(value), vxp)
+    return memory
 
 
-def _spread(values: Any, members: Sequence[int], base: Any, xp: Any) -> Any:
-    """Return `base`, shape (count,), with the members' values, (members,) or (1,), put in."""
-    count = base.shape[0]
-    if len(members) == count:
-        return values if values.shape[0] == count else xp.broadcast_to(values, (count,))
-    single = values.shape[0] == 1
-    source = list(range(count))
-    for position, member in enumerate(members):
-        source[member] = count + (0 if single else position)
-    return xp.concat([base, values])[xp.asarray(source)]
+def _loss(grads: Backend, xp: Any) -> Any:
+    if grads.loss is None:
+        remedy = "the policy looks at the loss: pass it to the step, as in clip_(loss=loss)"
+        raise PolicyError.of("loss", None, remedy)
+    return xp.reshape(xp.asarray(grads.loss), (1,))
 
 
-def _element_stage(
-    stage: Stage, state: State | None, grads: Backend, ledger: _Ledger, skipped: Any
-) -> tuple[_Ledger, State, Limits]:
-    """Run an elementwise policy."""
-    xp, policy = grads.xp, stage.policy
-    ledger = _flush(grads, ledger, skipped)
-    norms = ledger.now[xp.asarray(list(stage.members))]
-    limits, state = _decide(policy, state, norms, skipped, xp)
-    after, cosine = grads.map(stage.members, norms, policy.response, limits, skipped)
-    return _turned(ledger, stage, after, cosine, xp), state, limits
+def _weights(grads: Backend, policy: Policy) -> Backend:
+    if grads.weights is None:
+        remedy = f"{policy!r} compares gradients with weights: pass the weights too"
+        raise PolicyError.of("weights", None, remedy)
+    return grads.weights
 
 
-def _unit_stage(
-    stage: Stage, state: State | None, grads: Backend, ledger: _Ledger, skipped: Any
-) -> tuple[_Ledger, State, Limits]:
-    """Run a policy that has one norm, and one factor, for each unit of each member."""
-    xp, policy = grads.xp, stage.policy
-    order, axis = policy.measure.order, policy.measure.axis
-    ledger = _flush(grads, ledger, skipped)
-    parts = [grads.unit_norms(member, order, axis) for member in stage.members]
-    limits, state = _decide(policy, state, xp.concat(parts), skipped, xp)
-    factors = policy.response.factors(xp.concat(parts), limits, xp)
-    factors = xp.where(skipped, xp.ones_like(factors), factors)
-    start, after, cosine = 0, [], []
-    for member, part in zip(stage.members, parts, strict=True):
-        mine = factors[start : start + part.shape[0]]
-        start += part.shape[0]
-        sizes = part if order == 2.0 else grads.unit_norms(member, 2.0, axis)
-        grads.scale_units(member, mine, axis)
-        before, now = combine(sizes, 2.0, xp), combine(sizes * mine, 2.0, xp)
-        after.append(now)
-        cosine.append(_cosine(sizes, sizes * mine, before, now, xp))
-    return _turned(ledger, stage, xp.stack(after), xp.stack(cosine), xp), state, limits
+def _rebuilt(value: Any, basis: Any, norms: Any, factors: Any, xp: Any) -> Any:
+    """Return values times their factors, or a matrix with its singular values so changed."""
+    if basis is None:
+        return xp.where(factors == 1, value, value * factors)
+    if basis[0] is None:
+        return xp.where(factors[0] == 1, value, value * factors[0])
+    left, _, right = basis
+    matrix = (left * (norms * factors)[None, :]) @ right
+    return xp.where(xp.all(factors == 1), value, xp.reshape(matrix, value.shape))
 
 
-def _cosine(a: Any, b: Any, norm_a: Any, norm_b: Any, xp: Any) -> Any:
-    """Return Σ aᵢbᵢ/(‖a‖‖b‖) of parts that point the same way; 1 where a norm is 0."""
-    usable = (norm_a > 0) & (norm_b > 0)
-    one = xp.ones_like(norm_a)
-    share = (a / xp.where(usable, norm_a, one)) * (b / xp.where(usable, norm_b, one))
-    same = xp.all(a == b)
-    return xp.where(usable & ~same, xp.minimum(xp.sum(share), one), one)
-
-
-def _turned(ledger: _Ledger, stage: Stage, after: Any, cosine: Any, xp: Any) -> _Ledger:
-    """Enter a change of direction: the members' norms after it, and cosines across it."""
-    now = _spread(after, stage.members, ledger.now, xp)
-    cosine = _spread(cosine, stage.members, xp.ones_like(ledger.now), xp)
-    # Cosines compose only if one of the two changes kept the direction.
-    unknown = xp.full_like(cosine, xp.nan)
-    known = xp.where(ledger.cosine == 1, cosine, xp.where(cosine == 1, ledger.cosine, unknown))
-    changed = ledger.changed | xp.any(now != ledger.now) | xp.any(cosine != 1)
-    return replace(ledger, now=now, cosine=known, uniform=False, changed=changed)
-
-
-def _flush(grads: Backend, ledger: _Ledger, skipped: Any) -> _Ledger:
-    """Apply what is pending, since the next step reads the values."""
-    xp = grads.xp
-    one = xp.ones_like(ledger.pending)
-    grads.scale(xp.where(skipped, one, ledger.pending))
-    return replace(ledger, pending=one)
-
-
-def _decide(
-    policy: Policy, state: State | None, norms: Any, skipped: Any, xp: Any
-) -> tuple[Limits, State]:
-    """Return the limits and the new memory, which no non-finite norm or skipped step enters."""
-    if state is None:
-        state = policy.threshold.init(norms, xp)
-    limits, new = policy.threshold.update(state, norms, xp)
-    keep = ~xp.isfinite(norms) | skipped
-    return limits, {name: _where_rows(keep, state[name], new[name], xp) for name in new}
-
-
-def _where_rows(mask: Any, yes: Any, no: Any, xp: Any) -> Any:
-    """Select whole rows: the first axis of a memory counts the measured items."""
-    return xp.where(xp.reshape(mask, mask.shape + (1,) * (no.ndim - 1)), yes, no)
-
-
-def _result(grads: Backend, ledger: _Ledger, total: Any, skipped: Any, limit: Any) -> ClipResult:
-    xp = grads.xp
-    one, zero = xp.ones_like(total), xp.zeros_like(total)
-    if ledger.uniform:
-        after = total * ledger.pending
-        removed = xp.abs(1 - ledger.pending)
-        cosine = one
-    else:
-        after = combine(ledger.now, ledger.order, xp)
-        safe = xp.where(total > 0, total, one)
-        was, left = ledger.raw / safe, ledger.now / safe
-        # ‖a-b‖² = (|a|-|b|)² + 2|a||b|(1-cos): nothing cancels where the direction stayed.
-        apart = 2 * was * left * (1 - ledger.cosine)
-        removed = combine(xp.sqrt((was - left) ** 2 + apart), 2.0, xp)
-        shares = was * (ledger.now / xp.where(after > 0, after, one)) * ledger.cosine
-        turned = xp.any(ledger.cosine != 1) | xp.any(ledger.now * total != ledger.raw * after)
-        cosine = xp.where((total > 0) & (after > 0) & turned, xp.sum(shares), one)
-    coef = xp.where(total > 0, after / xp.where(total > 0, total, one), one)
-    high = limit if isinstance(limit, float) else xp.nan
-    if limit is not None and not isinstance(limit, float) and limit.shape == (1,):
-        high = limit[0]
-    return ClipResult(
-        total_norm=total,
-        clipped_norm=xp.where(skipped, total, after),
-        coef=xp.where(skipped, one, coef),
-        clipped=ledger.changed & ~skipped,
-        skipped=skipped,
-        removed=xp.where(skipped, zero, removed),
-        cosine=xp.where(skipped, one, cosine),
-        limit=high + zero if not isinstance(high, float) else xp.full_like(total, high),
-        norms=ledger.raw,
-        names=grads.names,
-        path=grads.path,
-    )
+def _where_rows(keep: Any, old: Memory, new: Memory, xp: Any) -> Memory:
+    """Keep whole rows of a memory: the first axes count the measured items."""
+    if isinstance(new, dict):
+        return {name: _where_rows(keep, old[name], new[name], xp) for name in new}
+    mask = xp.reshape(keep, keep.shape + (1,) * (new.ndim - keep.ndim))
+    return xp.where(mask, old, new)

@@ -11,8 +11,8 @@ from .errors import PolicyError
 
 __all__ = ["Measure", "Order", "Scope", "combine"]
 
-Scope = Literal["element", "unit", "tensor", "global"]
-Order = float | Literal["rms"]
+Scope = Literal["element", "singular", "unit", "tensor", "global", "loss"]
+Order = float | Literal["rms", "average"]
 
 
 @dataclass(frozen=True)
@@ -20,27 +20,34 @@ class Measure:
     """How the size of a gradient is taken.
 
     Args:
-        scope: the part that gets one norm: `"element"`, `"unit"` (one output row or filter),
-            `"tensor"`, or `"global"` (all parameters that the policy covers).
-        order: p > 0 of the p-norm, `inf` for the largest magnitude, or `"rms"`.
+        scope: the part that gets one norm: `"element"`; `"singular"`, each singular value of a
+            matrix; `"unit"`, one output row or filter, a vector being one unit; `"tensor"`;
+            `"global"`, all parameters that the policy covers. `"loss"` looks at the loss instead.
+        order: p > 0 of the p-norm; inf for the largest magnitude; `"rms"`, the 2-norm over √N;
+            `"average"`, the 2-norm over N.
         axis: for `"unit"`, the axis that counts the units; None takes the library's
             convention: the first axis for PyTorch and NumPy, the last for JAX.
+        relative: a pair (rel, abs): each value is measured in units of rel·|w| + abs, with w
+            the weight that it is for.
 
     Example:
         >>> Measure(scope="tensor", order=2)
-        Measure(scope='tensor', order=2.0, axis=None)
+        Measure(scope='tensor', order=2.0, axis=None, relative=None)
     """
 
     scope: Scope = "global"
     order: Order = 2.0
     axis: int | None = None
+    relative: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse early."""
         choice("scope", self.scope, get_args(Scope))
         if isinstance(self.order, str):
-            if self.order != "rms":
-                raise PolicyError.of("order", self.order, "give p > 0, inf or 'rms'")
+            if self.order not in ("rms", "average"):
+                raise PolicyError.of("order", self.order, "give p > 0, inf, 'rms' or 'average'")
+            if self.scope not in ("tensor", "global", "unit"):
+                raise PolicyError.of("order", self.order, "it needs scope global, tensor or unit")
         else:
             order = number("order", self.order, low=0, above=True)
             object.__setattr__(self, "order", order)
@@ -48,6 +55,25 @@ class Measure:
             if self.scope != "unit":
                 raise PolicyError.of("axis", self.axis, "only scope='unit' has a unit axis")
             object.__setattr__(self, "axis", integer("axis", self.axis, low=-64))
+        if self.relative is not None:
+            if self.scope not in ("tensor", "global") or isinstance(self.order, str):
+                remedy = "it needs scope 'tensor' or 'global' and a p-norm"
+                raise PolicyError.of("relative", self.relative, remedy)
+            rel, least = self.relative
+            pair = number("relative", rel, low=0), number("relative", least, low=0, above=True)
+            object.__setattr__(self, "relative", pair)
+
+    @property
+    def power(self) -> float:
+        """The p of the norm that is taken first; rms and average divide a 2-norm."""
+        return 2.0 if isinstance(self.order, str) else self.order
+
+    def per_size(self, norms: Any, sizes: Any, xp: Any) -> Any:
+        """Return 2-norms turned into rms or average, given the number of values in each."""
+        if not isinstance(self.order, str):
+            return norms
+        some = xp.where(sizes > 0, sizes, xp.ones_like(sizes))
+        return norms / (xp.sqrt(some) if self.order == "rms" else some)
 
 
 def combine(norms: Any, order: float, xp: Any) -> Any:
@@ -65,8 +91,8 @@ def combine(norms: Any, order: float, xp: Any) -> Any:
 
     Example:
         >>> import numpy as np
-        >>> float(combine(np.asarray([3e200, 4e200]), 2.0, np))
-        5e+200
+        >>> f"{combine(np.asarray([3e200, 4e200]), 2.0, np):.6g}"
+        '5e+200'
 
     Source: the norm of a partition; scaling as in BLAS nrm2.
     """

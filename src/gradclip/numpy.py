@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .checks import choice
-from .engine import NonFinite, run
+from .engine import NonFinite, init, run
 from .errors import NonFiniteError, PolicyError
 from .policy import as_policy, plan
 from .result import ClipResult
@@ -23,10 +23,12 @@ Grads = TypeVar("Grads", Sequence[Any], Mapping[str, Any])
 def clip(
     grads: Grads,
     policy: object,
-    state: list[Any] | None = None,
+    state: Any = None,
     *,
+    weights: Any = None,
+    loss: float | None = None,
     nonfinite: NonFinite = "skip",
-) -> tuple[Grads, list[Any], ClipResult]:
+) -> tuple[Grads, Any, ClipResult]:
     """Clip a list or a dictionary of arrays.
 
     The formula is the policy's; see `gradclip methods`.
@@ -37,6 +39,8 @@ def clip(
             mutated.
         policy: a policy, its text form, or rules by name.
         state: what the last call returned; None at the first step. Not mutated.
+        weights: the weights, in the same container, for policies that look at them.
+        loss: the loss of the step, for policies that look at it.
         nonfinite: "skip" returns the gradients as they are with `result.skipped`; "zero" puts
             0 for each value that is not finite; "raise" raises; "propagate" computes on.
 
@@ -45,7 +49,7 @@ def clip(
         not changed is returned as it is, not copied); the new state; and the result.
 
     Raises:
-        PolicyError: the policy or an argument is wrong.
+        PolicyError: the policy or an argument is wrong, or the state is of other gradients.
         NonFiniteError: a gradient is not finite and nonfinite="raise".
 
     Numerics: norms accumulate in float64 and are safe from overflow; a gradient at or under
@@ -60,30 +64,49 @@ def clip(
     Source: none; this is the clear twin of the faster backends.
     """
     choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
-    named = dict(grads) if isinstance(grads, Mapping) else {str(i): g for i, g in enumerate(grads)}
-    layers = plan(as_policy(policy), list(named))
-    arrays = _Arrays(named, replace_nonfinite=nonfinite == "zero")
+    named = _named(grads)
+    policy = as_policy(policy)
+    arrays = _Arrays(named, loss=loss, replace_nonfinite=nonfinite == "zero")
+    if weights is not None:
+        arrays.weights = _Arrays(_matching(weights, named))
     if nonfinite == "raise":
         _refuse_nonfinite(arrays)
+    layers = plan(policy, arrays.names)
     with np.errstate(all="ignore"):
+        about = {"policy": str(policy), "names": list(named)}
+        if state is None:
+            state = {**about, "memory": init(layers, arrays)}
+        for key, value in about.items():
+            if state[key] != value:
+                raise PolicyError.of(key, value, f"the state was made for {state[key]!r}")
         decision: NonFinite = "skip" if nonfinite == "skip" else "propagate"
-        new_state, factors, result = run(layers, state, arrays, nonfinite=decision)
+        memory, factors, result = run(layers, state["memory"], arrays, nonfinite=decision)
         arrays.scale(factors)
     clipped = {name: None if named[name] is None else arrays.values[name] for name in named}
+    new = {**about, "memory": memory}
     if isinstance(grads, Mapping):
-        return clipped, new_state, result  # type: ignore[return-value]
-    return list(clipped.values()), new_state, result  # type: ignore[return-value]
+        return clipped, new, result  # type: ignore[return-value]
+    return list(clipped.values()), new, result  # type: ignore[return-value]
 
 
 class _Arrays:
     """The engine's backend over arrays by name; a missing gradient counts as empty."""
 
     xp: Any = np
+    values_xp: Any = np
     host = True
     path = "numpy"
 
-    def __init__(self, named: Mapping[str, Any], *, replace_nonfinite: bool) -> None:
+    def __init__(
+        self,
+        named: Mapping[str, Any],
+        *,
+        loss: float | None = None,
+        replace_nonfinite: bool = False,
+    ) -> None:
         self.names = tuple(named)
+        self.loss = loss
+        self.weights: _Arrays | None = None
         self.values: dict[str, np.ndarray] = {}
         for name, grad in named.items():
             array = np.zeros(0) if grad is None else np.asarray(grad)
@@ -94,18 +117,27 @@ class _Arrays:
                 array = np.where(np.isfinite(array), array, np.zeros((), array.dtype))
             self.values[name] = array
         self.sizes = np.asarray([a.size for a in self.values.values()], dtype=np.float64)
+        here = [grad is not None for grad in named.values()]
+        self.present = tuple(here)
 
-    def norms(self, members: Sequence[int], order: float) -> Any:
-        return np.asarray([_norm(self._get(i).ravel(), order) for i in members], dtype=np.float64)
+    def array(self, values: list[float]) -> Any:
+        return np.asarray(values)
 
-    def unit_norms(self, member: int, order: Any, axis: int | None) -> Any:
-        array = np.atleast_1d(self._get(member))
-        rows = [unit.ravel() for unit in np.moveaxis(array, axis or 0, 0)]
-        power = 2.0 if order == "rms" else order
-        norms = np.asarray([_norm(row, power) for row in rows], dtype=np.float64)
-        return (
-            norms / math.sqrt(max(array.size // max(len(rows), 1), 1)) if order == "rms" else norms
-        )
+    def norms(
+        self, members: Sequence[int], order: float, relative: tuple[float, float] | None
+    ) -> Any:
+        found = []
+        for i in members:
+            array = self._get(i)
+            if relative is not None:
+                array = array / self._unit(i, relative)
+            found.append(_norm(array.ravel(), order))
+        return np.asarray(found, dtype=np.float64)
+
+    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
+        rows = _rows(self._get(member), axis)
+        norms = np.asarray([_norm(row, order) for row in rows], dtype=np.float64)
+        return norms, float(rows.shape[1])
 
     def scale(self, factors: Any) -> None:
         each = np.broadcast_to(factors, (len(self.names),))
@@ -115,51 +147,101 @@ class _Arrays:
 
     def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
         array = self._get(member)
-        if array.ndim and np.any(factors != 1):
-            shape = [-1 if d == (axis or 0) else 1 for d in range(array.ndim)]
-            factors = np.reshape(factors, shape)
-        elif array.ndim == 0:
-            factors = factors[0]
         if np.any(factors != 1):
-            self.values[self.names[member]] = _times(array, factors)
+            shape = [1] * array.ndim
+            if array.ndim > 1:
+                shape[axis or 0] = -1
+            self.values[self.names[member]] = _times(array, np.reshape(factors, shape))
 
-    def map(
-        self, members: Sequence[int], norms: Any, response: Any, limits: Limits, keep: Any
-    ) -> tuple[Any, Any]:
-        after, cosine = np.zeros_like(norms), np.ones_like(norms)
-        for position, member in enumerate(members):
-            old = self._get(member)
-            if old.dtype.kind == "c":
-                remedy = "values of complex gradients have no order: clip them by norm"
-                raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(old.dtype), remedy)
-            new = old if keep else response.values(old, limits, np).astype(old.dtype)
-            after[position] = _norm(new.ravel(), 2.0)
-            before = norms[position]
-            if (new != old).any() and before > 0 and after[position] > 0:
-                a, b = old.astype(np.float64) / before, new.astype(np.float64) / after[position]
-                # Under 1 even where rounding says 1, since that would mean that nothing changed.
-                cosine[position] = min(float(np.sum(a * b)), 1 - 2**-53)
-            if (new != old).any():
-                self.values[self.names[member]] = new
-        return after, cosine
+    def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
+        return None
+
+    def get(self, member: int) -> np.ndarray:
+        array = self._get(member)
+        if array.dtype.kind == "c":
+            remedy = "values of complex gradients have no order: clip them by norm"
+            raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(array.dtype), remedy)
+        return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
+
+    def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
+        old = self._get(member)
+        before = old if like is None else np.asarray(like).astype(old.dtype)
+        new = old if keep else np.asarray(value).astype(old.dtype)
+        self.values[self.names[member]] = new
+        return np.float64(_norm(new.ravel(), 2.0)), np.float64(_cosine(before, new))
+
+    def singular(self, member: int) -> tuple[Any, Any, Any] | None:
+        array = self.get(member)
+        if array.ndim < 2:
+            return None
+        matrix = array.reshape(array.shape[0], -1)
+        if not np.isfinite(matrix).all():  # A decomposition would raise; NaN is what it means.
+            matrix = np.full_like(matrix, np.nan)
+            rank = min(matrix.shape)
+            return matrix[:, :rank], matrix[0, :1].repeat(rank), matrix[:rank]
+        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+        return u, s, vh
 
     def _get(self, member: int) -> np.ndarray:
         return self.values[self.names[member]]
 
+    def _unit(self, member: int, relative: tuple[float, float]) -> np.ndarray:
+        if self.weights is None:
+            raise PolicyError.of("weights", None, "the policy compares with them: pass them too")
+        rel, least = relative
+        return rel * np.abs(self.weights._get(member).astype(np.float64)) + least
+
+
+def _named(grads: Any) -> dict[str, Any]:
+    return dict(grads) if isinstance(grads, Mapping) else {str(i): g for i, g in enumerate(grads)}
+
+
+def _matching(weights: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights, in the order of the gradients, of their names and shapes."""
+    given = _named(weights)
+    if given.keys() != named.keys():
+        raise PolicyError.of("weights", list(given), f"the gradients are {list(named)}")
+    for name, grad in named.items():
+        if grad is not None and np.shape(grad) != np.shape(given[name]):
+            remedy = f"the gradient's shape is {np.shape(grad)}"
+            raise PolicyError.of(f"weights[{name}].shape", np.shape(given[name]), remedy)
+    return {name: given[name] for name in named}
+
+
+def _rows(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """Return the units as rows, shape (units, values in each); a vector is one unit."""
+    if array.ndim < 2:
+        return array.reshape(1, -1)
+    rows = np.moveaxis(array, axis or 0, 0)
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+
 
 def _norm(flat: np.ndarray, order: float) -> float:
     """Return the p-norm of a vector in float64, scaled by its largest magnitude."""
-    wide = np.abs(flat.astype(np.complex128 if flat.dtype.kind == "c" else np.float64))
+    kind = np.complex128 if flat.dtype.kind == "c" else np.float64
+    wide = np.abs(flat.astype(kind))
     largest = float(wide.max()) if wide.size else 0.0
     if math.isinf(order) or largest == 0 or not math.isfinite(largest):
         return largest
     return largest * float(np.sum((wide / largest) ** order)) ** (1.0 / order)
 
 
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the cosine between two arrays; 1 where they are equal or one is zero."""
+    if np.array_equal(a, b):
+        return 1.0
+    norms = _norm(a.ravel(), 2.0), _norm(b.ravel(), 2.0)
+    if not all(norms):
+        return 1.0
+    wide = np.float64  # Not the half of `b`.
+    share = float(np.sum((a.astype(wide) / norms[0]) * (b.astype(wide) / norms[1])))
+    return min(share, 1 - 2**-53)  # 1 would mean that they are equal, whatever rounding says.
+
+
 def _times(array: np.ndarray, factor: Any) -> np.ndarray:
-    """Return array·factor, computed in float64 and rounded once."""
+    """Return array·factor, computed in at least float64 and rounded once; 1 keeps the bits."""
     kind = np.complex128 if array.dtype.kind == "c" else np.float64
-    return np.asarray(array.astype(kind) * factor, array.dtype)
+    return np.where(factor == 1, array, (array.astype(kind) * factor).astype(array.dtype))
 
 
 def _refuse_nonfinite(arrays: _Arrays) -> None:

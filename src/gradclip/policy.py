@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import zip_longest
-from typing import Union
 
 from .catalogue import Call
 from .errors import PolicyError
 from .measure import Measure
 from .response import Response
+from .source import Source
 from .threshold import Threshold
 
-__all__ = ["AnyPolicy", "ByName", "Chain", "Policy", "Stage", "as_policy", "by_name", "plan"]
+__all__ = [
+    "AnyPolicy",
+    "ByName",
+    "Chain",
+    "Policy",
+    "Stage",
+    "Wrapped",
+    "WrappedStage",
+    "as_policy",
+    "by_name",
+    "plan",
+]
 
 
 class _Written:
     """What every kind of policy can do: be chained with `|`, and be written down."""
 
     @property
-    def links(self) -> tuple[Policy | ByName, ...]:
+    def links(self) -> tuple[Policy | ByName | Wrapped, ...]:
         """The policies that are applied one after the other."""
-        assert isinstance(self, (Policy, Chain, ByName))
+        assert isinstance(self, AnyPolicy)
         return self.policies if isinstance(self, Chain) else (self,)
 
     def __or__(self, other: object) -> Chain:
         """Return the chain that applies this policy, then the other."""
-        if not isinstance(other, (Policy, Chain, ByName)):
+        if not isinstance(other, AnyPolicy):
             return NotImplemented
         return Chain((*self.links, *other.links))
 
@@ -58,28 +68,21 @@ class Policy(_Written):
     measure: Measure
     threshold: Threshold
     response: Response
-    _asked: Call | None = field(default=None, compare=False)
+    call: Call | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a response that has no meaning for what is measured."""
-        if self.response.elementwise != (self.measure.scope == "element"):
-            kind = type(self.response).__name__
-            remedy = "Clamp goes with scope='element', Rescale with unit, tensor or global"
-            raise PolicyError.of("response", kind, remedy)
-
-    def as_asked(self, call: Call) -> Policy:
-        """Return the same policy, remembering the recipe's call that made it."""
-        return dataclasses.replace(self, _asked=call)
-
-    @property
-    def call(self) -> Call | None:
-        """The recipe's call that makes this policy, or None if no recipe made it."""
-        return self._asked
+        kind, scope = type(self.response).__name__, self.measure.scope
+        scopes = getattr(self.response, "scopes", None)
+        if scopes is not None and scope not in scopes:
+            raise PolicyError.of("response", kind, f"it goes with scope={scopes[0]!r}")
+        if scope == "loss" and kind != "Skip":
+            raise PolicyError.of("response", kind, "scope='loss' goes with Skip only")
 
     def __repr__(self) -> str:
         """Return what one would type."""
-        if self._asked is not None:
-            return self._asked.code()
+        if self.call is not None:
+            return self.call.code()
         return f"Policy({self.measure!r}, {self.threshold!r}, {self.response!r})"
 
 
@@ -93,10 +96,13 @@ class Chain(_Written):
         by_value(0.5) | by_norm(1.0)
     """
 
-    policies: tuple[Policy | ByName, ...] = ()
+    policies: tuple[Policy | ByName | Wrapped, ...] = ()
+    call: Call | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """Return what one would type."""
+        if self.call is not None:
+            return self.call.code()
         return " | ".join(map(repr, self.policies)) or "Chain()"
 
 
@@ -110,14 +116,35 @@ class ByName(_Written):
         by_name({'embed.*': by_norm(0.5), '*.bias': None, '*': by_norm(1.0)})
     """
 
-    rules: tuple[tuple[str, Policy | Chain | None], ...]
+    rules: tuple[tuple[str, Policy | Chain | Wrapped | None], ...]
 
     def __repr__(self) -> str:
         """Return what one would type."""
         return f"by_name({dict(self.rules)!r})"
 
 
-AnyPolicy = Union[Policy, Chain, ByName]  # noqa: UP007 - ByName is a forward name above
+@dataclass(frozen=True, repr=False)
+class Wrapped(_Written):
+    """A policy applied to something other than the gradient, which the source makes of it.
+
+    Example:
+        >>> from gradclip import by_norm, with_feedback
+        >>> with_feedback(by_norm(1.0))
+        with_feedback(by_norm(1.0))
+    """
+
+    source: Source
+    inner: Policy | Chain
+    call: Call | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """Return what one would type."""
+        if self.call is not None:
+            return self.call.code()
+        return f"Wrapped({self.source!r}, {self.inner!r})"
+
+
+AnyPolicy = Policy | Chain | ByName | Wrapped
 
 
 def by_name(rules: Mapping[str, object]) -> ByName:
@@ -137,16 +164,26 @@ def by_name(rules: Mapping[str, object]) -> ByName:
     """
     if not rules:
         raise PolicyError.of("rules", rules, "give at least one pattern, such as '*'")
-    made: list[tuple[str, Policy | Chain | None]] = []
+    made: list[tuple[str, Policy | Chain | Wrapped | None]] = []
     for pattern, rule in rules.items():
-        if not isinstance(pattern, str) or not pattern or set(pattern) & set(";=:|"):
+        if not _writable(pattern):
             remedy = "give a glob pattern over parameter names, such as 'embed.*'"
             raise PolicyError.of("pattern", pattern, remedy)
         policy = None if rule is None else as_policy(rule)
+        if policy == Chain():
+            policy = None
         if isinstance(policy, ByName):
             raise PolicyError.of(pattern, rule, "a rule by name cannot hold rules by name")
         made.append((pattern, policy))
     return ByName(tuple(made))
+
+
+def _writable(pattern: object) -> bool:
+    """Whether the text form of rules by name can hold this pattern."""
+    if not isinstance(pattern, str) or not pattern or pattern.strip() != pattern:
+        return False
+    pairs = all(pattern.count(a) == pattern.count(b) for a, b in ("[]", "{}"))
+    return pairs and not set(pattern) & set(";=:|()")
 
 
 def as_policy(value: object) -> AnyPolicy:
@@ -159,7 +196,7 @@ def as_policy(value: object) -> AnyPolicy:
         >>> as_policy("norm:1.0")
         by_norm(1.0)
     """
-    if isinstance(value, (Policy, Chain, ByName)):
+    if isinstance(value, AnyPolicy):
         return value
     if isinstance(value, str):
         from .spec import parse
@@ -178,7 +215,20 @@ class Stage:
     members: tuple[int, ...]
 
 
-def plan(policy: AnyPolicy, names: Sequence[str]) -> tuple[tuple[Stage, ...], ...]:
+@dataclass(frozen=True)
+class WrappedStage:
+    """A source, the parameters that it covers, and the plan of what happens inside."""
+
+    source: Source
+    members: tuple[int, ...]
+    inner: Plan
+
+
+AnyStage = Stage | WrappedStage
+Plan = tuple[tuple["AnyStage", ...], ...]
+
+
+def plan(policy: AnyPolicy, names: Sequence[str]) -> Plan:
     """Return the layers of stages, in order; the stages of one layer share no parameter.
 
     Args:
@@ -188,19 +238,33 @@ def plan(policy: AnyPolicy, names: Sequence[str]) -> tuple[tuple[Stage, ...], ..
     Raises:
         PolicyError: a name matches no pattern, or a pattern matches no name.
     """
-    layers = _expand(policy, tuple(range(len(names))), names)
+    return _layers(_expand(policy, tuple(range(len(names))), names))
+
+
+def _layers(layers: list[list[AnyStage]]) -> Plan:
     return tuple(tuple(layer) for layer in layers)
 
 
 def _expand(
     policy: AnyPolicy | None, members: tuple[int, ...], names: Sequence[str]
-) -> list[list[Stage]]:
+) -> list[list[AnyStage]]:
     if policy is None:
         return []
     if isinstance(policy, Policy):
         return [[Stage(policy, members)]]
+    if isinstance(policy, Wrapped):
+        inner = _layers(_expand(policy.inner, members, names))
+        return [[WrappedStage(policy.source, members, inner)]]
     if isinstance(policy, Chain):
         return [layer for link in policy.policies for layer in _expand(link, members, names)]
+    groups = [_expand(rule, found, names) for rule, found in _matched(policy, members, names)]
+    return [[s for layer in depth for s in layer] for depth in zip_longest(*groups, fillvalue=[])]
+
+
+def _matched(
+    policy: ByName, members: tuple[int, ...], names: Sequence[str]
+) -> list[tuple[Policy | Chain | Wrapped | None, tuple[int, ...]]]:
+    """Return each rule with the members whose name it is the first to match."""
     matched: dict[str, list[int]] = {pattern: [] for pattern, _ in policy.rules}
     for index in members:
         pattern = next((p for p in matched if fnmatchcase(names[index], p)), None)
@@ -212,8 +276,7 @@ def _expand(
         if not found and pattern != "*" and members:
             remedy = "it matches no parameter that an earlier pattern left; " + _similar(names)
             raise PolicyError.of("pattern", pattern, remedy)
-    groups = [_expand(sub, tuple(matched[pattern]), names) for pattern, sub in policy.rules]
-    return [[s for layer in depth for s in layer] for depth in zip_longest(*groups, fillvalue=[])]
+    return [(rule, tuple(matched[pattern])) for pattern, rule in policy.rules]
 
 
 def _similar(names: Sequence[str]) -> str:

@@ -1,15 +1,30 @@
-"""What happens to a gradient outside its limits: pure functions of norms, limits, values."""
+"""What happens to a gradient outside its limits: pure functions of norms, limits, values.
+
+A response either gives one factor for each norm, which then multiplies everything that the norm
+was taken over, or changes values one by one.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from .checks import number
-from .threshold import Limits
+from .checks import choice, number
+from .threshold.base import Limits
 
-__all__ = ["Clamp", "Rescale", "Response"]
+__all__ = [
+    "Clamp",
+    "FactorResponse",
+    "Normalise",
+    "Rescale",
+    "Response",
+    "ShrinkSpikes",
+    "Skip",
+    "Smooth",
+    "ValueResponse",
+    "Zero",
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +36,7 @@ class Rescale:
     Args:
         max_gain: the most by which a small gradient is scaled up, so that rounding noise is
             not blown up to a full step.
+        eps: added to n before it is compared with high: 0 is exact; some papers have more.
 
     Example:
         >>> import numpy as np
@@ -29,12 +45,12 @@ class Rescale:
     """
 
     max_gain: float = 1e6
-    elementwise: ClassVar[bool] = False
+    eps: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        gain = number("max_gain", self.max_gain, low=1)
-        object.__setattr__(self, "max_gain", gain)
+        object.__setattr__(self, "max_gain", number("max_gain", self.max_gain, low=1))
+        object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
     def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
         """Return one factor per norm; a NaN norm gives NaN, an infinite one 0."""
@@ -42,14 +58,108 @@ class Rescale:
         factors = one
         if limits.high is not None:
             # `<=` and not `>`: NaN must propagate. Division where nothing is cut is by 1.
-            inside = norms <= limits.high
-            factors = xp.where(inside, one, limits.high / xp.where(inside, one, norms))
+            # Array by array: torch makes number / array a product with the reciprocal, which
+            # is inf where the norm is subnormal.
+            size = norms + self.eps if self.eps else norms
+            inside = size <= limits.high
+            factors = xp.where(inside, one, limits.high * one / xp.where(inside, one, size))
         if limits.low is not None:
             small = (norms > 0) & (norms < limits.low)
-            gain = limits.low / xp.where(small, norms, one)
+            gain = limits.low * one / xp.where(small, norms, one)
             gain = xp.where(gain > self.max_gain, self.max_gain * one, gain)
             factors = xp.where(small, gain, factors)
         return factors
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Shrink every norm towards, and never beyond, its limit.
+
+    "root": 1/√(1 + n²/τ²); "linear": 1/(1 + n/τ); "tanh": τ·tanh(n/τ)/n.
+
+    Example:
+        >>> import numpy as np
+        >>> Smooth("linear").factors(np.asarray([1.0, 3.0]), Limits(high=1.0), np)
+        array([0.5 , 0.25])
+    """
+
+    shape: Literal["root", "linear", "tanh"] = "root"
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        choice("shape", self.shape, ("root", "linear", "tanh"))
+
+    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+        """Return one factor per norm; without a limit the factor is 1."""
+        ratio = norms / limits.high
+        if self.shape == "linear":
+            return 1 / (1 + ratio)
+        if self.shape == "root":
+            # 1/√(1+r²) for r ≤ 1, (1/r)/√(1+1/r²) above: no square overflows.
+            big = ratio > 1
+            inverse = 1 / xp.where(big, ratio, xp.ones_like(ratio))
+            small = xp.where(big, xp.zeros_like(ratio), ratio)
+            near = 1 / xp.sqrt(1 + small * small)
+            return xp.where(big, inverse / xp.sqrt(1 + inverse * inverse), near)
+        some = xp.where(ratio > 0, ratio, xp.ones_like(ratio))
+        return xp.where(ratio > 0, xp.tanh(some) / some, xp.ones_like(ratio) + 0 * ratio)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Give every gradient the norm of the limit: factor = high/(n + eps); zero stays zero.
+
+    Example:
+        >>> import numpy as np
+        >>> Normalise(eps=0.0).factors(np.asarray([4.0, 0.5, 0.0]), Limits(high=1.0), np)
+        array([0.25, 2.  , 1.  ])
+    """
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "eps", number("eps", self.eps, low=0))
+
+    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+        """Return one factor per norm."""
+        one = xp.ones_like(norms)
+        zero = norms == 0
+        return xp.where(zero, one, limits.high * one / xp.where(zero, one, norms + self.eps))
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Put zero for what exceeds its limit.
+
+    Example:
+        >>> import numpy as np
+        >>> Zero().factors(np.asarray([4.0, 0.5]), Limits(high=1.0), np)
+        array([0., 1.])
+    """
+
+    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+        """Return 0 or 1 for each norm."""
+        return xp.where(norms <= limits.high, xp.ones_like(norms), xp.zeros_like(norms))
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Leave out the whole step if anything exceeds its limit.
+
+    Example:
+        >>> import numpy as np
+        >>> bool(Skip().skips(np.asarray([4.0, 0.5]), Limits(high=1.0), np))
+        True
+    """
+
+    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
+        """Return 1 for each norm: what is not skipped stays as it is."""
+        return xp.ones_like(norms)
+
+    def skips(self, norms: Any, limits: Limits, xp: Any) -> Any:
+        """Return whether the step is to be skipped; a NaN norm is outside every limit."""
+        return xp.any(~(norms <= limits.high))
 
 
 @dataclass(frozen=True)
@@ -58,13 +168,13 @@ class Clamp:
 
     Example:
         >>> import numpy as np
-        >>> Clamp().values(np.asarray([-3.0, 0.5]), Limits(-1.0, 1.0), np)
+        >>> Clamp().values(np.asarray([-3.0, 0.5]), None, Limits(-1.0, 1.0), np)
         array([-1. ,  0.5])
     """
 
-    elementwise: ClassVar[bool] = True
+    scopes: ClassVar[tuple[str, ...]] = ("element",)
 
-    def values(self, x: Any, limits: Limits, xp: Any) -> Any:
+    def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
         """Return `x` with each value moved into its limits."""
         low = -math.inf if limits.low is None else limits.low
         high = math.inf if limits.high is None else limits.high
@@ -72,4 +182,25 @@ class Clamp:
         return xp.where(x < low, low + xp.zeros_like(x), x)
 
 
-Response = Rescale | Clamp
+@dataclass(frozen=True)
+class ShrinkSpikes:
+    """Multiply the values whose magnitude exceeds the limit by limit/(largest magnitude).
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.asarray([0.5, -2.0, 4.0])
+        >>> ShrinkSpikes().values(x, 4.0, Limits(high=1.0), np)
+        array([ 0.5, -0.5,  1. ])
+    """
+
+    scopes: ClassVar[tuple[str, ...]] = ("tensor",)
+
+    def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:
+        """Return `x` with its spikes shrunk; `norm` is its largest magnitude."""
+        over = xp.abs(x) > limits.high
+        return xp.where(over, xp.astype(x * (limits.high / norm), x.dtype), x)
+
+
+FactorResponse = Rescale | Smooth | Normalise | Zero | Skip
+ValueResponse = Clamp | ShrinkSpikes
+Response = FactorResponse | ValueResponse

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradclip import Fixed, Measure, Policy, PolicyError, Rescale, by_name, by_norm
+from gradclip import Measure, Policy, PolicyError, Rescale, by_name, by_norm
+from gradclip.threshold import Limits
 from gradclip.torch import Clipper, attach
 from gradclip.torch.attach import named_parameters
 
@@ -384,11 +385,15 @@ class _Half:
     def init(self, norms: Any, xp: Any) -> dict[str, Any]:
         return {"largest": xp.zeros_like(norms)}
 
-    def update(self, state: Any, norms: Any, xp: Any) -> tuple[Any, dict[str, Any]]:
+    def update(
+        self,
+        state: Any,
+        norms: Any,
+        seen: Any,  # noqa: ARG002
+        xp: Any,
+    ) -> tuple[Limits, dict[str, Any]]:
         largest = xp.maximum(state["largest"], norms)
-        return Fixed(high=1.0).update({}, norms, xp)[0]._replace(high=largest / 2), {
-            "largest": largest
-        }
+        return Limits(high=largest / 2), {"largest": largest}
 
 
 def test_a_policy_with_a_memory_refuses_other_parameters() -> None:

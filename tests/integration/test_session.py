@@ -303,12 +303,31 @@ def test_clipping_to_infinity_only_measures(watched: Watched) -> None:
     assert not watched(train)[0].notices
 
 
-def test_a_wrong_call_raises_what_it_always_raises(watched: Watched) -> None:
-    def train() -> None:
-        with pytest.raises(TypeError, match="missing 1 required positional argument: 'max_norm'"):
-            torch.nn.utils.clip_grad_norm_([torch.ones(1)])  # type: ignore[call-arg]
+@pytest.mark.parametrize("args", [(), (None,), ("x",), (1.0, 2.0, False, None, "many")])
+def test_a_wrong_call_raises_what_it_always_raises(args: tuple[Any, ...], watched: Watched) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
 
-    watched(train)
+    def said() -> str:
+        with pytest.raises(TypeError) as raised:
+            torch.nn.utils.clip_grad_norm_([weight], *args)
+        return str(raised.value)
+
+    expected = said()
+    watched(lambda: expected == said() or pytest.fail(said()))
+
+
+def test_several_clippers_of_the_scripts_are_one_notice(watched: Watched) -> None:
+    models = [net(0), net(1)]
+    optimizers = [sgd(model) for model in models]
+
+    def train() -> None:
+        for model, optimizer in zip(models, optimizers, strict=True):
+            gradclip.torch.attach(optimizer, "norm:0.25")
+            one_step(model, optimizer)
+
+    session, run = watched(train)
+    assert len(run.events) == len(session.notices) == 1
 
 
 def test_nothing_is_left_behind(watched: Watched) -> None:

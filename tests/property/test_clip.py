@@ -96,7 +96,7 @@ def _assert_close(found: Grads, expected: Grads, ulps: float) -> None:
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         info = np.finfo(a.dtype)
         with np.errstate(over="ignore"):
-            rtol = ulps * float(info.eps) + 8 * 2.0**-52  # the norm's own rounding, in float64
+            rtol = ulps * float(info.eps) + 16 * 2.0**-52  # the norm's own rounding, in float64
             close = {"rtol": rtol, "atol": 2 * float(info.smallest_subnormal)}
         np.testing.assert_allclose(a.astype(float), b.astype(float), **close)
 
@@ -256,7 +256,6 @@ def test_the_input_is_not_changed_and_signs_stay(
         assert a.shape == b.shape
 
 
-@pytest.mark.xfail(strict=True, reason="engine._unit_stage looks at the norm, which may hide it")
 @every_backend
 @quick
 @given(gradients(), policies)

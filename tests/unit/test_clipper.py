@@ -53,7 +53,13 @@ class Running:
         zero = xp.zeros_like(norms)
         return {"sum": zero, "count": zero}
 
-    def update(self, state: dict[str, Any], norms: Any, xp: Any) -> tuple[Limits, dict[str, Any]]:
+    def update(
+        self,
+        state: dict[str, Any],
+        norms: Any,
+        seen: Any,
+        xp: Any,  # noqa: ARG002
+    ) -> tuple[Limits, dict[str, Any]]:
         count = xp.where(state["count"] > 0, state["count"], xp.ones_like(norms))
         mean = state["sum"] / count
         high = xp.where(state["count"] > 0, self.factor * mean, norms)
@@ -236,7 +242,7 @@ def test_too_many_skips_in_a_row_raise_and_name_the_parameters(path: str) -> Non
         clipper.clip_()
     assert str(caught.value) == (
         "3 steps in a row were skipped (max_skips=2): the gradient of a, b holds inf or NaN; "
-        "the gradients and the weights are untouched"
+        "the last norms were nan, nan, nan; the gradients and the weights are untouched"
     )
     assert math.isnan(float(params[0][1].grad)), path  # type: ignore[arg-type]
     assert float(params[1][1].grad) == 1  # type: ignore[arg-type]
@@ -263,10 +269,10 @@ def test_a_skipped_step_enters_no_memory(running: Policy, path: str) -> None:
     clipper = Clipper([param], running)
     clipper.handles.append(None)
     clipper.clip_()
-    before = clipper.state_dict()["states"]
+    before = clipper.state_dict()["memory"]
     param.grad = torch.tensor([math.nan])
     clipper.clip_()
-    assert clipper.state_dict()["states"] == before, path
+    assert clipper.state_dict()["memory"] == before, path
     param.grad = torch.tensor([10.0])
     clipper.clip_()
     assert float(param.grad) == 2

@@ -203,7 +203,7 @@ WRONG: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: Fixed(), ["high=None", "at least one"]),
     (lambda: Fixed(1.0, 2.0), ["low=2.0", "high=1.0"]),
     (lambda: Policy(Measure(), Fixed(1.0), Clamp()), ["response='Clamp'", "element"]),
-    (lambda: Policy(Measure("element"), Fixed(1.0), Rescale()), ["response='Rescale'", "unit"]),
+    (lambda: Policy(Measure("loss"), Fixed(1.0), Rescale()), ["response='Rescale'", "Skip"]),
     # rules by name
     (lambda: by_name({}), ["rules={}", "'*'"]),
     (lambda: by_name({"": None}), ["pattern=''", "glob"]),
@@ -221,7 +221,7 @@ WRONG: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: parse(""), ["policy=''", "norm:1.0"]),
     (lambda: parse("  "), ["policy='  '", "norm:1.0"]),
     (lambda: parse(1.0), ["policy=1.0", "norm:1.0"]),  # type: ignore[arg-type]
-    (lambda: parse("nrom:1"), ["method='nrom'", "norm, value"]),
+    (lambda: parse("nrom:1"), ["method='nrom'", "did you mean 'norm'"]),
     (lambda: parse("norm"), ["norm()", "max_norm", "order, scope"]),
     (lambda: parse("norm:1,2,global,4"), ["norm(1, 2, 'global', 4)", "too many"]),
     (lambda: parse("norm:-1"), ["max_norm=-1", ">= 0"]),

@@ -120,7 +120,6 @@ def test_dictionary_there_and_back_through_json(policy: AnyPolicy) -> None:
     assert from_dict(json.loads(text)) == policy
 
 
-@pytest.mark.xfail(strict=True, reason="spec.from_dict lets TypeError and AttributeError out")
 @quick
 @given(anything, st.text(max_size=20))
 @example(Chain(), '{"chain": 3}')
@@ -205,26 +204,22 @@ def test_a_hand_made_policy_is_written_as_json() -> None:
 # ---- what once went wrong ------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="spec.parse takes a glob that begins with [ for JSON")
 @pytest.mark.parametrize("pattern", ["[ab]*", "{a}"])
 def test_a_pattern_may_begin_with_a_bracket(pattern: str) -> None:
     policy = by_name({pattern: by_norm(1), "*": None})
     assert parse(str(policy)) == policy
 
 
-@pytest.mark.xfail(strict=True, reason="policy.by_name takes a pattern that parse would strip")
 @pytest.mark.parametrize("pattern", [" a", "a\n"])
 def test_a_pattern_with_space_at_its_ends_is_refused(pattern: str) -> None:
     with pytest.raises(PolicyError, match="pattern"):
         by_name({pattern: by_norm(1)})
 
 
-@pytest.mark.xfail(strict=True, reason="policy.by_name keeps an empty chain apart from None")
 def test_a_rule_that_changes_nothing_is_none() -> None:
     assert by_name({"a": "none"}) == by_name({"a": Chain()}) == by_name({"a": None})
 
 
-@pytest.mark.xfail(strict=True, reason="catalogue.recipe keeps NumPy's scalars in the call")
 @pytest.mark.parametrize("number", [np.float32(0.1), np.float64(0.1), np.int64(3)])
 def test_numbers_of_numpy_are_written_as_numbers(number: Any) -> None:
     policy = by_norm(number)
@@ -238,7 +233,6 @@ def _axes(**changed: Any) -> dict[str, Any]:
     return {**axes, "response": {"kind": "Rescale"}, **changed}
 
 
-@pytest.mark.xfail(strict=True, reason="spec.from_dict lets TypeError and AttributeError out")
 @pytest.mark.parametrize(
     "data",
     [
@@ -257,7 +251,6 @@ def test_data_of_another_shape_is_refused(data: dict[str, Any]) -> None:
         from_dict(data)
 
 
-@pytest.mark.xfail(strict=True, reason="checks.number lets OverflowError out")
 def test_an_integer_beyond_floats_is_refused() -> None:
     with pytest.raises(PolicyError, match="max_norm"):
         by_norm(10**400)

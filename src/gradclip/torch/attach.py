@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..checks import choice
 from ..engine import NonFinite
 from ..errors import PolicyError
 from .clipper import Clipper
@@ -26,6 +27,7 @@ def attach(
     policy: object,
     *,
     model: torch.nn.Module | None = None,
+    on: Literal["gradient", "update"] = "gradient",
     nonfinite: NonFinite = "skip",
     max_skips: int = 10,
 ) -> Clipper:
@@ -43,6 +45,9 @@ def attach(
         policy: a policy, its text form, or rules by name; None measures and changes nothing.
         model: where the names of the parameters come from; without it the optimizer's own
             (`param_names`) are used, else "group0.0", "group0.1", ….
+        on: "update" clips what the step did to the weights instead, after it, for methods such
+            as `clippy` and `update_rms`; that holds a copy of the weights for each step, and a
+            skip puts the weights back, not the optimizer's memory.
         nonfinite: see `Clipper`; with "skip" the weights, the momentum and the step counters
             stay as they are. Fused Adam, AdamW and Adagrad skip on the accelerator; any other
             optimizer there waits for the device once a step, unless this is "propagate" or
@@ -81,7 +86,8 @@ def attach(
     if attached(optimizer) is not None:
         remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
-    clipper = clip_steps(optimizer, policy, model, nonfinite=nonfinite, max_skips=max_skips)
+    choice("on", on, ("gradient", "update"))
+    clipper = clip_steps(optimizer, policy, model, on=on, nonfinite=nonfinite, max_skips=max_skips)
     _attached[optimizer] = weakref.ref(clipper)
     return clipper
 
@@ -97,13 +103,14 @@ def clip_steps(
     policy: object,
     model: torch.nn.Module | None,
     *,
+    on: str = "gradient",
     nonfinite: NonFinite,
     max_skips: int,
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
     named = named_parameters(optimizer, model)
     clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
-    hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model))
+    hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     uncompiled: Any = torch.compiler.disable
     clipper.handles += [
         optimizer.register_step_pre_hook(uncompiled(hooks.before)),

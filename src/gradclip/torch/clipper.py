@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer
-from ..engine import NonFinite, run
+from ..engine import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..policy import AnyPolicy, Chain, as_policy, plan
+from ..policy import AnyPolicy, Chain, Plan, WrappedStage, as_policy, plan
+from ..response import Skip
 from ..result import ClipResult
 from ..spec import parse
 from .gradients import Gradients
@@ -82,15 +84,22 @@ class Clipper:
         self.host = True
         self._warned = False
         self.steps = 0
-        self._states: list[Any] | None = None
+        self._memory: Any = None
+        self._place: Any = None
         self._clipped: Any = 0
         self._skipped: Any = 0
         self._in_a_row: Any = 0
+        self._recent: deque[Tensor] = deque(maxlen=self.max_skips + 1)
         self.rebind(params)
 
     def __repr__(self) -> str:
         """Return what one would type."""
         return f"Clipper(<{len(self.params)} parameters>, {self.policy!r})"
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether some step may have to be kept from the weights."""
+        return self.nonfinite in ("skip", "raise") or _skips(self._plan)
 
     @property
     def measures_only(self) -> bool:
@@ -114,21 +123,26 @@ class Clipper:
             PolicyError: the policy has a memory, or a name matches no rule.
         """
         names, found = _named(params)
-        if _has_memory(self._states):
+        if _has_memory(self._memory):
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
-        self._plan, self._states = plan(self.policy, names), None
+        self._plan, self._memory = plan(self.policy, names), None
         self._holes = [_hole(param) for param in found]
         self.names, self.params = names, found
 
     @torch.no_grad()
     def clip_(
-        self, *, scaled_by: Tensor | None = None, overflow: Tensor | None = None
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        scaled_by: Tensor | None = None,
+        overflow: Tensor | None = None,
     ) -> ClipResult:
         """Clip the gradients in place, and return what was done.
 
         Args:
+            loss: the loss of this step, one element, for a policy that looks at it.
             scaled_by: what the gradients are multiplied by, as a loss scaler does; they are
                 divided by it first, or, without a policy, only their norms.
             overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
@@ -145,9 +159,38 @@ class Clipper:
         """
         pairs = zip(self.params, self._holes, strict=True)
         tensors = [hole if p.grad is None else p.grad for p, hole in pairs]
-        grads = Gradients(tensors, self.names, self.params)
+        present = [p.grad is not None for p in self.params]
+        grads = Gradients(tensors, self.names, self.params, present, _number(loss))
         self.host = grads.host
-        lost = self._lost(overflow, grads)
+        return self._step(grads, self._lost(overflow, grads), scaled_by)
+
+    @torch.no_grad()
+    def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
+        """Clip what an optimizer did to the parameters, in place, and return what was done.
+
+        Args:
+            before: the parameters' values before the optimizer's step, in their order; not
+                mutated. A policy that looks at weights looks at these.
+
+        Returns:
+            The result, of the updates. After a skip the parameters are what they were before.
+
+        Raises:
+            NonFiniteError: see `clip_`, of an update.
+        """
+        updates = [p - old for p, old in zip(self.params, before, strict=True)]
+        grads = Gradients(updates, self.names, before)
+        self.host = grads.host
+        result = self._step(grads, False, None)
+        idle = self.host and not bool(result.clipped) and not bool(result.skipped)
+        for param, old, update in zip(self.params, before, updates, strict=True):
+            if not idle:
+                taken = torch.where(result.clipped, old + update, param)
+                param.copy_(torch.where(result.skipped, old, taken))
+        return result
+
+    def _step(self, grads: Gradients, lost: Any, scaled_by: Tensor | None) -> ClipResult:
+        """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
         if lost is not True:
             asked = "propagate" if self.nonfinite in ("propagate", "zero") else "skip"
@@ -155,21 +198,30 @@ class Clipper:
                 grads.unscale(scaled_by)
             if self.nonfinite == "zero":
                 grads.zero_nonfinite()
-        states = _moved(self._states, grads)
         with np.errstate(all="ignore"):
-            states, factors, result = run(self._plan, states, grads, nonfinite=asked)
+            memory = self._recall(grads)
+            memory, factors, result = run(self._plan, memory, grads, nonfinite=asked)
             if not self.measures_only:
                 grads.scale(factors)
             elif scaled_by is not None:
                 result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
         result = _as_tensors(result) if grads.host else result
-        self._states = states
+        self._memory = memory
         self.last = result
         self._count(result, lost)
         for observe in self.observers:
             observe(result)
         self._judge(result, lost)
         return result
+
+    def _recall(self, grads: Gradients) -> Any:
+        """Return the memory in the libraries in which this step decides."""
+        place = (grads.host, grads.device)
+        if self._memory is None or self._place != place:
+            fresh = init(self._plan, grads)
+            self._memory = fresh if self._memory is None else _alike(self._memory, fresh)
+            self._place = place
+        return self._memory
 
     def _lost(self, overflow: Tensor | None, grads: Gradients) -> Any:
         """Whether a loss scaler skips this step: a bool on the host, else on the device."""
@@ -189,10 +241,11 @@ class Clipper:
         self._clipped = self._clipped + clipped
         self._skipped = self._skipped + ours
         self._in_a_row = (self._in_a_row + ours) * (skipped | lost)
+        self._recent.append(result.total_norm)
 
     def _judge(self, result: ClipResult, lost: Any) -> None:
         """Raise or warn, if the step calls for it; on a device, look only now and then."""
-        if self.nonfinite == "raise" and bool(result.skipped > lost):
+        if self.nonfinite == "raise" and bool(result.skipped > lost) and result.nonfinite:
             raise NonFiniteError(f"{_blame(result)}; the gradients and the weights are untouched")
         due = not lost if self.host else self.steps % (self.max_skips + 1) == 0
         if not due or not int(self._in_a_row):
@@ -200,7 +253,8 @@ class Clipper:
         if int(self._in_a_row) > self.max_skips:
             raise NonFiniteError(
                 f"{int(self._in_a_row)} steps in a row were skipped (max_skips={self.max_skips}): "
-                f"{_blame(result)}; the gradients and the weights are untouched"
+                f"{_blame(result)}; the last norms were {_numbers(self._recent)}; "
+                "the gradients and the weights are untouched"
             )
         if not self.handles and not self._warned:
             self._warned = True
@@ -208,7 +262,7 @@ class Clipper:
                 f"{_blame(result)}: the gradients are untouched. Call optimizer.step() only if "
                 "not result.skipped, or let gradclip.torch.attach(optimizer, policy) see to it"
             )
-            warnings.warn(text, GradclipWarning, stacklevel=4)
+            warnings.warn(text, GradclipWarning, stacklevel=5)
 
     def detach(self) -> None:
         """Take the hooks of `attach` off the optimizer; the clipper itself stays usable."""
@@ -226,7 +280,7 @@ class Clipper:
             "clipped": self.clipped,
             "skipped": self.skipped,
             "in_a_row": int(self._in_a_row),
-            "states": _map_arrays(self._states, lambda array: torch.as_tensor(array).clone()),
+            "memory": _map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,7 +302,8 @@ class Clipper:
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])
-        self._states = _map_arrays(state["states"], lambda array: array.clone())
+        self._memory = _map_arrays(state["memory"], lambda array: array.clone())
+        self._place = None
 
 
 def _named(params: Params) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
@@ -271,16 +326,29 @@ def _pair(item: Any) -> tuple[str, Tensor]:
     raise PolicyError.of("params", type(item).__name__, remedy)
 
 
-def _has_memory(states: Any) -> bool:
+def _has_memory(memory: Any) -> bool:
     """Whether the nested memory holds any array."""
-    if isinstance(states, dict):
-        return bool(states)
-    return any(_has_memory(value) for value in states or ())
+    if memory is None or isinstance(memory, (dict, list)):
+        values = memory.values() if isinstance(memory, dict) else memory or ()
+        return any(map(_has_memory, values))
+    return True
+
+
+def _skips(layers: Plan) -> bool:
+    """Whether any stage of a plan may skip a step."""
+    return any(
+        _skips(stage.inner)
+        if isinstance(stage, WrappedStage)
+        else isinstance(stage.policy.response, Skip)
+        for layer in layers
+        for stage in layer
+    )
 
 
 def _hole(param: Tensor) -> Tensor:
     """Stands in for a missing gradient: no values, but as many units as the parameter has."""
-    return torch.empty((*param.shape[:1], 0), dtype=param.dtype, device=param.device)
+    shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
+    return torch.empty(shape, dtype=param.dtype, device=param.device)
 
 
 def _map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
@@ -294,11 +362,16 @@ def _map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
     return change(states)
 
 
-def _moved(states: Any, grads: Gradients) -> Any:
-    """Return the memory in the library, and on the device, where this step decides."""
-    if grads.host:
-        return _map_arrays(states, np.asarray)
-    return _map_arrays(states, lambda array: torch.as_tensor(array, device=grads.device))
+def _alike(memory: Any, like: Any) -> Any:
+    """Return a memory with each array in the library, and on the device, of its like."""
+    if isinstance(memory, dict):
+        known = like if isinstance(like, dict) else {}
+        return {name: _alike(value, known.get(name)) for name, value in memory.items()}
+    if isinstance(memory, list):
+        return [_alike(value, other) for value, other in zip(memory, like, strict=True)]
+    if isinstance(like, Tensor):
+        return torch.as_tensor(memory, dtype=like.dtype, device=like.device)
+    return memory if like is None else np.asarray(memory, dtype=like.dtype)
 
 
 def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
@@ -322,5 +395,15 @@ def _as_tensors(result: ClipResult) -> ClipResult:
 
 def _blame(result: ClipResult) -> str:
     names = result.nonfinite
+    if not names:
+        return f"the policy skips a norm of {float(result.total_norm):.6g}"
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"the gradient of {shown} holds inf or NaN"
+
+
+def _numbers(norms: Iterable[Tensor]) -> str:
+    return ", ".join(f"{float(norm):.4g}" for norm in norms)
+
+
+def _number(loss: Tensor | float | None) -> Any:
+    return loss.detach() if isinstance(loss, Tensor) else loss

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checks import number
 from ..errors import GradclipWarning, NonFiniteError
 from ..measure import combine
-from ..response import Clamp, Rescale
+from ..response import Rescale
 from ..threshold import Limits
 from .gradients import Gradients
 
@@ -106,7 +106,7 @@ def clip_grad_value_(
     params = _with_grads(parameters, "clip_grad_value_")
     bound = number("clip_value", clip_value, low=0)
     grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
-    grads.apply(Clamp(), Limits(-bound, bound))
+    grads.clamp_all(Limits(-bound, bound))
 
 
 @torch.no_grad()

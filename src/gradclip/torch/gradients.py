@@ -8,7 +8,7 @@ operations on the device: no value is read back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import array_api_compat.torch as torch_xp
@@ -46,17 +46,25 @@ class Gradients:
         names: one name for each.
         owners: the parameters whose `.grad` these are; a gradient that cannot be written in
             place (overlapping memory, uncoalesced) is replaced in its owner when it changes.
+        present: which of the tensors are gradients; by default all.
+        loss: the loss of the step, for policies that look at it.
     """
+
+    values_xp: Any = torch_xp
 
     def __init__(
         self,
         tensors: Sequence[Tensor],
         names: Sequence[str],
         owners: Sequence[Tensor] | None = None,
+        present: Sequence[bool] | None = None,
+        loss: Any = None,
     ) -> None:
         self.names = tuple(names)
+        self.loss = loss
         self._owners = owners
         self._sizes = [float(t.numel()) for t in tensors]  # a sparse one's zeros count, too
+        self.present = (True,) * len(tensors) if present is None else tuple(present)
         self._replaced: dict[int, Tensor] = {}
         self._tensors = [self._writable(i, t) for i, t in enumerate(tensors)]
         compiling = torch.compiler.is_compiling()
@@ -87,12 +95,25 @@ class Gradients:
     @property
     def sizes(self) -> Any:
         """The number of elements of each gradient, as floats."""
-        if self.host:
-            return np.asarray(self._sizes)
-        return torch.tensor(self._sizes, dtype=_wide(self.device), device=self.device)
+        return self.array(self._sizes)
 
-    def norms(self, members: Sequence[int], order: float) -> Any:
+    @property
+    def weights(self) -> Gradients | None:
+        """The parameters themselves, as something to measure."""
+        if self._owners is None:
+            return None
+        return Gradients([owner.detach() for owner in self._owners], self.names)
+
+    def norms(
+        self,
+        members: Sequence[int],
+        order: float,
+        relative: tuple[float, float] | None = None,
+    ) -> Any:
         """Return the p-norm of each member, shape (members,), float64 where the device has it."""
+        if relative is not None:
+            parts = [self._in_units_of_weights(i, relative) for i in members]
+            return Gradients(parts, [""] * len(parts)).norms(range(len(parts)), order)
         if not self.host:
             return _device_norms([self._tensors[i] for i in members], order)
         norms = np.empty(len(self._tensors))
@@ -107,18 +128,16 @@ class Gradients:
             norms[i] = _host_norm(self._tensors[i], order)
         return norms if len(members) == len(self._tensors) else norms[list(members)]
 
-    def unit_norms(self, member: int, order: float | str, axis: int | None) -> Any:
-        """Return the norm of each unit along the axis (default 0), shape (units,)."""
+    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
+        """Return the norm of each unit along the axis (default 0), and how many values it has."""
         rows = _rows(self._tensors[member], axis)
         wide = rows.to(torch.promote_types(rows.dtype, _wide(rows.device)))
         if not wide.numel():
             wide = wide.new_zeros(wide.shape[0], 1)
         largest = wide.abs().amax(1, keepdim=True)
         safe = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
-        power = 2.0 if order == "rms" else float(order)
-        norms = torch.linalg.vector_norm(wide / safe, power, dim=1) * safe[:, 0]
-        norms = norms / math.sqrt(wide.shape[1]) if order == "rms" else norms
-        return norms.numpy() if self.host else norms
+        norms = torch.linalg.vector_norm(wide / safe, order, dim=1) * safe[:, 0]
+        return norms.numpy() if self.host else norms, float(rows.shape[1])
 
     def scale(self, factors: Any) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
@@ -131,6 +150,7 @@ class Gradients:
         each = np.broadcast_to(factors, (len(self._tensors),))
         if self._native:
             kernel.scale(self._buffers, each[self._native], self._threads)
+            self._tell_autograd(i for i in self._native if each[i] != 1)
         for i in self._rest:
             if each[i] != 1:
                 _multiply(self._tensors[i], float(each[i]))
@@ -141,11 +161,10 @@ class Gradients:
             return
         self._install()
         tensor = self._tensors[member]
-        if tensor.ndim == 0:
-            shape: tuple[int, ...] = ()
-        else:
-            shape = tuple(-1 if d == (axis or 0) else 1 for d in range(tensor.ndim))
-        _multiply(tensor, torch.as_tensor(factors).to(tensor.device).reshape(shape))
+        units = [1] * tensor.ndim
+        if tensor.ndim > 1:
+            units[axis or 0] = -1
+        _multiply(tensor, torch.as_tensor(factors).to(tensor.device).reshape(units))
 
     def unscale(self, scale: Tensor) -> None:
         """Divide every gradient by a scalar tensor, as a loss scaler would."""
@@ -160,54 +179,89 @@ class Gradients:
             self._install()
             torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def map(
-        self, members: Sequence[int], norms: Any, response: Any, limits: Limits, keep: Any
-    ) -> tuple[Any, Any]:
-        """Apply an elementwise response; return the 2-norms after it and the cosines across."""
-        self._refuse_complex(members)
-        self._install()
-        after, cosine = self.xp.zeros_like(norms), self.xp.ones_like(norms)
-        native = self._native and _fixed_bounds(response, limits) and not bool(keep)
-        done = self._clamp(members, norms, limits, after, cosine) if native else set()
-        for position, member in enumerate(members):
-            if member in done:
-                continue
-            tensor = self._tensors[member]
-            norm = torch.as_tensor(norms[position], device=tensor.device)
-            new, turned = _map(tensor, norm, response, limits, torch.as_tensor(keep), self.host)
-            after[position], cosine[position] = (
-                (float(new), float(turned)) if self.host else (new, turned)
-            )
-        return after, cosine
-
-    def apply(self, response: Any, limits: Limits) -> None:
-        """Apply an elementwise response to every gradient, measuring nothing."""
-        rest: Sequence[int] = range(len(self._tensors))
-        self._refuse_complex(rest)
-        self._install()
-        if _fixed_bounds(response, limits) and self._native:
-            kernel.clamp(self._buffers, *_bounds(limits), self._threads)
-            rest = self._rest
-        for i in rest:
-            self._tensors[i].copy_(response.values(_comparable(self._tensors[i]), limits, torch_xp))
-
-    def _clamp(
-        self, members: Sequence[int], norms: Any, limits: Limits, after: Any, cosine: Any
-    ) -> set[int]:
-        """Clamp what the kernel can read; fill in the norms and cosines; return the members."""
-        place = {member: position for position, member in enumerate(members)}
+    def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:
+        """Clamp what the kernel can read between two numbers; return norms and cosines, or None."""
         plain = (norms == 0) | ((norms > _SMALL) & (norms < _LARGE))
-        chosen = [i for i in self._native if i in place and plain[place[i]]]
-        buffers = _buffers([self._tensors[i] for i in chosen])
-        before, left, dot = kernel.clamp(buffers, *_bounds(limits), self._threads).T
-        where = [place[i] for i in chosen]
-        with np.errstate(invalid="ignore"):
-            turned = (dot != before) | (left != before)
-            after[where] = np.where(turned, np.sqrt(left), norms[where])
-            known = turned & (before > 0) & (left > 0)
-            share = dot / np.sqrt(np.where(known, before * left, 1.0))
-            cosine[where] = np.where(known, np.minimum(share, 1.0), 1.0)
-        return set(chosen)
+        if not self.host or not {*members} <= {*self._native} or not np.all(plain):
+            return None
+        if bool(keep):
+            return norms, np.ones_like(norms)
+        self._install()
+        buffers = _buffers([self._tensors[i] for i in members])
+        before, after, dot = kernel.clamp(buffers, *_bounds(limits), self._threads).T
+        self._tell_autograd(members)
+        turned = (dot != before) | (after != before)
+        known = turned & (before > 0) & (after > 0)
+        share = dot / np.sqrt(np.where(known, before * after, 1.0))
+        cosine = np.where(known, np.minimum(share, 1 - 2**-53), 1.0)
+        return np.where(turned, np.sqrt(after), norms), cosine
+
+    def clamp_all(self, limits: Limits) -> None:
+        """Clamp every gradient between two numbers, measuring nothing."""
+        self._refuse_complex(range(len(self._tensors)))
+        self._install()
+        if self._native:
+            kernel.clamp(self._buffers, *_bounds(limits), self._threads)
+            self._tell_autograd(self._native)
+        for i in self._rest:
+            value = _comparable(self._tensors[i])
+            self._tensors[i].copy_(Clamp().values(value, None, limits, torch_xp))
+
+    def get(self, member: int) -> Tensor:
+        """Return a copy of one gradient in at least float32."""
+        self._refuse_complex([member])
+        tensor = self._tensors[member]
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+    def put(
+        self, member: int, value: Tensor, keep: Any, *, like: Tensor | None = None
+    ) -> tuple[Any, Any]:
+        """Store a value; return its 2-norm and its cosine to what was there, or to `like`."""
+        self._install()
+        tensor = self._tensors[member]
+        before = (tensor.clone() if like is None else like).to(tensor.dtype)
+        new = value.to(tensor.dtype)
+        if self.host:
+            new = before if bool(keep) else new
+        else:
+            new = torch.where(keep, tensor, new)
+        tensor.copy_(new)
+        if not self.host:
+            norms = _device_norms([before, new], 2.0)
+            return norms[1], _cosine(before, new, norms[0], norms[1])
+        sizes = torch.tensor([_host_norm(before, 2.0), _host_norm(new, 2.0)], dtype=torch.float64)
+        return np.float64(sizes[1]), np.float64(_cosine(before, new, sizes[0], sizes[1]))
+
+    def singular(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return U, σ, Vᵀ of a gradient as a matrix (first axis, rest); None for a vector."""
+        value = self.get(member)
+        if value.ndim < 2:
+            return None
+        matrix = value.flatten(1)
+        finite = torch.isfinite(matrix).all()  # A decomposition of NaN would raise.
+        u, s, vh = torch.linalg.svd(torch.where(finite, matrix, 0.0), full_matrices=False)
+        return u, torch.where(finite, s, torch.nan), vh
+
+    def array(self, values: list[float]) -> Any:
+        """Return numbers where the decisions are made."""
+        if self.host:
+            return np.asarray(values)
+        return torch.tensor(values, dtype=_wide(self.device), device=self.device)
+
+    def _in_units_of_weights(self, member: int, relative: tuple[float, float]) -> Tensor:
+        """Return each value divided by rel·|w| + abs of its weight."""
+        tensor = self._tensors[member]
+        if self._owners is None:
+            raise PolicyError.of("weights", None, "the policy compares with them: give parameters")
+        if not tensor.numel():
+            return tensor
+        wide = _wide(tensor.device)
+        rel, least = relative
+        return tensor.to(wide) / (rel * self._owners[member].detach().abs().to(wide) + least)
+
+    def _tell_autograd(self, members: Iterable[int]) -> None:
+        """Count the kernel's writes as in-place changes, which torch cannot see by itself."""
+        torch.autograd.graph.increment_version([self._tensors[i] for i in members])
 
     def _refuse_complex(self, members: Sequence[int]) -> None:
         """Refuse what has no order, before anything is changed."""
@@ -237,13 +291,6 @@ class Gradients:
             assert self._owners is not None
             self._owners[index].grad = tensor
         self._replaced.clear()
-
-
-def _fixed_bounds(response: Any, limits: Limits) -> bool:
-    """Whether an elementwise response is a clamp between two numbers."""
-    return isinstance(response, Clamp) and all(
-        bound is None or isinstance(bound, float) for bound in limits
-    )
 
 
 def _bounds(limits: Limits) -> tuple[float, float]:
@@ -276,10 +323,10 @@ def _wide(device: torch.device) -> torch.dtype:
 
 
 def _rows(tensor: Tensor, axis: int | None) -> Tensor:
-    """Return the units as rows, shape (units, values in each)."""
-    if tensor.ndim == 0:
-        return tensor.reshape(1, 1)
-    return tensor.movedim(axis or 0, 0).flatten(1) if tensor.ndim > 1 else tensor[:, None]
+    """Return the units as rows, shape (units, values in each); a vector is one unit."""
+    if tensor.ndim < 2:
+        return tensor.reshape(1, -1)
+    return tensor.movedim(axis or 0, 0).flatten(1)
 
 
 def _host_norm(tensor: Tensor, order: float) -> float:
@@ -397,21 +444,12 @@ def _multiply(tensor: Tensor, factor: float | Tensor) -> None:
         tensor.mul_(factor)
 
 
-def _map(
-    tensor: Tensor, norm: Tensor, response: Any, limits: Limits, keep: Tensor, host: bool
-) -> tuple[Tensor, Tensor]:
-    """Apply an elementwise response in place; return the norm after and the cosine across."""
-    old = _comparable(tensor)
-    new = response.values(old, limits, torch_xp).to(tensor.dtype)
-    new = torch.where(keep.to(tensor.device), old, _comparable(new))
-    changed = torch.any(new != old)
-    found = _host_norm(new, 2.0) if host else _device_norms([new], 2.0)[0]
-    after = torch.as_tensor(found, dtype=norm.dtype, device=norm.device)
-    usable = (norm > 0) & (after > 0) & torch.isfinite(norm) & torch.isfinite(after)
-    one = torch.ones_like(norm)
-    left = old.to(norm.dtype) / torch.where(usable, norm, one)
-    share = left * (new.to(norm.dtype) / torch.where(usable, after, one))
+def _cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
+    """Return the cosine between two tensors; 1 where they are equal or one is zero."""
+    norm_a, norm_b = norm_a.to(a.device), norm_b.to(a.device)
+    known = (norm_a > 0) & (norm_b > 0) & torch.any(_comparable(a) != _comparable(b))
+    one = torch.ones_like(norm_a)
+    left = a.to(one.dtype) / torch.where(known, norm_a, one)
+    share = left * (b.to(one.dtype) / torch.where(known, norm_b, one))
     # Under 1 even where rounding says 1, since that would mean that nothing changed.
-    cosine = torch.where(usable & changed, torch.sum(share).clamp(max=1 - 2**-53), one)
-    tensor.copy_(new)
-    return after, cosine
+    return torch.where(known, torch.sum(share).clamp(max=1 - 2**-53), one)

@@ -35,6 +35,7 @@ class StepHooks:
         clipper: clips; its parameters are the optimizer's.
         optimizer: whose steps these will be; not kept, so that it can be freed.
         named: returns the optimizer's named parameters, which may have become more.
+        on: "gradient", or "update": what the step did to the parameters is clipped after it.
     """
 
     def __init__(
@@ -42,9 +43,12 @@ class StepHooks:
         clipper: Clipper,
         optimizer: torch.optim.Optimizer,
         named: Callable[[torch.optim.Optimizer], Named],
+        on: str = "gradient",
     ) -> None:
         self._clipper = clipper
         self._named = named
+        self._on = on
+        self._weights: list[Tensor] | None = None
         self._known = _identities(optimizer)
         self._undo = ExitStack()
         self._clipped: list[tuple[Tensor | None, int]] | None = None
@@ -54,6 +58,10 @@ class StepHooks:
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Clip now, or, where a closure makes the gradients, each time it returns."""
         self._stop_waiting()
+        if self._on == "update":
+            self._follow(optimizer)
+            self._weights = [p.detach().clone() for p in self._clipper.params]
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             self._clip(optimizer)
@@ -71,7 +79,10 @@ class StepHooks:
         return args, {**kwargs, "closure": clipped_closure}
 
     def after(self, _optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Undo what was for this step only."""
+        """Undo what was for this step only; clip the update, if that is what is clipped."""
+        if self._weights is not None:
+            self._clipper.clip_updates_(self._weights)
+            self._weights = None
         self._undo.close()
         self._clipped = None
 
@@ -92,7 +103,7 @@ class StepHooks:
         result = clipper.clip_(scaled_by=scale, overflow=overflow)
         if scale is not None and not clipper.measures_only:
             self._lend(optimizer, "grad_scale", None)
-        if clipper.nonfinite == "skip":
+        if clipper.may_skip:
             self._keep_from_weights(optimizer, result.skipped, overflow)
         self._clipped = self._gradients()
 

@@ -1,0 +1,112 @@
+"""What a pass has done to the gradients so far, kept as one number for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .measure import combine
+
+__all__ = ["Ledger", "cosine_of_parts", "put"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The norms of the gradients, then and now.
+
+    Attributes:
+        order: the p of all norms here.
+        raw: shape (gradients,), the norms at the start.
+        now: shape (gradients,), the norms with everything that was decided.
+        cosine: shape (gradients,), of each gradient now to itself at the start.
+        pending: factors that were decided and not applied yet, shape () or (gradients,).
+        uniform: whether one factor, `pending`, tells the whole story.
+        changed: whether anything was changed.
+    """
+
+    order: float
+    raw: Any
+    now: Any
+    cosine: Any
+    pending: Any
+    uniform: bool
+    changed: Any
+
+    @classmethod
+    def start(cls, norms: Any, order: float, one: Any) -> Ledger:
+        """Return the ledger of gradients that nothing happened to."""
+        return cls(order, norms, norms, 0 * norms + one, one, True, one != one)
+
+    def scaled(self, members: Sequence[int], factors: Any, *, whole: bool, xp: Any) -> Ledger:
+        """Enter factors, shape (1,) for all members together (`whole`), or (members,)."""
+        uniform = whole and len(members) == self.raw.shape[0] and self.uniform
+        each = factors[0] if uniform else put(xp.ones_like(self.raw), members, factors, xp)
+        return replace(
+            self,
+            now=self.now * each,
+            pending=self.pending * each,
+            uniform=uniform,
+            changed=self.changed | xp.any(factors != 1),
+        )
+
+    def turned(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
+        """Enter a change of direction: the members' new norms, and cosines across the change."""
+        now = put(self.now, members, norms, xp)
+        across = put(xp.ones_like(self.cosine), members, cosine, xp)
+        # Cosines compose only where one of the two changes kept the direction.
+        both = xp.where(across == 1, self.cosine, xp.full_like(across, xp.nan))
+        changed = xp.any(now != self.now) | xp.any(across != 1)
+        return replace(
+            self,
+            now=now,
+            cosine=xp.where(self.cosine == 1, across, both),
+            uniform=False,
+            changed=self.changed | changed,
+        )
+
+    def replaced(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
+        """Enter new gradients: their norms, and their cosines to the raw ones."""
+        now = put(self.now, members, norms, xp)
+        cosine = put(self.cosine, members, cosine, xp)
+        changed = xp.any(now != self.raw) | xp.any(cosine != 1)
+        return replace(self, now=now, cosine=cosine, uniform=False, changed=self.changed | changed)
+
+    def summary(self, xp: Any) -> tuple[Any, Any, Any, Any]:
+        """Return the total norm before and after, the share removed, and the cosine."""
+        total = combine(self.raw, self.order, xp)
+        one = xp.ones_like(total)
+        if self.uniform:
+            return total, total * self.pending, xp.abs(1 - self.pending), one
+        after = combine(self.now, self.order, xp)
+        safe = xp.where(total > 0, total, one)
+        was, left = self.raw / safe, self.now / safe
+        # ‖a-b‖² = (|a|-|b|)² + 2|a||b|(1-cos): nothing cancels where the direction stayed.
+        apart = (was - left) ** 2 + 2 * was * left * (1 - self.cosine)
+        removed = combine(xp.sqrt(apart), 2.0, xp)
+        shares = was * (self.now / xp.where(after > 0, after, one)) * self.cosine
+        kept = xp.all(self.cosine == 1) & xp.all(self.now * total == self.raw * after)
+        known = (total > 0) & (after > 0) & ~kept
+        return total, after, removed, xp.where(known, xp.sum(shares), one)
+
+
+def put(base: Any, members: Sequence[int], values: Any, xp: Any) -> Any:
+    """Return `base`, shape (count,), with the members' values, (members,) or (1,), put in."""
+    count = base.shape[0]
+    if len(members) == count:
+        return values if values.shape[0] == count else xp.broadcast_to(values, (count,))
+    single = values.shape[0] == 1
+    source = list(range(count))
+    for position, member in enumerate(members):
+        source[member] = count + (0 if single else position)
+    return xp.take(xp.concat([base, values]), xp.asarray(source), axis=0)
+
+
+def cosine_of_parts(a: Any, b: Any, norm_a: Any, norm_b: Any, xp: Any) -> Any:
+    """Return Σ aᵢbᵢ/(‖a‖‖b‖) of parts that point the same way; 1 where a norm is 0."""
+    usable = (norm_a > 0) & (norm_b > 0) & ~xp.all(a == b)
+    one = xp.ones_like(norm_a)
+    share = (a / xp.where(usable, norm_a, one)) * (b / xp.where(usable, norm_b, one))
+    total = xp.sum(share)
+    most = 1 - 2**-53  # 1 would mean that nothing changed, whatever rounding says.
+    return xp.where(usable, xp.where(total < most, total, most * one), one)

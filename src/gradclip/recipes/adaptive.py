@@ -1,0 +1,491 @@
+"""Methods whose threshold follows the gradients."""
+
+from __future__ import annotations
+
+import math
+
+from ..catalogue import recipe
+from ..measure import Measure, Scope
+from ..policy import Chain, Policy, Wrapped
+from ..response import Normalise, Rescale, ShrinkSpikes
+from ..source import Momentum
+from ..threshold import (
+    Fixed,
+    MeanStd,
+    MovingAverage,
+    MovingBand,
+    NormalisedNorm,
+    OnlineQuantile,
+    OwnAverage,
+    PowerAverage,
+    Quantile,
+    SecondMoment,
+    Smallest,
+    Threshold,
+    ZScore,
+)
+
+__all__ = [
+    "acclip",
+    "adaclip",
+    "adagc",
+    "adagn",
+    "aggc",
+    "autoclip",
+    "clippy",
+    "mean_std",
+    "moving_average",
+    "online_quantile",
+    "quantile",
+    "spam",
+    "stable_spam",
+    "update_rms",
+    "zclip",
+]
+
+
+@recipe("autoclip", paper="Seetharaman et al. 2020, arXiv:2007.14469")
+def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "global") -> Policy:
+    """Clip at a percentile of all norms so far (AutoClip).
+
+    τ = the p-th percentile of n₁ … n_t, this step's raw norm included.
+
+    Args:
+        percentile: p in [0, 100]. At 10, nine steps in ten are clipped.
+        window: norms that are remembered, ≥ 1. The paper keeps all; 10,000 bound the memory.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: linear interpolation between norms; a non-finite norm is not remembered.
+
+    Example:
+        >>> autoclip()
+        autoclip()
+
+    Source: Seetharaman et al. 2020, section 2.
+    """
+    return Policy(Measure(scope), Quantile(percentile / 100, window), Rescale())
+
+
+@recipe("quantile", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
+def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = "global") -> Policy:
+    """Clip at a quantile of the last norms (rolling quantile clipping).
+
+    τ = the q-quantile of the last `window` raw norms, this step's included.
+
+    Args:
+        q: in [0, 1].
+        window: norms that are remembered, ≥ 1.
+        warmup: nothing is clipped before this many norms were seen.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy. The defaults are ours: the paper leaves q and the window open.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> quantile(0.9, window=50)
+        quantile(0.9, window=50)
+
+    Source: Merad & Gaïffas 2023, rolling QC-SGD; there an order statistic of a buffer that is
+    filled beforehand, here interpolated over what there is.
+    """
+    return Policy(Measure(scope), Quantile(q, window, warmup), Rescale())
+
+
+@recipe("online-quantile", paper="Andrew et al. 2019, arXiv:1905.03871")
+def online_quantile(
+    q: float = 0.5, rate: float = 0.2, start: float = 0.1, scope: Scope = "global"
+) -> Policy:
+    """Clip at a quantile that one number tracks.
+
+    clip at τ, then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
+
+    Args:
+        q: the share of norms that should stay under the threshold, in [0, 1].
+        rate: η > 0.
+        start: the first τ, > 0.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> online_quantile()
+        online_quantile()
+
+    Source: Andrew et al. 2019, section 2, without the noise.
+    """
+    return Policy(Measure(scope), OnlineQuantile(q, rate, start), Rescale())
+
+
+@recipe("zclip", paper="Kumar et al. 2025, arXiv:2504.02507")
+def zclip(
+    z: float = 2.5,
+    alpha: float = 0.97,
+    warmup: int = 25,
+    max_norm: float | None = None,
+    eps: float = 1e-6,
+) -> Policy:
+    """Clip norms that are outliers of their own moving mean and variance (ZClip).
+
+    z = (n-μ)/(s+ε); if z > z*: τ = μ + z*²·s/z. Then μ and s² move on by the clipped norm.
+
+    Args:
+        z: z* > 0.
+        alpha: of the moving mean and variance, in [0, 1).
+        warmup: norms that make the first mean and variance, ≥ 2; nothing is clipped meanwhile.
+        max_norm: a constant limit besides. The paper has none, the authors' code 1.0.
+        eps: ε ≥ 0.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: while all norms were equal there is no variance and nothing is called an outlier.
+
+    Example:
+        >>> zclip(z=3.0)
+        zclip(z=3.0)
+
+    Source: Kumar et al. 2025, section 3, the reciprocal form.
+    """
+    threshold: Threshold = ZScore(z, alpha, warmup, eps)
+    if max_norm is not None:
+        threshold = Smallest(threshold, Fixed(high=max_norm))
+    return Policy(Measure(), threshold, Rescale())
+
+
+@recipe("adagc", paper="AdaGC, arXiv:2502.11034")
+def adagc(rel: float = 1.05, start: float = 1.0, decay: float = 0.98, warmup: int = 100) -> Policy:
+    """Clip each tensor against the moving average of its own clipped norm (AdaGC).
+
+    Warm-up: global norm clipping at λ_abs, γᵢ = min(γᵢ, ‖ĝᵢ‖). Then
+    ĝᵢ = gᵢ·min(1, λ_rel·γᵢ/‖gᵢ‖), γᵢ ← β·γᵢ + (1-β)·‖ĝᵢ‖.
+
+    Args:
+        rel: λ_rel > 0.
+        start: λ_abs > 0.
+        decay: β in [0, 1).
+        warmup: steps of the warm-up, ≥ 0.
+
+    Returns:
+        The policy. γ grows by at most β + (1-β)·λ_rel a step.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a zero gradient does not start γ, which would lock its tensor at zero.
+
+    Example:
+        >>> adagc()
+        adagc()
+
+    Source: arXiv:2502.11034v1, algorithm 1; the authors' released code has rel=1.04, decay=0.99.
+    """
+    return Policy(Measure("tensor"), OwnAverage(start, rel, decay, warmup), Rescale())
+
+
+@recipe("aggc", paper="Li, Wu, Chang 2026, arXiv:2601.11864")
+def aggc(
+    low: float = 1.0,
+    high: float = 1.0,
+    decay: float = 0.98,
+    min_norm: float = 0.0,
+    current: bool = True,
+) -> Policy:
+    """Keep a group's norm in a band around its moving average (AGGC).
+
+    S ← β·S + (1-β)·n; the norm is scaled into [max(min_norm, α_low·S), α_high·S].
+
+    Args:
+        low: α_low ≥ 0.
+        high: α_high ≥ α_low.
+        decay: β in [0, 1).
+        min_norm: the least lower end, ≥ 0.
+        current: the paper's order: n enters S first. False is the authors' code: the limits come
+            from the steps before, and the clipped norm enters.
+
+    Returns:
+        The policy, for one group; give each group its own:
+        {"*.q_proj.*": aggc(), "*.k_proj.*": aggc(), "*": None}.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: S starts at the first norm; from 0, as published, it would lock at α_high = 1.
+
+    Example:
+        >>> aggc(low=0.5, high=2.0)
+        aggc(low=0.5, high=2.0)
+
+    Source: arXiv:2601.11864, section 3.
+    """
+    return Policy(Measure(), MovingBand(decay, low, high, min_norm, current), Rescale())
+
+
+@recipe("mean-std", paper="the plain statistic")
+def mean_std(
+    k: float = 3.0, warmup: int = 20, clipped: bool = True, scope: Scope = "global"
+) -> Policy:
+    """Clip at the mean plus k standard deviations of the norms before.
+
+    τ = μ + k·s over all steps before this one.
+
+    Args:
+        k: ≥ 0.
+        warmup: norms that must have been seen, ≥ 2.
+        clipped: the memory takes the norms after clipping, so that a spike does not raise it.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> mean_std()
+        mean_std()
+
+    Source: folklore.
+    """
+    return Policy(Measure(scope), MeanStd(k, warmup, clipped), Rescale())
+
+
+@recipe("moving-average", paper="the plain statistic")
+def moving_average(
+    factor: float = 2.0,
+    decay: float = 0.98,
+    warmup: int = 20,
+    clipped: bool = True,
+    scope: Scope = "global",
+) -> Policy:
+    """Clip at a multiple of the moving average of the norms before.
+
+    τ = factor·m̂, m ← β·m + (1-β)·min(n, τ), m̂ = m/(1-βᵗ).
+
+    Args:
+        factor: > 0.
+        decay: β in [0, 1).
+        warmup: norms that must have been seen, ≥ 0.
+        clipped: the memory takes the norms after clipping, so that a spike does not raise it.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> moving_average(3.0)
+        moving_average(3.0)
+
+    Source: folklore.
+    """
+    return Policy(Measure(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
+
+
+@recipe("spam", paper="Huang et al. 2025, arXiv:2501.06842")
+def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Policy:
+    """Clip single values that are spikes of their own second moment (SPAM's clipping).
+
+    g → sign(g)·√(θ·V) if g² > θ·V; then V ← β·V + (1-β)·g², without bias correction.
+
+    Args:
+        theta: θ > 0.
+        decay: β in [0, 1).
+        warmup: steps before anything is clipped, ≥ 0: 19 in the authors' code, whose 150
+            are another warm-up, of the learning rate.
+
+    Returns:
+        The policy. Its memory is as large as the gradients.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a value whose V is still 0 has no limit; in the authors' code it stays 0 for ever.
+
+    Example:
+        >>> spam()
+        spam()
+
+    Source: Huang et al. 2025, equation 4; the momentum reset belongs to the optimizer.
+    """
+    return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
+
+
+@recipe("adaclip", paper="Stable-SPAM, arXiv:2502.17055")
+def adaclip(decay: float = 0.999) -> Policy:
+    """Shrink the values above the moving average of each tensor's largest magnitude.
+
+    T ← γ·T + (1-γ)·max|g|, T̂ = T/(1-γᵗ); |gᵢ| > T̂ → gᵢ·T̂/max|g|.
+
+    Args:
+        decay: γ in [0, 1).
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: decay is out of its range.
+
+    Example:
+        >>> adaclip()
+        adaclip()
+
+    Source: arXiv:2502.17055, AdaClip. The correction has its own counter, which no reset touches.
+    """
+    threshold = MovingAverage(1.0, decay, current=True, clipped=False)
+    return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
+
+
+@recipe("adagn", paper="Stable-SPAM, arXiv:2502.17055")
+def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
+    """Give each tensor the norm that its moving moments call for.
+
+    g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
+
+    Args:
+        mean: γ₁ in [0, 1).
+        square: γ₂ in [0, 1).
+        eps: ε ≥ 0.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> adagn()
+        adagn()
+
+    Source: arXiv:2502.17055, AdaGN.
+    """
+    return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
+
+
+@recipe("stable-spam", paper="Stable-SPAM, arXiv:2502.17055")
+def stable_spam(
+    mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
+) -> Chain:
+    """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
+
+    Args:
+        mean: γ₁ of AdaGN, in [0, 1).
+        square: γ₂ of AdaGN, in [0, 1).
+        decay: γ₃ of AdaClip, in [0, 1).
+        eps: of AdaGN, ≥ 0.
+
+    Returns:
+        The chain of the two policies.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> stable_spam() == adaclip() | adagn()
+        True
+
+    Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
+    """
+    return adaclip(decay) | adagn(mean, square, eps)
+
+
+@recipe("acclip", paper="Zhang et al. 2020, arXiv:1912.03194")
+def acclip(
+    alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
+) -> Wrapped:
+    """Clip each value of the momentum at a moving average of the gradient's magnitude (ACClip).
+
+    m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
+
+    Args:
+        alpha: α > 0.
+        beta1: β₁ in [0, 1).
+        beta2: β₂ in [0, 1).
+        eps: ε ≥ 0.
+
+    Returns:
+        The policy. What comes out is a momentum: use it with plain SGD.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> acclip()
+        acclip()
+
+    Source: Zhang et al. 2020, algorithm 2.
+    """
+    inner = Policy(Measure("element"), PowerAverage(alpha, beta2), Rescale(eps=eps))
+    return Wrapped(Momentum(beta1), inner)
+
+
+@recipe("clippy", paper="Tang et al. 2023, arXiv:2302.09178")
+def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
+    """Scale each tensor's update so that no weight moves by more than its own share.
+
+    δ·min(1, minᵢ (λ_rel·|wᵢ| + λ_abs)/|δᵢ|), for each tensor.
+
+    Args:
+        relative: λ_rel ≥ 0.
+        absolute: λ_abs > 0.
+
+    Returns:
+        The policy. It needs the weights, and is meant for the optimizer's update: place it
+        after the optimizer. One zero weight nearly stops its tensor, as published.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> clippy()
+        clippy()
+
+    Source: Tang et al. 2023, algorithm 1; defaults of the authors' code.
+    """
+    measure = Measure("tensor", math.inf, relative=(relative, absolute))
+    return Policy(measure, Fixed(high=1.0), Rescale())
+
+
+@recipe(
+    "update-rms",
+    paper="Shazeer & Stern 2018, arXiv:1804.04235; Wortsman et al. 2023, arXiv:2304.13013",
+)
+def update_rms(threshold: float = 1.0) -> Policy:
+    """Bound the root mean square of each tensor's update (Adafactor, StableAdamW).
+
+    U/max(1, RMS(U)/d), for each tensor.
+
+    Args:
+        threshold: d > 0.
+
+    Returns:
+        The policy. It is meant for the optimizer's update: place it after the optimizer.
+
+    Raises:
+        PolicyError: threshold is not positive.
+
+    Example:
+        >>> update_rms()
+        update_rms()
+
+    Source: Shazeer & Stern 2018, section 6. StableAdamW takes the RMS of g/√v and applies it to
+    the momentum's update: the same where there is no momentum.
+    """
+    return Policy(Measure("tensor", "rms"), Fixed(high=threshold), Rescale())

@@ -1,0 +1,387 @@
+"""Methods without a memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..catalogue import recipe
+from ..checks import choice, number
+from ..errors import PolicyError
+from ..measure import Measure, Order, Scope
+from ..policy import Policy
+from ..response import Clamp, Normalise, Rescale, Smooth
+from ..threshold import Fixed, RatioToWeight
+
+__all__ = [
+    "agc",
+    "average_norm",
+    "band",
+    "block_rms",
+    "by_norm",
+    "by_value",
+    "floor",
+    "normalise",
+    "smooth",
+    "spectral",
+    "tanh",
+]
+
+
+@recipe("norm", paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
+def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
+    """Rescale a gradient whose norm exceeds max_norm.
+
+    g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
+
+    Args:
+        max_norm: the largest norm that stays as it is, ≥ 0; inf only measures.
+        order: p > 0 of the p-norm, inf, "rms" or "average".
+        scope: "global" takes one norm over all parameters, "tensor" one for each,
+            "unit" one for each output row.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: max_norm is negative or NaN, order ≤ 0, or the scope is unknown.
+
+    Numerics: exact at the limit: no ε is added to the norm. Zero stays zero.
+
+    Example:
+        >>> by_norm(1.0)
+        by_norm(1.0)
+        >>> str(by_norm(0.5, scope="tensor"))
+        'norm:0.5,scope=tensor'
+
+    Source: Pascanu et al. 2013, algorithm 1.
+    """
+    _refuse_scope(scope)
+    limit = Fixed(high=number("max_norm", max_norm, low=0))
+    return Policy(Measure(scope, order), limit, Rescale())
+
+
+@recipe("value", paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
+def by_value(
+    limit: float | None = None,
+    /,
+    max: float | None = None,
+    *,
+    min: float | None = None,
+) -> Policy:
+    """Clamp each value of the gradient between a minimum and a maximum.
+
+    by_value(c) clamps to [-c, c]; by_value(a, b) to [a, b]; by_value(min=a) has no upper end.
+
+    Args:
+        limit: alone, the largest magnitude, ≥ 0; followed by max, the minimum.
+        max: the largest value.
+        min: the smallest value.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: nothing was given, a bound is NaN, or min exceeds max.
+
+    Numerics: values inside the bounds keep their bits; NaN stays NaN. The direction of the
+    gradient changes: `ClipResult.cosine` says by how much.
+
+    Example:
+        >>> by_value(0.5)
+        by_value(0.5)
+        >>> by_value(0.5) == by_value(-0.5, 0.5)
+        True
+
+    Source: Mikolov 2012, section 3.2.
+    """
+    if limit is not None and min is not None:
+        raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
+    if limit is not None and max is None:
+        bound = number("limit", limit, low=0)
+        min, max = -bound, bound
+    elif limit is not None:
+        min = limit
+    if min is None and max is None:
+        raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
+    low = None if min is None else number("min", min)
+    high = None if max is None else number("max", max)
+    if low is not None and high is not None and low > high:
+        raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
+    return Policy(Measure("element"), Fixed(high, low), Clamp())
+
+
+@recipe("floor", paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3")
+def floor(
+    min_norm: float, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
+) -> Policy:
+    """Scale up a gradient whose norm is under min_norm; a zero gradient stays zero.
+
+    g·min(min_norm/‖g‖, max_gain) if 0 < ‖g‖ < min_norm, else g.
+
+    Args:
+        min_norm: the smallest norm that stays as it is, > 0 and finite.
+        order: p > 0 of the p-norm, inf, "rms" or "average".
+        scope: "global", "tensor" or "unit".
+        max_gain: the largest factor, ≥ 1: rounding noise of norm 1e-30 is not a direction.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: min_norm is not positive and finite, order ≤ 0, or max_gain < 1.
+
+    Example:
+        >>> floor(0.1)
+        floor(0.1)
+
+    Source: the counterpart of norm clipping; no paper isolates it.
+    """
+    _refuse_scope(scope)
+    limit = Fixed(low=number("min_norm", min_norm, low=0, above=True, finite=True))
+    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+
+
+@recipe("band", paper="a norm band: Pascanu et al. 2013 from above, a floor from below")
+def band(
+    min_norm: float,
+    max_norm: float,
+    order: Order = 2.0,
+    scope: Scope = "global",
+    max_gain: float = 1e6,
+) -> Policy:
+    """Keep the norm between min_norm and max_norm; a zero gradient stays zero.
+
+    g·max_norm/‖g‖ above the band, g·min(min_norm/‖g‖, max_gain) below it, else g.
+
+    Args:
+        min_norm: the lower end, > 0 and finite.
+        max_norm: the upper end, ≥ min_norm.
+        order: p > 0 of the p-norm, inf, "rms" or "average".
+        scope: "global", "tensor" or "unit".
+        max_gain: the largest factor, ≥ 1.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an end is not a number that fits, or the ends are swapped.
+
+    Example:
+        >>> band(0.1, 1.0)
+        band(0.1, 1.0)
+
+    Source: norm clipping and `floor` in one pass.
+    """
+    _refuse_scope(scope)
+    low = number("min_norm", min_norm, low=0, above=True, finite=True)
+    limit = Fixed(high=number("max_norm", max_norm, low=low), low=low)
+    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+
+
+@recipe("block-rms", paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235")
+def block_rms(threshold: float) -> Policy:
+    """Rescale each tensor whose root mean square exceeds the threshold.
+
+    g·threshold/RMS(g) if RMS(g) > threshold, RMS(g) = ‖g‖/√N, for each tensor.
+
+    Args:
+        threshold: the largest root mean square, ≥ 0.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: threshold is negative or NaN.
+
+    Example:
+        >>> block_rms(1.0) == by_norm(1.0, order="rms", scope="tensor")
+        True
+
+    Source: Shazeer & Stern 2018, section 6 (there on the update: see `update_rms`).
+    """
+    limit = Fixed(high=number("threshold", threshold, low=0))
+    return Policy(Measure("tensor", "rms"), limit, Rescale())
+
+
+@recipe("average-norm", paper="TensorFlow clip_by_average_norm")
+def average_norm(max_norm: float) -> Policy:
+    """Rescale each tensor whose 2-norm over its number of values exceeds max_norm.
+
+    g·max_norm/(‖g‖/N) if ‖g‖/N > max_norm, for each tensor. Note the N: not √N.
+
+    Args:
+        max_norm: the largest average norm, ≥ 0.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: max_norm is negative or NaN.
+
+    Example:
+        >>> average_norm(0.1)
+        average_norm(0.1)
+
+    Source: TensorFlow 1's clip_by_average_norm.
+    """
+    limit = Fixed(high=number("max_norm", max_norm, low=0))
+    return Policy(Measure("tensor", "average"), limit, Rescale())
+
+
+@recipe("agc", paper="Brock et al. 2021, arXiv:2102.06171")
+def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
+    """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
+
+    G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), for each output row or filter.
+
+    Args:
+        clipping: λ > 0.
+        eps: ε ≥ 0, the norm that a smaller weight counts as.
+        axis: the axis that counts the units; None: the first for PyTorch and NumPy, the last
+            for JAX. A scalar or a vector is one unit.
+
+    Returns:
+        The policy. It needs the weights. The authors leave the last layer out:
+        {"head.*": None, "*": agc()}.
+
+    Raises:
+        PolicyError: clipping is not positive, or eps is negative.
+
+    Numerics: exact at the limit; the authors' code divides by max(‖G‖, 1e-6), which never
+    binds at these defaults.
+
+    Example:
+        >>> agc()
+        agc()
+
+    Source: Brock et al. 2021, equation 3.
+    """
+    return Policy(Measure("unit", 2.0, axis), RatioToWeight(clipping, eps), Rescale())
+
+
+@recipe("smooth", paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429")
+def smooth(
+    max_norm: float,
+    shape: Literal["root", "linear"] = "root",
+    order: Order = 2.0,
+    scope: Scope = "global",
+) -> Policy:
+    """Shrink every gradient so that its norm stays under max_norm, without a corner.
+
+    "root": g/√(1 + n²/τ²); "linear": g/(1 + n/τ).
+
+    Args:
+        max_norm: τ > 0, approached but never reached.
+        shape: "root" or "linear".
+        order: p > 0 of the p-norm, inf, "rms" or "average".
+        scope: "global", "tensor" or "unit".
+
+    Returns:
+        The policy. Every gradient is changed, small ones a little.
+
+    Raises:
+        PolicyError: max_norm is not positive, or the shape is unknown.
+
+    Example:
+        >>> smooth(1.0)
+        smooth(1.0)
+
+    Source: folklore; Chen et al. 2020 analyse the bias that such forms share with clipping.
+    """
+    _refuse_scope(scope)
+    limit = Fixed(high=number("max_norm", max_norm, low=0, above=True))
+    return Policy(Measure(scope, order), limit, Smooth(shape))
+
+
+@recipe("tanh", paper="a smooth form of value clipping")
+def tanh(limit: float) -> Policy:
+    """Squash each value: τ·tanh(g/τ).
+
+    Args:
+        limit: τ > 0, approached but never reached.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: limit is not positive.
+
+    Example:
+        >>> tanh(0.5)
+        tanh(0.5)
+
+    Source: folklore.
+    """
+    high = number("limit", limit, low=0, above=True)
+    return Policy(Measure("element"), Fixed(high=high), Smooth("tanh"))
+
+
+@recipe(
+    "normalise",
+    paper="normalised gradient descent; Hazan, Levy, Shalev-Shwartz 2015, arXiv:1507.02030",
+)
+def normalise(
+    norm: float = 1.0, eps: float = 1e-6, order: Order = 2.0, scope: Scope = "global"
+) -> Policy:
+    """Give every gradient the same norm; a zero gradient stays zero.
+
+    g·τ/(‖g‖ + ε).
+
+    Args:
+        norm: τ > 0.
+        eps: ε ≥ 0.
+        order: p > 0 of the p-norm, inf, "rms" or "average".
+        scope: "global", "tensor" or "unit".
+
+    Returns:
+        The policy. With a fixed learning rate the training never settles.
+
+    Raises:
+        PolicyError: norm is not positive, or eps is negative.
+
+    Example:
+        >>> normalise()
+        normalise()
+
+    Source: Hazan et al. 2015, algorithm 1.
+    """
+    _refuse_scope(scope)
+    limit = Fixed(high=number("norm", norm, low=0, above=True))
+    return Policy(Measure(scope, order), limit, Normalise(eps))
+
+
+@recipe("spectral", paper="SPECTRA: spectral clipping of singular values")
+def spectral(max_value: float, soft: bool = False) -> Policy:
+    """Cap the singular values of each matrix.
+
+    U·min(σ, τ)·Vᵀ; soft: (I + GGᵀ/τ²)^(-1/2)·G, which gives σ/√(1 + σ²/τ²).
+
+    Args:
+        max_value: τ > 0.
+        soft: the smooth form.
+
+    Returns:
+        The policy. Filters are flattened to (out, rest); a vector's one singular value is its
+        norm. Costs a singular value decomposition of each matrix.
+
+    Raises:
+        PolicyError: max_value is not positive.
+
+    Numerics: decomposed in at least float32; a matrix under the limit keeps its bits (hard form).
+
+    Example:
+        >>> spectral(1.0)
+        spectral(1.0)
+
+    Source: SPECTRA; there the soft form is computed by Newton-Schulz, here exactly.
+    """
+    limit = Fixed(high=number("max_value", max_value, low=0, above=True))
+    return Policy(Measure("singular"), limit, Smooth("root") if soft else Rescale())
+
+
+def _refuse_scope(scope: object) -> None:
+    """These methods take one norm over many values."""
+    if scope == "element":
+        remedy = "one element's norm is its value: use by_value, or global, tensor or unit"
+        raise PolicyError.of("scope", scope, remedy)
+    choice("scope", scope, ("global", "tensor", "unit"))

@@ -1,0 +1,31 @@
+"""How large is too large: pure rules from norms, and what they remember, to limits."""
+
+from .adagc import OwnAverage
+from .base import Limits, Seen, State, Threshold
+from .combined import After, Smallest
+from .fixed import Fixed, RatioToWeight
+from .moments import NormalisedNorm, PowerAverage, SecondMoment
+from .quantile import OnlineQuantile, Quantile
+from .statistics import MeanStd, MovingAverage, MovingBand, WindowZScore, ZScore
+
+__all__ = [
+    "After",
+    "Fixed",
+    "Limits",
+    "MeanStd",
+    "MovingAverage",
+    "MovingBand",
+    "NormalisedNorm",
+    "OnlineQuantile",
+    "OwnAverage",
+    "PowerAverage",
+    "Quantile",
+    "RatioToWeight",
+    "SecondMoment",
+    "Seen",
+    "Smallest",
+    "State",
+    "Threshold",
+    "WindowZScore",
+    "ZScore",
+]

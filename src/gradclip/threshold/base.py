@@ -1,0 +1,61 @@
+"""What every threshold is: two pure functions, written against the array API.
+
+`init` returns a threshold's memory, a dict of arrays whose first axis counts the measured items
+(for single elements: whose shape is the gradient's). `update` returns the limits of this step and
+the new memory. The same lines serve NumPy, PyTorch and JAX; the engine sees to it that nothing
+non-finite, and no step that was skipped, enters a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["Limits", "Seen", "State", "Threshold", "average", "corrected"]
+
+State = dict[str, Any]
+
+
+class Limits(NamedTuple):
+    """The bounds of this step: floats, or arrays of the norms' shape; None is no bound."""
+
+    low: Any = None
+    high: Any = None
+
+
+def _nothing() -> Any:
+    raise AssertionError("nothing else was shown")
+
+
+class Seen(NamedTuple):
+    """What else a threshold may look at; each is measured only if it is asked for.
+
+    Attributes:
+        weights: returns the weights' norms, of the same parts as the gradients'.
+        raw: returns the gradient before the wrapper that the policy is in.
+    """
+
+    weights: Callable[[], Any] = _nothing
+    raw: Callable[[], Any] = _nothing
+
+
+class Threshold(Protocol):
+    """The two pure functions that every threshold has."""
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return the empty memory for norms of this shape; nothing of their values enters."""
+        ...
+
+    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+        """Return this step's limits and the new memory; nothing is mutated."""
+        ...
+
+
+def average(old: Any, value: Any, decay: float) -> Any:
+    """Return the exponential moving average after one more value."""
+    return decay * old + (1 - decay) * value
+
+
+def corrected(mean: Any, decay: float, count: Any) -> Any:
+    """Return a moving average that started at zero, rid of that start; count ≥ 1."""
+    return mean / (1 - decay**count)

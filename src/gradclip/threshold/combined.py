@@ -1,0 +1,56 @@
+"""Thresholds made of thresholds: the smaller of two, and one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import integer
+from .base import Limits, Seen, State, Threshold
+
+__all__ = ["After", "Smallest"]
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The tighter upper limit of two thresholds; the first one's lower limit."""
+
+    first: Threshold
+    second: Threshold
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return both memories."""
+        return {"first": self.first.init(norms, xp), "second": self.second.init(norms, xp)}
+
+    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+        """Return the tighter limits and both new memories."""
+        one, first = self.first.update(state["first"], norms, seen, xp)
+        two, second = self.second.update(state["second"], norms, seen, xp)
+        a, b = (limits.high + xp.zeros_like(norms) for limits in (one, two))
+        return Limits(one.low, xp.where(a < b, a, b)), {"first": first, "second": second}
+
+
+@dataclass(frozen=True)
+class After:
+    """One threshold for the first steps, another after them; both watch from the start."""
+
+    steps: int
+    first: Threshold
+    then: Threshold
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        integer("steps", self.steps, low=0)
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return both memories and the count of steps."""
+        memories = {"first": self.first.init(norms, xp), "then": self.then.init(norms, xp)}
+        return {**memories, "count": xp.zeros_like(norms)}
+
+    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+        """Return the limits that hold now and both new memories."""
+        one, first = self.first.update(state["first"], norms, seen, xp)
+        two, then = self.then.update(state["then"], norms, seen, xp)
+        early = state["count"] < self.steps
+        high = xp.where(early, one.high + xp.zeros_like(norms), two.high + xp.zeros_like(norms))
+        return Limits(high=high), {"first": first, "then": then, "count": state["count"] + 1}

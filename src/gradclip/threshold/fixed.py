@@ -1,0 +1,89 @@
+"""Limits without a memory: numbers, and the weights' own size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import number
+from ..errors import PolicyError
+from .base import Limits, Seen, State
+
+__all__ = ["Fixed", "RatioToWeight"]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Limits that never move.
+
+    Args:
+        high: the largest allowed norm or value; None for no upper bound.
+        low: the smallest allowed norm or value; None for no lower bound.
+
+    Example:
+        >>> Fixed(high=1.0).update({}, 3.0, Seen(), None)
+        (Limits(low=None, high=1.0), {})
+    """
+
+    high: float | None = None
+    low: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, number(name, value))
+        if self.high is None and self.low is None:
+            raise PolicyError.of("high", None, "give at least one of high and low")
+        if self.low is not None and self.low > (math.inf if self.high is None else self.high):
+            raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
+
+    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+        """Return the empty memory: a fixed threshold remembers nothing."""
+        return {}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,  # noqa: ARG002
+        seen: Seen,  # noqa: ARG002
+        xp: Any,  # noqa: ARG002
+    ) -> tuple[Limits, State]:
+        """Return the same limits at every step."""
+        return Limits(self.low, self.high), state
+
+
+@dataclass(frozen=True)
+class RatioToWeight:
+    """high = ratio·max(‖W‖, eps), with the norm of the weights over the same part.
+
+    Args:
+        ratio: > 0.
+        eps: the norm that a smaller weight counts as, ≥ 0, so that a new one can grow.
+    """
+
+    ratio: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "ratio", number("ratio", self.ratio, low=0, above=True))
+        object.__setattr__(self, "eps", number("eps", self.eps, low=0))
+
+    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+        """Return the empty memory: the weights remember for themselves."""
+        return {}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,
+        seen: Seen,
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Return limits in proportion to the weights."""
+        weights = seen.weights()
+        size = xp.where(weights > self.eps, weights, self.eps * xp.ones_like(norms))
+        return Limits(high=self.ratio * size), state

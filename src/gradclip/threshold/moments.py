@@ -1,0 +1,128 @@
+"""Limits from moments of the gradient's own values, or of its norms, as optimizers keep them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import integer, number
+from .base import Limits, Seen, State, average, corrected
+
+__all__ = ["NormalisedNorm", "PowerAverage", "SecondMoment"]
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """SPAM's limit: high = √(theta·V), V ← decay·V + (1-decay)·min(n, high)².
+
+    Args:
+        theta: > 0.
+        decay: of V, in [0, 1).
+        warmup: no limit before this many steps.
+    """
+
+    theta: float
+    decay: float
+    warmup: int
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "theta", number("theta", self.theta, low=0, above=True))
+        object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
+        integer("warmup", self.warmup, low=0)
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return a second moment of nothing."""
+        return {"moment": xp.zeros_like(norms), "count": xp.zeros_like(norms)}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,
+        seen: Seen,  # noqa: ARG002
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Return a multiple of the root mean square; one that was never non-zero has none."""
+        moment, count = state["moment"], state["count"]
+        ready = (count >= self.warmup) & (moment > 0)
+        high = xp.where(ready, xp.sqrt(self.theta * moment), xp.full_like(moment, xp.inf))
+        value = xp.where(norms > high, high, norms)
+        return Limits(high=high), {
+            "moment": average(moment, value * value, self.decay),
+            "count": count + 1,
+        }
+
+
+@dataclass(frozen=True)
+class PowerAverage:
+    """ACClip's limit: high = τ with τ^α ← decay·τ^α + (1-decay)·|g|^α of the raw gradient.
+
+    Args:
+        alpha: the power, > 0.
+        decay: of the average, in [0, 1).
+    """
+
+    alpha: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "alpha", number("alpha", self.alpha, low=0, above=True))
+        object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return an average of nothing."""
+        return {"power": xp.zeros_like(norms)}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,  # noqa: ARG002
+        seen: Seen,
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Return the average, which this step's gradient has entered."""
+        power = average(state["power"], xp.abs(seen.raw()) ** self.alpha, self.decay)
+        return Limits(high=power ** (1 / self.alpha)), {"power": power}
+
+
+@dataclass(frozen=True)
+class NormalisedNorm:
+    """AdaGN's target: high = m̂/(√v̂ + eps), m and v the moving moments of the norm.
+
+    Args:
+        decay_mean: of m, in [0, 1).
+        decay_square: of v, in [0, 1).
+        eps: added to the root, ≥ 0.
+    """
+
+    decay_mean: float
+    decay_square: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        for name in ("decay_mean", "decay_square"):
+            value = number(name, getattr(self, name), low=0, high=1, below=True)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "eps", number("eps", self.eps, low=0))
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return moments of nothing."""
+        return {name: xp.zeros_like(norms) for name in ("mean", "square", "count")}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,
+        seen: Seen,  # noqa: ARG002
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Return the target norm; each moment is corrected by its own decay."""
+        count = state["count"] + 1
+        mean = average(state["mean"], norms, self.decay_mean)
+        square = average(state["square"], norms * norms, self.decay_square)
+        root = xp.sqrt(corrected(square, self.decay_square, count)) + self.eps
+        some = xp.where(root > 0, root, xp.ones_like(root))
+        high = corrected(mean, self.decay_mean, count) / some
+        return Limits(high=high), {"mean": mean, "square": square, "count": count}

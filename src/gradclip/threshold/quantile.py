@@ -1,0 +1,120 @@
+"""Limits at a quantile of the norms seen so far: exact over a window, or tracked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import integer, number
+from .base import Limits, Seen, State
+
+__all__ = ["OnlineQuantile", "Quantile", "places", "push"]
+
+
+def push(history: Any, count: Any, values: Any, xp: Any) -> Any:
+    """Return a ring buffer, shape (K, W), with one more value for each row."""
+    width = history.shape[1]
+    slot = count - width * xp.floor(count / width)
+    return xp.where(places(history, xp) == slot[:, None], values[:, None], history)
+
+
+def places(history: Any, xp: Any) -> Any:
+    """Return 0, 1, … W-1, shape (1, W), where and in the dtype that the history has."""
+    return xp.cumulative_sum(xp.ones_like(history[:1]), axis=1) - 1
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """high = the q-quantile of the last norms, linearly interpolated.
+
+    Args:
+        q: in [0, 1].
+        window: how many norms are remembered, ≥ 1.
+        warmup: no limit before this many norms were seen.
+        current: whether this step's norm counts for its own limit.
+    """
+
+    q: float
+    window: int
+    warmup: int = 1
+    current: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "q", number("q", self.q, low=0, high=1))
+        integer("window", self.window, low=1)
+        integer("warmup", self.warmup, low=0)
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return an empty ring buffer; what is not filled counts as infinite."""
+        row = xp.full_like(norms, xp.inf)[:, None]
+        wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
+        return {"history": wide, "count": xp.zeros_like(norms)}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,
+        seen: Seen,  # noqa: ARG002
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Remember this step's norms, and return the quantile."""
+        new = {
+            "history": push(state["history"], state["count"], norms, xp),
+            "count": state["count"] + 1,
+        }
+        used = new if self.current else state
+        return Limits(high=self._quantile(used["history"], used["count"], xp)), new
+
+    def _quantile(self, history: Any, count: Any, xp: Any) -> Any:
+        filled = xp.where(count < self.window, count, self.window * xp.ones_like(count))
+        last = xp.where(filled > 0, filled - 1, xp.zeros_like(filled))
+        position = self.q * last
+        low = xp.floor(position)
+        high = xp.where(low < last, low + 1, last)
+        ordered = xp.sort(history, axis=1)
+        index = xp.astype(xp.stack([low, high], axis=1), xp.int64)
+        ends = xp.take_along_axis(ordered, index, axis=1)
+        enough = (count >= self.warmup) & (filled > 0)
+        below = xp.where(enough, ends[:, 0], xp.zeros_like(low))
+        above = xp.where(enough, ends[:, 1], xp.zeros_like(low))
+        value = below + (above - below) * (position - low)
+        return xp.where(enough, value, xp.full_like(value, xp.inf))
+
+
+@dataclass(frozen=True)
+class OnlineQuantile:
+    """high ← high·exp(-rate·(1[n ≤ high] - q)): a quantile tracked with one number.
+
+    Args:
+        q: the share of norms that should lie under the limit, in [0, 1].
+        rate: the step of the logarithm, > 0.
+        start: the first limit, > 0.
+    """
+
+    q: float
+    rate: float
+    start: float
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "q", number("q", self.q, low=0, high=1))
+        object.__setattr__(self, "rate", number("rate", self.rate, low=0, above=True))
+        start = number("start", self.start, low=0, above=True, finite=True)
+        object.__setattr__(self, "start", start)
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return the first limit."""
+        return {"limit": xp.full_like(norms, self.start)}
+
+    def update(
+        self,
+        state: State,
+        norms: Any,
+        seen: Seen,  # noqa: ARG002
+        xp: Any,
+    ) -> tuple[Limits, State]:
+        """Return the limit as it stands, and move it towards the quantile."""
+        limit = state["limit"]
+        under = xp.where(norms <= limit, xp.ones_like(limit), xp.zeros_like(limit))
+        return Limits(high=limit), {"limit": limit * xp.exp(-self.rate * (under - self.q))}
