@@ -58,6 +58,7 @@ class Recipe:
     name: str
     function: Callable[..., Policy | Chain | Wrapped]
     paper: str
+    example: str
 
     @property
     def summary(self) -> str:
@@ -85,8 +86,14 @@ class Recipe:
 CATALOGUE: dict[str, Recipe] = {}
 
 
-def recipe(name: str, *, paper: str) -> Callable[[F], F]:
-    """Enter a function that returns a policy into the catalogue under `name`."""
+def recipe(name: str, *, paper: str, example: str | None = None) -> Callable[[F], F]:
+    """Enter a function that returns a policy into the catalogue under `name`.
+
+    Args:
+        name: what the text form calls it.
+        paper: who published it.
+        example: a call of it in text form; by default the bare name, if that is enough.
+    """
 
     def enter(function: F) -> F:
         @functools.wraps(function)
@@ -96,7 +103,7 @@ def recipe(name: str, *, paper: str) -> Callable[[F], F]:
             policy = function(*args, **kwargs)
             return replace(policy, call=Call(name, args, tuple(kwargs.items())))
 
-        CATALOGUE[name] = Recipe(name, build, paper)
+        CATALOGUE[name] = Recipe(name, build, paper, example or name)
         return build  # type: ignore[return-value]
 
     return enter

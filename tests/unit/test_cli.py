@@ -22,7 +22,7 @@ FLAGS = {
     "": {"--version", "--help"},
     "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
-    "methods": {"--help"},
+    "methods": {"--markdown", "--help"},
     "doctor": {"--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
 }
@@ -68,7 +68,7 @@ def test_version(invoke) -> None:
 FAULTS = {
     "no such method": (
         ["run", "--clip", "nrm:1", "s.py"],
-        "method='nrm' is not usable: the methods",
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
     ),
     "a wrong limit": (["run", "--clip", "norm:-1", "s.py"], "max_norm=-1 is not usable: "),
     "no policy": (["run", "--clip", "", "s.py"], "policy='' is not usable: "),
@@ -100,8 +100,14 @@ FAULTS = {
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
     ),
-    "no such explanation": (["methods", "nrm"], "method='nrm' is not usable: the methods are "),
-    "a demo of no method": (["demo", "--clip", "nrm:1"], "method='nrm' is not usable: the methods"),
+    "no such explanation": (
+        ["methods", "nrm"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods are ",
+    ),
+    "a demo of no method": (
+        ["demo", "--clip", "nrm:1"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
 }
 
 
@@ -180,7 +186,7 @@ def test_methods_explains_each(invoke) -> None:
         code, out, _ = invoke("methods", name)
         assert code == 0
         words = " ".join(out.split())
-        assert words.startswith(f"{name}:")
+        assert words.startswith(f"{name} for example {recipe.example}")
         assert f"Paper: {' '.join(recipe.paper.split())}" in words
         assert "Args:" in words
 

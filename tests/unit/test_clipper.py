@@ -57,8 +57,8 @@ class Running:
         self,
         state: dict[str, Any],
         norms: Any,
-        seen: Any,
-        xp: Any,  # noqa: ARG002
+        seen: Any,  # noqa: ARG002
+        xp: Any,
     ) -> tuple[Limits, dict[str, Any]]:
         count = xp.where(state["count"] > 0, state["count"], xp.ones_like(norms))
         mean = state["sum"] / count

@@ -17,6 +17,8 @@ __all__ = ["doctor"]
 _PACKAGES = (
     ("numpy", "gradclip.numpy", None),
     ("torch", "gradclip.torch, run, demo", "torch"),
+    ("jax", "gradclip.jax", "jax"),
+    ("optax", "gradclip.jax", "jax"),
     ("bokeh", "report, demo", "report"),
     ("pandas", "Run.to_pandas", "pandas"),
 )

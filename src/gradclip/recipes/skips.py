@@ -14,7 +14,7 @@ from ..threshold import Fixed, WindowZScore
 __all__ = ["skip_above", "skip_outliers"]
 
 
-@recipe("skip-above", paper="folklore")
+@recipe("skip-above", example="skip-above:100.0", paper="folklore")
 def skip_above(max_norm: float) -> Policy:
     """Skip the step if the global norm exceeds max_norm.
 

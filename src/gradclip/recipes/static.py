@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@recipe("norm", paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
+@recipe("norm", example="norm:1.0", paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
 def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
@@ -60,7 +60,9 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     return Policy(Measure(scope, order), limit, Rescale())
 
 
-@recipe("value", paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
+@recipe(
+    "value", example="value:0.5", paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850"
+)
 def by_value(
     limit: float | None = None,
     /,
@@ -110,7 +112,11 @@ def by_value(
     return Policy(Measure("element"), Fixed(high, low), Clamp())
 
 
-@recipe("floor", paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3")
+@recipe(
+    "floor",
+    example="floor:0.1",
+    paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
+)
 def floor(
     min_norm: float, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
 ) -> Policy:
@@ -141,7 +147,11 @@ def floor(
     return Policy(Measure(scope, order), limit, Rescale(max_gain))
 
 
-@recipe("band", paper="a norm band: Pascanu et al. 2013 from above, a floor from below")
+@recipe(
+    "band",
+    example="band:0.1,1.0",
+    paper="a norm band: Pascanu et al. 2013 from above, a floor from below",
+)
 def band(
     min_norm: float,
     max_norm: float,
@@ -178,7 +188,11 @@ def band(
     return Policy(Measure(scope, order), limit, Rescale(max_gain))
 
 
-@recipe("block-rms", paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235")
+@recipe(
+    "block-rms",
+    example="block-rms:1.0",
+    paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235",
+)
 def block_rms(threshold: float) -> Policy:
     """Rescale each tensor whose root mean square exceeds the threshold.
 
@@ -203,7 +217,7 @@ def block_rms(threshold: float) -> Policy:
     return Policy(Measure("tensor", "rms"), limit, Rescale())
 
 
-@recipe("average-norm", paper="TensorFlow clip_by_average_norm")
+@recipe("average-norm", example="average-norm:0.1", paper="TensorFlow clip_by_average_norm")
 def average_norm(max_norm: float) -> Policy:
     """Rescale each tensor whose 2-norm over its number of values exceeds max_norm.
 
@@ -259,7 +273,11 @@ def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
     return Policy(Measure("unit", 2.0, axis), RatioToWeight(clipping, eps), Rescale())
 
 
-@recipe("smooth", paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429")
+@recipe(
+    "smooth",
+    example="smooth:1.0",
+    paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429",
+)
 def smooth(
     max_norm: float,
     shape: Literal["root", "linear"] = "root",
@@ -293,7 +311,7 @@ def smooth(
     return Policy(Measure(scope, order), limit, Smooth(shape))
 
 
-@recipe("tanh", paper="a smooth form of value clipping")
+@recipe("tanh", example="tanh:0.5", paper="a smooth form of value clipping")
 def tanh(limit: float) -> Policy:
     """Squash each value: τ·tanh(g/τ).
 
@@ -350,7 +368,7 @@ def normalise(
     return Policy(Measure(scope, order), limit, Normalise(eps))
 
 
-@recipe("spectral", paper="SPECTRA: spectral clipping of singular values")
+@recipe("spectral", example="spectral:1.0", paper="SPECTRA: spectral clipping of singular values")
 def spectral(max_value: float, soft: bool = False) -> Policy:
     """Cap the singular values of each matrix.
 

@@ -1,0 +1,64 @@
+"""A policy in words: what is measured, compared with what, what happens, what is remembered."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .catalogue import Recipe
+from .policy import AnyPolicy, ByName, Policy, Wrapped
+from .spec import parse
+
+__all__ = ["Description", "describe", "describe_recipe"]
+
+
+class Description(NamedTuple):
+    """The four answers, each as a few words."""
+
+    scope: str
+    threshold: str
+    response: str
+    state: str
+
+
+def describe_recipe(recipe: Recipe) -> Description:
+    """Describe what a recipe makes, by its example.
+
+    Example:
+        >>> from gradclip.catalogue import lookup
+        >>> describe_recipe(lookup("zclip"))
+        Description(scope='global', threshold='ZScore', response='Rescale', \
+state='mean, variance, count')
+    """
+    return describe(parse(recipe.example))
+
+
+def describe(policy: AnyPolicy) -> Description:
+    """Describe a policy; a chain's answers stand one after the other."""
+    if isinstance(policy, Wrapped):
+        inner = describe(policy.inner)
+        held = ", ".join(policy.source.holds)
+        state = held if inner.state == "none" else f"{held}, {inner.state}"
+        wrapped = f"{type(policy.source).__name__}({inner.response})"
+        return inner._replace(response=wrapped, state=state)
+    if isinstance(policy, Policy):
+        memory = policy.threshold.init(np.zeros(1), np)
+        order = policy.measure.order
+        return Description(
+            policy.measure.scope + (f", {order}" if order != 2.0 else ""),
+            type(policy.threshold).__name__,
+            type(policy.response).__name__,
+            ", ".join(_leaves(memory)) or "none",
+        )
+    parts = [rule for _, rule in policy.rules] if isinstance(policy, ByName) else policy.policies
+    described = [describe(part) for part in parts if part is not None]
+    return Description(*(" | ".join(column) for column in zip(*described, strict=True)))
+
+
+def _leaves(memory: dict[str, object]) -> list[str]:
+    """Return the names of what is remembered, those of nested thresholds too."""
+    found: list[str] = []
+    for name, value in memory.items():
+        found += _leaves(value) if isinstance(value, dict) else [name]
+    return found

@@ -1,0 +1,96 @@
+"""The README and the docs say what is so: their snippets run, their commands exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gradclip.catalogue import CATALOGUE
+from gradclip.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def test_there_are_pages_and_snippets() -> None:
+    assert len(PAGES) > 5
+    assert len(blocks(ROOT / "README.md", "python")) >= 4
+    assert not blocks(ROOT / "README.md", "py", "sh", "console"), "a block that no test runs"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_snippets_run(page: Path) -> None:
+    for snippet in blocks(page, "python"):
+        names: dict[str, Any] = {"__name__": "snippet"}
+        exec(compile(snippet, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash")], ids=lambda p: p.name)
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in "\n".join(blocks(page, "bash")).splitlines():
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        assert words[0] in {"make", "gradclip", "pip"}, line
+        if words[0] == "make":
+            assert words[1] in targets, line
+        if words[0] == "gradclip":
+            help_text = CliRunner().invoke(app, [words[1], "--help"], env={"COLUMNS": "200"})
+            assert help_text.exit_code == 0, line
+            for option in (w for w in words[2:] if w.startswith("--") and w != "--epochs"):
+                assert option in help_text.output, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_images_have_a_text() -> None:
+    for page in PAGES:
+        assert "![](" not in page.read_text()
+
+
+def test_the_catalogue_in_the_docs_is_the_catalogue() -> None:
+    shown = CliRunner().invoke(app, ["methods", "--markdown"])
+    assert (ROOT / "docs/methods.md").read_text() == shown.output, "run make docs-methods"
+
+
+def recipe_lines() -> dict[str, int]:
+    """Return the lines of code of each recipe, without its signature and docstring."""
+    found = {}
+    for name, recipe in CATALOGUE.items():
+        function = inspect.unwrap(recipe.function)
+        body = inspect.getsource(function).split('"""')[-1]
+        found[name] = len([line for line in body.splitlines() if line.strip()])
+    return found
+
+
+def test_recipes_stay_a_few_lines() -> None:
+    lines = recipe_lines()
+    assert len(lines) >= 31
+    assert statistics.median(lines.values()) < 12
+    assert max(lines.values()) <= 20, lines
+
+
+def test_every_example_is_a_call_of_its_recipe() -> None:
+    from gradclip import parse
+
+    for name, recipe in CATALOGUE.items():
+        policy = parse(recipe.example)
+        assert policy.call.recipe == name  # type: ignore[union-attr]
+        assert parse(str(policy)) == policy
