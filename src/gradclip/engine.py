@@ -198,8 +198,10 @@ class _Pass:
         if isinstance(stage, WrappedStage):
             return self._wrapped(stage, state)
         scope = stage.policy.measure.scope
-        if scope in ("element", "singular") or isinstance(stage.policy.response, ValueResponse):
+        if scope in ("element", "singular"):
             return self._values(stage, state)
+        if isinstance(stage.policy.response, ValueResponse):
+            return self._spikes(stage, state)
         return self._units(stage, state) if scope == "unit" else self._norms(stage, state)
 
     def pending(self) -> Any:
@@ -290,8 +292,7 @@ class _Pass:
                 sizes, _ = self.grads.unit_norms(member, 2.0, measure.axis)
             self.grads.scale_units(member, mine, measure.axis)
             before, now = combine(sizes, 2.0, xp), combine(sizes * mine, 2.0, xp)
-            # A unit's norm and a member's are not rounded alike: what was not cut keeps its own.
-            after.append(xp.where(xp.all(mine == 1), self.ledger.now[member], now))
+            after.append(now)
             cosine.append(cosine_of_parts(sizes, sizes * mine, before, now, xp))
         turned = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
         # A small unit's change can be lost in the norms: ask the factors.
@@ -331,6 +332,24 @@ class _Pass:
         self.ledger = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
         return new
 
+    def _spikes(self, stage: Stage, state: Memory) -> Memory:
+        """Run a policy with one norm for each member, which changes values one by one."""
+        xp, policy, members = self.grads.xp, stage.policy, stage.members
+        assert isinstance(policy.response, ValueResponse)
+        self.flush()
+        norms = self._of(self.grads, stage)
+        limits, state = self._decide(stage, state, norms, Seen(), self._here(members))
+        high = limits.high + xp.zeros_like(norms)
+        after, cosine = [], []
+        for position, member in enumerate(members):
+            value, mine = self.grads.get(member), Limits(high=high[position])
+            value = policy.response.values(value, norms[position], mine, self.grads.values_xp)
+            norm, turned = self.grads.put(member, value, self.skipped)
+            after.append(norm)
+            cosine.append(turned)
+        self.ledger = self.ledger.turned(members, xp.stack(after), xp.stack(cosine), xp)
+        return state
+
     def _one(self, stage: Stage, member: int, state: Memory) -> tuple[Any, Any, Memory]:
         """Run a policy on the values of one member."""
         policy, vxp = stage.policy, self.grads.values_xp
@@ -342,8 +361,6 @@ class _Pass:
                 flat = vxp.reshape(vxp.abs(value), (-1,))
                 basis = None, vxp.reshape(combine(flat, 2.0, vxp), (1,)), None
             norms = basis[1]
-        elif policy.measure.scope == "tensor":
-            norms = vxp.reshape(vxp.max(vxp.abs(value)), (1,))
         else:
             norms = vxp.abs(value)
         state = policy.threshold.init(norms, vxp) if state is None else state
@@ -386,7 +403,7 @@ class _Pass:
             raw, x = kept[member]
             out, mine = source.leave(x, self.grads.get(member), held[str(member)])
             old = state["source"].get(str(member)) or {n: vxp.zeros_like(raw) for n in source.holds}
-            held[str(member)] = self._unless_skipped(old, mine)
+            held[str(member)] = self._sound(old, mine)
             norm, turned = self.grads.put(member, out, self.skipped, like=raw)
             after.append(norm)
             cosine.append(turned)
@@ -408,12 +425,10 @@ class _Pass:
         xp = self.grads.xp if xp is None else xp
         policy = stage.policy
         limits, new = policy.threshold.update(state, norms, seen, xp)
-        # On the host the norms of single values are torch's, the flag is NumPy's.
-        skipped = bool(self.skipped) if self.grads.host else self.skipped
-        keep = ~xp.isfinite(norms) | skipped
+        keep = ~xp.isfinite(norms) | self._idle()
         keep = keep if here is None else keep | ~here
         new = _where_rows(keep, state, new, xp)
-        each = isinstance(policy.response, ValueResponse) or policy.measure.scope == "singular"
+        each = policy.measure.scope in ("element", "singular")
         self._note_limit(limits, alone=not each or len(stage.members) == 1)
         if isinstance(policy.response, Skip):
             self.skipped = self.skipped | policy.response.skips(norms, limits, xp)
@@ -444,11 +459,15 @@ class _Pass:
     def _absent(self, member: int) -> bool:
         return not self.grads.present[member]
 
-    def _unless_skipped(self, old: Memory, new: Memory) -> Memory:
+    def _idle(self) -> Any:
+        """Return whether the step is skipped, for NumPy and for torch: not NumPy's on the host."""
+        return bool(self.skipped) if self.grads.host else self.skipped
+
+    def _sound(self, old: Memory, new: Memory) -> Memory:
+        """Return what a source remembers: nothing of a skipped step, nor what is not finite."""
         vxp = self.grads.values_xp
-        if self.grads.host:
-            return old if bool(self.skipped) else new
-        return {name: vxp.where(self.skipped, old[name], new[name]) for name in new}
+        keep = {name: ~vxp.isfinite(new[name]) | self._idle() for name in new}
+        return {name: vxp.where(keep[name], old[name], new[name]) for name in new}
 
 
 def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
@@ -462,7 +481,7 @@ def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
     xp, policy = grads.xp, stage.policy
     scope = policy.measure.scope
     some = grads.norms(range(0), 2.0, None)
-    if scope in ("element", "singular") or isinstance(policy.response, ValueResponse):
+    if scope in ("element", "singular"):
         return _init_values(stage, grads)
     if scope == "unit":
         sizes = [grads.unit_norms(m, 2.0, policy.measure.axis)[0] for m in stage.members]
@@ -480,9 +499,7 @@ def _init_values(stage: Stage, grads: Backend) -> Memory:
         if not grads.present[member]:
             continue
         value = vxp.abs(grads.get(member))
-        if policy.measure.scope == "tensor":
-            value = vxp.reshape(vxp.sum(value), (1,))
-        elif policy.measure.scope == "singular":
+        if policy.measure.scope == "singular":
             basis = grads.singular(member)
             value = vxp.reshape(vxp.sum(value), (1,)) if basis is None else basis[1]
         memory[str(member)] = policy.threshold.init(vxp.zeros_like(value), vxp)
@@ -519,4 +536,6 @@ def _where_rows(keep: Any, old: Memory, new: Memory, xp: Any) -> Memory:
     if isinstance(new, dict):
         return {name: _where_rows(keep, old[name], new[name], xp) for name in new}
     mask = xp.reshape(keep, keep.shape + (1,) * (new.ndim - keep.ndim))
+    # In float32 the square of a finite norm can be infinite: that must not stay for ever.
+    mask = mask | (xp.isfinite(old) & ~xp.isfinite(new))
     return xp.where(mask, old, new)

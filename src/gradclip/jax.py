@@ -62,7 +62,7 @@ def clip(
 
     Args:
         policy: a policy, its text form, or rules by name; a parameter's name is its path in
-            the tree joined by dots, as in "layers.0.weight".
+            the tree joined by dots, as in "layers.0.weight" ("kernel.value" in Flax NNX).
         nonfinite: "skip": an update with inf or NaN becomes zero (an optimizer after it in a
             chain still moves by its momentum: `guard` stops that too); "zero": such values
             become 0 and the rest is clipped; "propagate": computed on.
@@ -85,9 +85,11 @@ def clip(
             compilation cache nor exports them; with max_skips=None there is none.
 
     Numerics: each parameter's norm accumulates in float64, whether x64 is enabled or not, and
-    is then rounded to float32 if it is not; the total norm must then be under 3.4e38, and a
-    factor under 1.2e-38 is 0. Under the limit no bit changes. A non-finite norm enters no
-    memory. XLA reads subnormal numbers as 0 on a CPU: such gradients stay as they are.
+    is then rounded to float32 if it is not. Under the limit no bit changes; clipped, the norm
+    is at most max·(1 + 4 eps). In float32 a norm within two roundings of the limit may count as
+    either side of it, a total norm over 3.4e38 is inf, and a factor under 1.2e-38 is 0. A
+    non-finite norm enters no memory. XLA reads subnormal numbers as 0 on a CPU: such gradients
+    stay as they are.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -109,7 +111,8 @@ def clip(
         names, leaves, _ = _flat(params)
         memory = init(plan(wanted, names), _Arrays(names, leaves))
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), _float())
-        last = dict.fromkeys(_NUMBERS, zero) | dict.fromkeys(_FLAGS, none > 0)
+        last: dict[str, jax.Array] = {name: zero for name in _NUMBERS}  # noqa: C420 - typed
+        last |= {name: none > 0 for name in _FLAGS}  # noqa: C420 - typed
         last["norms"] = jnp.zeros(len(names), zero.dtype)
         recent = jnp.zeros((10 if max_skips is None else max_skips) + 1, zero.dtype)
         return ClipState(memory, none, none, none, none, recent, last)
@@ -443,7 +446,7 @@ def _counted(state: ClipState, memory: Any, result: ClipResult) -> ClipState:
     recent = jnp.concatenate([jnp.reshape(result.total_norm, (1,)), state.recent[:-1]])
     new = ClipState(
         memory,
-        optax.safe_increment(state.steps),
+        jnp.asarray(optax.safe_increment(state.steps)),
         state.clipped + result.clipped.astype(jnp.int32),
         state.skipped + skipped,
         (state.in_a_row + 1) * skipped,

@@ -52,8 +52,8 @@ class Ledger:
 
     def turned(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
         """Enter a change of direction: the members' new norms, and cosines across the change."""
-        now = put(self.now, members, norms, xp)
         across = put(xp.ones_like(self.cosine), members, cosine, xp)
+        now = _unless_same(self.now, put(self.now, members, norms, xp), across, xp)
         # Cosines compose only where one of the two changes kept the direction.
         both = xp.where(across == 1, self.cosine, xp.full_like(across, xp.nan))
         changed = xp.any(now != self.now) | xp.any(across != 1)
@@ -67,8 +67,8 @@ class Ledger:
 
     def replaced(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
         """Enter new gradients: their norms, and their cosines to the raw ones."""
-        now = put(self.now, members, norms, xp)
         cosine = put(self.cosine, members, cosine, xp)
+        now = _unless_same(self.raw, put(self.now, members, norms, xp), cosine, xp)
         changed = xp.any(now != self.raw) | xp.any(cosine != 1)
         return replace(self, now=now, cosine=cosine, uniform=False, changed=self.changed | changed)
 
@@ -83,11 +83,16 @@ class Ledger:
         was, left = self.raw / safe, self.now / safe
         # ‖a-b‖² = (|a|-|b|)² + 2|a||b|(1-cos): nothing cancels where the direction stayed.
         apart = (was - left) ** 2 + 2 * was * left * (1 - self.cosine)
-        removed = combine(xp.sqrt(apart), 2.0, xp)
+        removed = combine(xp.sqrt(apart), 2.0, xp) * (total > 0)  # Nothing is no share of nothing.
         shares = was * (self.now / xp.where(after > 0, after, one)) * self.cosine
         kept = xp.all(self.cosine == 1) & xp.all(self.now * total == self.raw * after)
         known = (total > 0) & (after > 0) & ~kept
         return total, after, removed, xp.where(known, xp.sum(shares), one)
+
+
+def _unless_same(old: Any, new: Any, cosine: Any, xp: Any) -> Any:
+    """Return the new norms, but the old one of what did not change: it may be rounded otherwise."""
+    return xp.where((cosine == 1) & (old > 0) & (new > 0), old, new)
 
 
 def put(base: Any, members: Sequence[int], values: Any, xp: Any) -> Any:
@@ -108,5 +113,6 @@ def cosine_of_parts(a: Any, b: Any, norm_a: Any, norm_b: Any, xp: Any) -> Any:
     one = xp.ones_like(norm_a)
     share = (a / xp.where(usable, norm_a, one)) * (b / xp.where(usable, norm_b, one))
     total = xp.sum(share)
-    most = 1 - 2**-53  # 1 would mean that nothing changed, whatever rounding says.
+    # 1 would mean that nothing changed, whatever rounding says.
+    most = 1 - xp.finfo(one.dtype).eps / 2
     return xp.where(usable, xp.where(total < most, total, most * one), one)

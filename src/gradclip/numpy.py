@@ -174,7 +174,7 @@ class _Arrays:
         array = self.get(member)
         if array.ndim < 2:
             return None
-        matrix = array.reshape(array.shape[0], -1)
+        matrix = array.reshape(array.shape[0], math.prod(array.shape[1:]))
         if not np.isfinite(matrix).all():  # A decomposition would raise; NaN is what it means.
             matrix = np.full_like(matrix, np.nan)
             rank = min(matrix.shape)
@@ -189,7 +189,7 @@ class _Arrays:
         if self.weights is None:
             raise PolicyError.of("weights", None, "the policy compares with them: pass them too")
         rel, least = relative
-        return rel * np.abs(self.weights._get(member).astype(np.float64)) + least
+        return rel * np.abs(self.weights._get(member)).astype(np.float64) + least
 
 
 def _named(grads: Any) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _named(grads: Any) -> dict[str, Any]:
 
 
 def _matching(weights: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights, in the order of the gradients, of their names and shapes."""
+    """Return the weights, in the order of the gradients; none where there is no gradient."""
     given = _named(weights)
     if given.keys() != named.keys():
         raise PolicyError.of("weights", list(given), f"the gradients are {list(named)}")
@@ -205,7 +205,7 @@ def _matching(weights: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         if grad is not None and np.shape(grad) != np.shape(given[name]):
             remedy = f"the gradient's shape is {np.shape(grad)}"
             raise PolicyError.of(f"weights[{name}].shape", np.shape(given[name]), remedy)
-    return {name: given[name] for name in named}
+    return {name: None if named[name] is None else given[name] for name in named}
 
 
 def _rows(array: np.ndarray, axis: int | None) -> np.ndarray:

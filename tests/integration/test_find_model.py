@@ -73,6 +73,16 @@ def test_two_models_in_one_optimizer() -> None:
     )
 
 
+@pytest.mark.parametrize("big_first", [True, False])
+def test_of_two_models_that_share_a_part_the_smaller(big_first: bool) -> None:
+    part = Backbone()
+    makers = [lambda: nn.ModuleDict({"big": part, "more": nn.Linear(3, 3)})]
+    makers.insert(big_first, lambda: nn.ModuleDict({"small": part}))
+    models = [make() for make in makers]
+    assert len(models) == 2
+    assert names(*part.parameters()) == ["small.conv.weight", "small.conv.bias"]
+
+
 def test_tied_parameters_have_their_first_name() -> None:
     model = Whole()
     model.head.weight = nn.Parameter(torch.ones(3, 3))

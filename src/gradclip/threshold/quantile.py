@@ -73,11 +73,12 @@ class Quantile:
         low = xp.floor(position)
         high = xp.where(low < last, low + 1, last)
         ordered = xp.sort(history, axis=1)
-        index = xp.astype(xp.stack([low, high], axis=1), xp.int64)
-        ends = xp.take_along_axis(ordered, index, axis=1)
         enough = (count >= self.warmup) & (filled > 0)
-        below = xp.where(enough, ends[:, 0], xp.zeros_like(low))
-        above = xp.where(enough, ends[:, 1], xp.zeros_like(low))
+        # By comparison, not by index: JAX may have no int64, and PyTorch takes no other.
+        below, above = (
+            xp.sum(xp.where(here, ordered, xp.zeros_like(ordered)), axis=1)
+            for here in (enough[:, None] & (places(history, xp) == p[:, None]) for p in (low, high))
+        )
         value = below + (above - below) * (position - low)
         return xp.where(enough, value, xp.full_like(value, xp.inf))
 

@@ -61,7 +61,8 @@ class MovingAverage:
 
     def _limit(self, state: State, xp: Any) -> Any:
         count = state["count"]
-        ready = (count >= self.warmup) & (count > 0)
+        # Zeros alone say nothing of the usual size: as a limit they would lock the gradient.
+        ready = (count >= self.warmup) & (count > 0) & (state["mean"] > 0)
         some = xp.where(ready, count, xp.ones_like(count))
         high = self.factor * corrected(state["mean"], self.decay, some)
         return xp.where(ready, high, xp.full_like(high, xp.inf))
@@ -102,7 +103,8 @@ class MeanStd:
         ready = count >= self.warmup
         freedom = xp.where(ready, count - 1, xp.ones_like(count))
         high = mean + self.k * xp.sqrt(state["squares"] / freedom)
-        high = xp.where(ready, high, xp.full_like(high, xp.inf))
+        # Zeros alone say nothing of the usual size: as a limit they would lock the gradient.
+        high = xp.where(ready & (mean > 0), high, xp.full_like(high, xp.inf))
         value = xp.where(norms > high, high, norms) if self.clipped else norms
         step = value - mean
         moved = mean + step / (count + 1)

@@ -257,7 +257,7 @@ class Gradients:
             return tensor
         wide = _wide(tensor.device)
         rel, least = relative
-        return tensor.to(wide) / (rel * self._owners[member].detach().abs().to(wide) + least)
+        return tensor.abs().to(wide) / (rel * self._owners[member].detach().abs().to(wide) + least)
 
     def _tell_autograd(self, members: Iterable[int]) -> None:
         """Count the kernel's writes as in-place changes, which torch cannot see by itself."""
