@@ -387,8 +387,8 @@ def _as_tensors(result: ClipResult) -> ClipResult:
     return replace(
         result,
         **dict(zip(floats, values.unbind(), strict=True)),
-        clipped=torch.tensor(bool(result.clipped)),
-        skipped=torch.tensor(bool(result.skipped)),
+        clipped=torch.tensor(bool(result.clipped), device="cpu"),
+        skipped=torch.tensor(bool(result.skipped), device="cpu"),
         norms=torch.from_numpy(result.norms),
     )
 

@@ -229,7 +229,8 @@ class Gradients:
         if not self.host:
             norms = _device_norms([before, new], 2.0)
             return norms[1], _cosine(before, new, norms[0], norms[1])
-        sizes = torch.tensor([_host_norm(before, 2.0), _host_norm(new, 2.0)], dtype=torch.float64)
+        found = [_host_norm(before, 2.0), _host_norm(new, 2.0)]
+        sizes = torch.tensor(found, dtype=torch.float64, device="cpu")
         return np.float64(sizes[1]), np.float64(_cosine(before, new, sizes[0], sizes[1]))
 
     def singular(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
