@@ -44,7 +44,7 @@ class Model(eqx.Module):
         return jax.lax.scan(read, jnp.zeros(self.cell.hidden_size), text)[1]
 
 
-def batches(steps: int, size: int = 16, length: int = 24) -> tuple[np.ndarray, int]:
+def batches(steps: int, size: int = 16, length: int = 16) -> tuple[np.ndarray, int]:
     """Return numbered characters, shape (steps, size, length + 1), and how many there are."""
     text = "".join(topics.values())
     letters, numbers = np.unique(np.array(list(text)), return_inverse=True)
@@ -61,10 +61,10 @@ def loss_of(model: Model, batch: jax.Array) -> jax.Array:
 def main() -> None:
     """Train for 100 steps and print how the loss went."""
     data, vocabulary = batches(100)
-    model = Model(vocabulary, 64, key=jax.random.key(0))
+    model = Model(vocabulary, 48, key=jax.random.key(0))
     policy = {"head.*": None, "*": agc(0.05, axis=0)}
     optimizer = optax.chain(clip(policy), optax.adam(0.01))
-    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    state: Any = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
     def step(model: Model, state: Any, batch: jax.Array) -> tuple[Model, Any, jax.Array]:

@@ -45,6 +45,7 @@ def main() -> None:
     optimizer = optax.chain(clip(zclip()), optax.adam(0.01))
 
     def step(carry: Any, batch: Any) -> Any:
+        state: Any
         params, state = carry
         loss, grads = jax.value_and_grad(loss_of)(params, *batch)
         updates, state = optimizer.update(grads, state, params)

@@ -24,9 +24,11 @@ import gradclip.numpy
 import oracle
 from contract.methods import ROWS, Row
 from gradclip import NonFiniteError, PolicyError, adagc, agc, by_norm, skip_above, with_feedback
-from gradclip.jax import ClipState, check, clip, guard
+from gradclip.jax import ClipState, check
 from stream import stream, weights
 
+clip: Any = gradclip.jax.clip  # Optax says of a state only that it is a tree of arrays.
+guard: Any = gradclip.jax.guard
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 100  # All the faults of the stream: spikes, zeros, a NaN, an inf, an empty step.
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.policy))
@@ -89,27 +91,25 @@ def test_one_compiled_loop_does_what_numpy_does(row: Row) -> None:
 
 
 @each_row
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
-def test_a_step_keeps_the_types_of_its_state(row: Row, dtype: Any) -> None:
-    """Shapes, dtypes and weak types: what `scan` and a compiled step need."""
-    with jax.enable_x64(dtype == jnp.float64):
-        params = [jnp.asarray(w, dtype) for w in weights()]
-        tx = clip(row.policy)
-        state = tx.init(params)
-        new_grads, new = jax.eval_shape(
-            lambda g, s: tx.update(g, s, params, loss=jnp.asarray(1.0)), params, state
-        )
-        kinds = [(jnp.shape(a), a.dtype, a.weak_type) for a in jax.tree.leaves(state)]
-        assert [(a.shape, a.dtype, a.weak_type) for a in jax.tree.leaves(new)] == kinds
-        assert not any(weak for _, _, weak in kinds)
-        assert [a.dtype for a in new_grads] == [dtype] * 3
+def test_a_step_of_bfloat16_keeps_the_types_of_its_state(row: Row) -> None:
+    """Shapes, dtypes and weak types: what `scan` and a compiled step need, here without x64."""
+    params = [jnp.asarray(w, jnp.bfloat16) for w in weights()]
+    tx = clip(row.policy)
+    state = tx.init(params)
+    grads, new = jax.eval_shape(
+        lambda g, s: tx.update(g, s, params, loss=jnp.asarray(1.0)), params, state
+    )
+    kinds = [(a.shape, a.dtype, a.weak_type) for a in jax.tree.leaves(state)]
+    assert [(a.shape, a.dtype, a.weak_type) for a in jax.tree.leaves(new)] == kinds
+    assert not any(weak for _, _, weak in kinds)
+    assert [a.dtype for a in grads] == [jnp.bfloat16] * 3
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("policy", [adagc(warmup=5), with_feedback(by_norm(1.0) | skip_above(9))])
-def test_vmap_is_each_run_for_itself(policy: Any) -> None:
+def test_vmap_is_each_run_for_itself() -> None:
+    policy = {"0": adagc(warmup=5), "*": with_feedback(by_norm(1.0) | skip_above(9.0))}
     params = [jnp.asarray(w) for w in weights()]
-    runs = [fed(seed, 60) for seed in (0, 1)]
+    runs = [fed(seed, 40) for seed in (0, 1)]
     grads, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *runs)
     start = clip(policy).init(params)
     run = jax.jit(jax.vmap(lambda g, x: scan(policy, params, start, g, x)))
@@ -188,11 +188,11 @@ def test_huge_and_tiny_without_x64(dtype: Any, size: float) -> None:
 
 
 def test_many_values_and_many_parameters_without_x64() -> None:
-    """A million float32 values, then 500 parameters: the norm is right and the limit is kept."""
+    """A million float32 values, then 200 parameters: the norm is right and the limit is kept."""
     rng = np.random.default_rng(0)
     for grads in (
         [rng.random(1_000_003, np.float32) + 1],
-        [rng.random((3, 3), np.float32) for _ in range(500)],
+        [rng.random((3, 3), np.float32) for _ in range(200)],
     ):
         out, state = _STEP(grads)
         true = oracle.norm([g.astype(np.float64) for g in grads])
@@ -225,7 +225,7 @@ def test_values_that_are_not_finite() -> None:
         ("zero", {"a": [0.6, 0, 0.8], "b": [0]}),
         ("propagate", {"a": [np.nan] * 3, "b": [np.nan]}),
     ):
-        tx = clip("norm:1.0", nonfinite=name)  # type: ignore[arg-type]
+        tx = clip("norm:1.0", nonfinite=name)
         out, state = jax.jit(tx.update)(grads, tx.init(grads))
         assert bool(state.last["skipped"]) == (name == "skip")
         for key, values in want.items():
@@ -236,7 +236,7 @@ def test_other_orders_agree_with_the_oracle() -> None:
     rng = np.random.default_rng(1)
     grads = [rng.normal(size=(4, 3)).astype(np.float32), np.full(3, 1e25, np.float32)]
     for order in (0.5, 1.0, 2.0, 3.0, 7.0, float("inf"), "rms"):
-        tx = clip(by_norm(1.0, order=order))  # type: ignore[arg-type]
+        tx = clip(by_norm(1.0, order=order))
         out, state = tx.update([jnp.asarray(g) for g in grads], tx.init(grads))
         true = oracle.norm([g.astype(np.float64) for g in grads], order)
         assert oracle.norm(_wide(out), order) == pytest.approx(1, rel=2e-6), order
@@ -247,7 +247,7 @@ def test_other_orders_agree_with_the_oracle() -> None:
 def test_a_finite_spike_does_not_disable_a_statistic() -> None:
     """The square of 1e25 is no float32: it must not stay in a variance for ever."""
     for row in ROWS:
-        if not row.memory or row.loss:
+        if not row.memory or row.loss or row.carries:
             continue
         tx = clip(row.policy, max_skips=1000)
         update = tx.update
@@ -322,7 +322,7 @@ W = jnp.ones((2, 2))
     ("call", "words"),
     [
         (lambda: clip("norm:-1"), "max_norm=-1"),
-        (lambda: clip("norm:1", nonfinite="raise"), "nonfinite='raise'"),  # type: ignore[arg-type]
+        (lambda: clip("norm:1", nonfinite="raise"), "nonfinite='raise'"),
         (lambda: clip("norm:1", max_skips=-1), "max_skips=-1"),
         (lambda: clip("norm:1").init({"w": jnp.ones(2, int)}), "w='int32'.*floats.*leave"),
         (lambda: clip("norm:1").init([jax.nn.relu, W]), "0='.*floats"),
@@ -390,7 +390,7 @@ def test_a_chain_is_optax_s_own_chain() -> None:
 
 
 def test_multi_transform_clips_each_group_for_itself() -> None:
-    groups = {"x": clip("norm:1.0"), "y": clip("norm:2.0")}
+    groups: dict[Any, Any] = {"x": clip("norm:1.0"), "y": clip("norm:2.0")}
     tx = optax.multi_transform(groups, {"a": "x", "b": "y"})
     out, _ = jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
     assert_allclose(out["a"], [1.0, 0.0])
@@ -552,6 +552,13 @@ def test_without_a_callback_the_host_can_check_and_the_step_can_be_exported() ->
     assert "callback" in jax.jit(stopping.update).lower(GRADS, stopping.init(GRADS)).as_text()
 
 
+def test_the_last_norms_are_named_in_their_order() -> None:
+    steps = [jax.tree.map(lambda g, n=n: n * g, GRADS) for n in range(1, 5)]
+    _, state = _run(clip("skip-above:6", max_skips=None), steps)
+    with pytest.raises(NonFiniteError, match=r"3 updates .* the last norms were 10, 15, 20$"):
+        check(state, max_skips=2)
+
+
 # ---- checkpoints ---------------------------------------------------------------------------
 
 
@@ -575,10 +582,10 @@ def test_orbax_restores_a_run_that_goes_on_bit_for_bit(policy: str, tmp_path: Pa
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "half", half)
         saver.wait_until_finished()
-        again = saver.restore(tmp_path / "half", jax.eval_shape(lambda: half))
+        again: Any = saver.restore(tmp_path / "half", jax.eval_shape(lambda: half))
     assert isinstance(again[1][0], ClipState)
     assert bits(again) == bits(half)
-    assert bits(go(*again, steps[33:])) == bits(go(params, tx.init(params), steps))
+    assert bits(go(again[0], again[1], steps[33:])) == bits(go(params, tx.init(params), steps))
 
 
 # ---- examples ------------------------------------------------------------------------------
