@@ -315,7 +315,7 @@ class _Arrays:
     def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
         old = self.leaves[member]
         before = old if like is None else like.astype(old.dtype)
-        new = jnp.where(keep, old, value.astype(old.dtype))
+        new = jnp.where(keep, old, _stored(value, old.dtype))
         self.leaves[member] = new
         return _norm(new, 2.0), _cosine(before, new)
 
@@ -413,11 +413,17 @@ def _root(x: Any, order: float) -> Any:
     return jnp.sqrt(x) if order == 2.0 else x ** (1.0 / order)
 
 
+def _stored(value: Any, dtype: Any) -> Any:
+    """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
+    new, info = value.astype(dtype), jnp.finfo(dtype)
+    return jnp.where(jnp.isfinite(value), jnp.clip(new, info.min, info.max), new)
+
+
 def _ratio(x: Any, weight: Any, relative: tuple[float, float]) -> Any:
     """Return a gradient in units of rel·|w| + abs, in float64."""
     rel, least = relative
     with enable_x64(True):
-        return x.astype(jnp.float64) / (rel * jnp.abs(weight).astype(jnp.float64) + least)
+        return jnp.abs(x).astype(jnp.float64) / (rel * jnp.abs(weight).astype(jnp.float64) + least)
 
 
 def _cosine(a: Any, b: Any) -> Any:

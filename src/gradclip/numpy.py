@@ -166,7 +166,7 @@ class _Arrays:
     def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
         old = self._get(member)
         before = old if like is None else np.asarray(like).astype(old.dtype)
-        new = old if keep else np.asarray(value).astype(old.dtype)
+        new = old if keep else _stored(np.asarray(value), old.dtype)
         self.values[self.names[member]] = new
         return np.float64(_norm(new.ravel(), 2.0)), np.float64(_cosine(before, new))
 
@@ -242,6 +242,14 @@ def _times(array: np.ndarray, factor: Any) -> np.ndarray:
     """Return array·factor, computed in at least float64 and rounded once; 1 keeps the bits."""
     kind = np.complex128 if array.dtype.kind == "c" else np.float64
     return np.where(factor == 1, array, (array.astype(kind) * factor).astype(array.dtype))
+
+
+def _stored(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
+    new = value.astype(dtype)
+    over = np.isfinite(value) & ~np.isfinite(new)
+    most = np.nextafter(np.asarray(np.inf, dtype), np.zeros((), dtype))
+    return np.where(over, np.copysign(most, new), new)
 
 
 def _refuse_nonfinite(arrays: _Arrays) -> None:

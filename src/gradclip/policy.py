@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import zip_longest
+from itertools import dropwhile, takewhile, zip_longest
 
 from .catalogue import Call
 from .errors import PolicyError
 from .measure import Measure
-from .response import Response
+from .response import Response, Skip
 from .source import Source
 from .threshold import Threshold
 
@@ -90,6 +90,9 @@ class Policy(_Written):
 class Chain(_Written):
     """Policies applied one after the other; the empty chain measures and changes nothing.
 
+    A rule that skips comes before any that changes gradients: it looks at them as they came, and
+    a step that is skipped was not touched.
+
     Example:
         >>> from gradclip import by_norm, by_value
         >>> by_value(0.5) | by_norm(1.0)
@@ -98,6 +101,15 @@ class Chain(_Written):
 
     policies: tuple[Policy | ByName | Wrapped, ...] = ()
     call: Call | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a skip of what was changed already."""
+        rest = dropwhile(_only_skips, self.policies)
+        first = next(rest, None)
+        for link in rest:
+            if _may_skip(link):
+                remedy = f"it may skip the step, so it goes before {first!r}"
+                raise PolicyError.of("policy", link, remedy)
 
     def __repr__(self) -> str:
         """Return what one would type."""
@@ -137,6 +149,12 @@ class Wrapped(_Written):
     inner: Policy | Chain
     call: Call | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse a skip of what was changed already."""
+        if _may_skip(self.inner):
+            remedy = "it may skip the step, so it goes before the wrapper, as in skip | wrapped"
+            raise PolicyError.of("policy", self.inner, remedy)
+
     def __repr__(self) -> str:
         """Return what one would type."""
         if self.call is not None:
@@ -145,6 +163,24 @@ class Wrapped(_Written):
 
 
 AnyPolicy = Policy | Chain | ByName | Wrapped
+
+
+def _may_skip(policy: AnyPolicy | None) -> bool:
+    """Return whether any part of a policy may skip a step."""
+    if isinstance(policy, Chain):
+        return any(map(_may_skip, policy.policies))
+    if isinstance(policy, ByName):
+        return any(_may_skip(rule) for _, rule in policy.rules)
+    return isinstance(policy, Policy) and isinstance(policy.response, Skip)
+
+
+def _only_skips(policy: AnyPolicy | None) -> bool:
+    """Return whether a policy changes no gradient."""
+    if isinstance(policy, Chain):
+        return all(map(_only_skips, policy.policies))
+    if isinstance(policy, ByName):
+        return all(_only_skips(rule) for _, rule in policy.rules)
+    return policy is None or (isinstance(policy, Policy) and isinstance(policy.response, Skip))
 
 
 def by_name(rules: Mapping[str, object]) -> ByName:
@@ -258,6 +294,18 @@ def _expand(
     if isinstance(policy, Chain):
         return [layer for link in policy.policies for layer in _expand(link, members, names)]
     groups = [_expand(rule, found, names) for rule, found in _matched(policy, members, names)]
+    # Any group's skip is decided before another group is changed.
+    heads = [list(takewhile(_is_skip, layers)) for layers in groups]
+    tails = [layers[len(head) :] for layers, head in zip(groups, heads, strict=True)]
+    return [*_side_by_side(heads), *_side_by_side(tails)]
+
+
+def _is_skip(layer: list[AnyStage]) -> bool:
+    return all(isinstance(s, Stage) and isinstance(s.policy.response, Skip) for s in layer)
+
+
+def _side_by_side(groups: list[list[list[AnyStage]]]) -> list[list[AnyStage]]:
+    """Return the layers of groups that share no parameter, as layers of all."""
     return [[s for layer in depth for s in layer] for depth in zip_longest(*groups, fillvalue=[])]
 
 

@@ -66,7 +66,7 @@ class _Torch:
     ) -> None:
         self._turn = turn
         self.params = [torch.nn.Parameter(_tensor(w)) for w in weights if w is not None]
-        self.clipper = Clipper(self.params, policy, nonfinite=nonfinite)
+        self.clipper = Clipper(self.params, policy, nonfinite=nonfinite, max_skips=1000)
 
     def step(self, grads: Arrays, loss: float | None = None) -> tuple[Arrays, ClipResult]:
         for param, grad in zip(self.params, grads, strict=True):
@@ -87,7 +87,7 @@ def _compiled(policy: AnyPolicy, nonfinite: Any) -> tuple[Any, Any]:
 
     import gradclip.jax
 
-    clip = gradclip.jax.clip(policy, nonfinite=nonfinite, max_skips=1000)
+    clip = gradclip.jax.clip(policy, nonfinite=nonfinite, max_skips=None)
     return clip.init, jax.jit(lambda g, state, w, loss: clip.update(g, state, w, loss=loss))
 
 

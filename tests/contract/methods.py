@@ -88,7 +88,7 @@ ROWS = (
     Row("autoclip", autoclip(25, window=7), autoclip(100), memory=True),
     Row("quantile", quantile(0.5, window=5), quantile(1.0), memory=True),
     Row("online-quantile", online_quantile(), online_quantile(start=1e30), memory=True),
-    Row("zclip", zclip(0.5, warmup=2, max_norm=1.0), zclip(), memory=True),
+    Row("zclip", zclip(0.5, warmup=2, max_norm=30.0), zclip(), memory=True),
     Row("adagc", adagc(warmup=2), adagc(start=_FAR), memory=True),
     Row("aggc", aggc(0.5, 0.8), aggc(0.0, 10.0), enlarges=True, memory=True),
     Row("mean-std", mean_std(0.1, warmup=2), mean_std(), memory=True),

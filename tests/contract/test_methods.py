@@ -7,7 +7,7 @@ all: what they keep, what they never do, and that they live on after inf and NaN
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,15 @@ import pytest
 import oracle
 from contract.backends import BACKENDS, DTYPES, Array, Arrays, start
 from contract.methods import ROWS, Row
-from gradclip import ClipResult, PolicyError
+from gradclip import (
+    ClipResult,
+    PolicyError,
+    autoclip,
+    mean_std,
+    moving_average,
+    online_quantile,
+    quantile,
+)
 from gradclip.catalogue import CATALOGUE
 
 # ---- the table of gradients ----------------------------------------------------------------
@@ -328,6 +336,17 @@ def test_nothing_nonfinite_is_remembered_when_it_is_let_through(
         assert np.isfinite(now.astype(np.float64)).all()
 
 
+@pytest.fixture
+def always_warn() -> Iterator[None]:
+    """PyTorch tells some things once in a process: here each time."""
+    import torch
+
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.usefixtures("always_warn")
 @pytest.mark.parametrize(
     "backend", [pytest.param(b, marks=[pytest.mark.slow] if b == "jax" else []) for b in BACKENDS]
 )
@@ -357,3 +376,16 @@ def test_weights_are_asked_for(row: Row) -> None:
 def test_the_loss_is_asked_for(row: Row, backend: str) -> None:
     with pytest.raises(PolicyError, match=r"loss=None is not usable: .*pass it"):
         begin(row, backend, _pair(_32)).step(_pair(_32))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [autoclip, quantile, online_quantile, mean_std, moving_average],
+    ids=lambda r: r.__name__,
+)
+@pytest.mark.parametrize("scope", ["element", "singular", "loss", "all"])
+def test_a_statistic_is_of_norms_over_many_values(recipe: Any, scope: str) -> None:
+    with pytest.raises(
+        PolicyError, match=rf"scope='{scope}' is not usable: choose one of 'global'"
+    ):
+        recipe(scope=scope)

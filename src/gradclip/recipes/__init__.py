@@ -1,22 +1,16 @@
 """The published methods, each a few lines: what is measured, its limit, what happens then."""
 
 from .adaptive import (
-    acclip,
-    adaclip,
     adagc,
-    adagn,
     aggc,
     autoclip,
-    clippy,
     mean_std,
     moving_average,
     online_quantile,
     quantile,
-    spam,
-    stable_spam,
-    update_rms,
     zclip,
 )
+from .moments import acclip, adaclip, adagn, spam, stable_spam
 from .skips import skip_above, skip_outliers
 from .static import (
     agc,
@@ -31,6 +25,7 @@ from .static import (
     spectral,
     tanh,
 )
+from .updates import clippy, update_rms
 from .wrappers import centered, clip21, with_feedback
 
 __all__ = [

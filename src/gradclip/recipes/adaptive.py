@@ -1,45 +1,33 @@
-"""Methods whose threshold follows the gradients."""
+"""Methods whose threshold follows the norms that were seen."""
 
 from __future__ import annotations
 
-import math
-
 from ..catalogue import recipe
+from ..checks import choice
 from ..measure import Measure, Scope
-from ..policy import Chain, Policy, Wrapped
-from ..response import Normalise, Rescale, ShrinkSpikes
-from ..source import Momentum
+from ..policy import Policy
+from ..response import Rescale
 from ..threshold import (
     Fixed,
     MeanStd,
     MovingAverage,
     MovingBand,
-    NormalisedNorm,
     OnlineQuantile,
     OwnAverage,
-    PowerAverage,
     Quantile,
-    SecondMoment,
     Smallest,
     Threshold,
     ZScore,
 )
 
 __all__ = [
-    "acclip",
-    "adaclip",
     "adagc",
-    "adagn",
     "aggc",
     "autoclip",
-    "clippy",
     "mean_std",
     "moving_average",
     "online_quantile",
     "quantile",
-    "spam",
-    "stable_spam",
-    "update_rms",
     "zclip",
 ]
 
@@ -69,7 +57,7 @@ def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "glo
 
     Source: Seetharaman et al. 2020, section 2.
     """
-    return Policy(Measure(scope), Quantile(percentile / 100, window), Rescale())
+    return Policy(_norms(scope), Quantile(percentile / 100, window), Rescale())
 
 
 @recipe("quantile", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
@@ -97,7 +85,7 @@ def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = 
     Source: Merad & Gaïffas 2023, rolling QC-SGD; there an order statistic of a buffer that is
     filled beforehand, here interpolated over what there is.
     """
-    return Policy(Measure(scope), Quantile(q, window, warmup), Rescale())
+    return Policy(_norms(scope), Quantile(q, window, warmup), Rescale())
 
 
 @recipe("online-quantile", paper="Andrew et al. 2019, arXiv:1905.03871")
@@ -126,7 +114,7 @@ def online_quantile(
 
     Source: Andrew et al. 2019, section 2, without the noise.
     """
-    return Policy(Measure(scope), OnlineQuantile(q, rate, start), Rescale())
+    return Policy(_norms(scope), OnlineQuantile(q, rate, start), Rescale())
 
 
 @recipe("zclip", paper="Kumar et al. 2025, arXiv:2504.02507")
@@ -256,13 +244,15 @@ def mean_std(
     Raises:
         PolicyError: an argument is out of its range.
 
+    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+
     Example:
         >>> mean_std()
         mean_std()
 
     Source: folklore.
     """
-    return Policy(Measure(scope), MeanStd(k, warmup, clipped), Rescale())
+    return Policy(_norms(scope), MeanStd(k, warmup, clipped), Rescale())
 
 
 @recipe("moving-average", paper="the plain statistic")
@@ -290,202 +280,18 @@ def moving_average(
     Raises:
         PolicyError: an argument is out of its range.
 
+    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+
     Example:
         >>> moving_average(3.0)
         moving_average(3.0)
 
     Source: folklore.
     """
-    return Policy(Measure(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
+    return Policy(_norms(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
 
 
-@recipe("spam", paper="Huang et al. 2025, arXiv:2501.06842")
-def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Policy:
-    """Clip single values that are spikes of their own second moment (SPAM's clipping).
-
-    g → sign(g)·√(θ·V) if g² > θ·V; then V ← β·V + (1-β)·g², without bias correction.
-
-    Args:
-        theta: θ > 0.
-        decay: β in [0, 1).
-        warmup: steps before anything is clipped, ≥ 0: 19 in the authors' code, whose 150
-            are another warm-up, of the learning rate.
-
-    Returns:
-        The policy. Its memory is as large as the gradients.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Numerics: a value whose V is still 0 has no limit; in the authors' code it stays 0 for ever.
-
-    Example:
-        >>> spam()
-        spam()
-
-    Source: Huang et al. 2025, equation 4; the momentum reset belongs to the optimizer.
-    """
-    return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
-
-
-@recipe("adaclip", paper="Stable-SPAM, arXiv:2502.17055")
-def adaclip(decay: float = 0.999) -> Policy:
-    """Shrink the values above the moving average of each tensor's largest magnitude.
-
-    T ← γ·T + (1-γ)·max|g|, T̂ = T/(1-γᵗ); |gᵢ| > T̂ → gᵢ·T̂/max|g|.
-
-    Args:
-        decay: γ in [0, 1).
-
-    Returns:
-        The policy.
-
-    Raises:
-        PolicyError: decay is out of its range.
-
-    Example:
-        >>> adaclip()
-        adaclip()
-
-    Source: arXiv:2502.17055, AdaClip. The correction has its own counter, which no reset touches.
-    """
-    threshold = MovingAverage(1.0, decay, current=True, clipped=False)
-    return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
-
-
-@recipe("adagn", paper="Stable-SPAM, arXiv:2502.17055")
-def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
-    """Give each tensor the norm that its moving moments call for.
-
-    g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
-
-    Args:
-        mean: γ₁ in [0, 1).
-        square: γ₂ in [0, 1).
-        eps: ε ≥ 0.
-
-    Returns:
-        The policy.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Example:
-        >>> adagn()
-        adagn()
-
-    Source: arXiv:2502.17055, AdaGN.
-    """
-    return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
-
-
-@recipe("stable-spam", paper="Stable-SPAM, arXiv:2502.17055")
-def stable_spam(
-    mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
-) -> Chain:
-    """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
-
-    Args:
-        mean: γ₁ of AdaGN, in [0, 1).
-        square: γ₂ of AdaGN, in [0, 1).
-        decay: γ₃ of AdaClip, in [0, 1).
-        eps: of AdaGN, ≥ 0.
-
-    Returns:
-        The chain of the two policies.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Example:
-        >>> stable_spam() == adaclip() | adagn()
-        True
-
-    Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
-    """
-    return adaclip(decay) | adagn(mean, square, eps)
-
-
-@recipe("acclip", paper="Zhang et al. 2020, arXiv:1912.03194")
-def acclip(
-    alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
-) -> Wrapped:
-    """Clip each value of the momentum at a moving average of the gradient's magnitude (ACClip).
-
-    m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
-
-    Args:
-        alpha: α > 0.
-        beta1: β₁ in [0, 1).
-        beta2: β₂ in [0, 1).
-        eps: ε ≥ 0.
-
-    Returns:
-        The policy. What comes out is a momentum: use it with plain SGD.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Example:
-        >>> acclip()
-        acclip()
-
-    Source: Zhang et al. 2020, algorithm 2.
-    """
-    inner = Policy(Measure("element"), PowerAverage(alpha, beta2), Rescale(eps=eps))
-    return Wrapped(Momentum(beta1), inner)
-
-
-@recipe("clippy", paper="Tang et al. 2023, arXiv:2302.09178")
-def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
-    """Scale each tensor's update so that no weight moves by more than its own share.
-
-    δ·min(1, minᵢ (λ_rel·|wᵢ| + λ_abs)/|δᵢ|), for each tensor.
-
-    Args:
-        relative: λ_rel ≥ 0.
-        absolute: λ_abs > 0.
-
-    Returns:
-        The policy. It needs the weights, and is meant for the optimizer's update: place it
-        after the optimizer. One zero weight nearly stops its tensor, as published.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Example:
-        >>> clippy()
-        clippy()
-
-    Source: Tang et al. 2023, algorithm 1; defaults of the authors' code.
-    """
-    measure = Measure("tensor", math.inf, relative=(relative, absolute))
-    return Policy(measure, Fixed(high=1.0), Rescale())
-
-
-@recipe(
-    "update-rms",
-    paper="Shazeer & Stern 2018, arXiv:1804.04235; Wortsman et al. 2023, arXiv:2304.13013",
-)
-def update_rms(threshold: float = 1.0) -> Policy:
-    """Bound the root mean square of each tensor's update (Adafactor, StableAdamW).
-
-    U/max(1, RMS(U)/d), for each tensor.
-
-    Args:
-        threshold: d > 0.
-
-    Returns:
-        The policy. It is meant for the optimizer's update: place it after the optimizer.
-
-    Raises:
-        PolicyError: threshold is not positive.
-
-    Example:
-        >>> update_rms()
-        update_rms()
-
-    Source: Shazeer & Stern 2018, section 6. StableAdamW takes the RMS of g/√v and applies it to
-    the momentum's update: the same where there is no momentum.
-    """
-    return Policy(Measure("tensor", "rms"), Fixed(high=threshold), Rescale())
+def _norms(scope: Scope) -> Measure:
+    """Return what these methods follow: a norm over many values."""
+    choice("scope", scope, ("global", "tensor"))
+    return Measure(scope)

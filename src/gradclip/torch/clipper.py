@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import choice, integer
 from ..engine import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..policy import AnyPolicy, Chain, Plan, WrappedStage, as_policy, plan
+from ..policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
 from ..response import Skip
 from ..result import ClipResult
 from ..spec import parse
@@ -336,13 +336,8 @@ def _has_memory(memory: Any) -> bool:
 
 def _skips(layers: Plan) -> bool:
     """Whether any stage of a plan may skip a step."""
-    return any(
-        _skips(stage.inner)
-        if isinstance(stage, WrappedStage)
-        else isinstance(stage.policy.response, Skip)
-        for layer in layers
-        for stage in layer
-    )
+    stages = (stage for layer in layers for stage in layer if isinstance(stage, Stage))
+    return any(isinstance(stage.policy.response, Skip) for stage in stages)
 
 
 def _hole(param: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ class Gradients:
         self._install()
         tensor = self._tensors[member]
         before = (tensor.clone() if like is None else like).to(tensor.dtype)
-        new = value.to(tensor.dtype)
+        new = _stored(value, tensor.dtype)
         if self.host:
             new = before if bool(keep) else new
         else:
@@ -321,6 +321,12 @@ def _buffers(tensors: Sequence[Tensor]) -> kernel.Buffers:
 def _wide(device: torch.device) -> torch.dtype:
     """The widest float of the device: Apple's GPUs have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
+    new, info = value.to(dtype), torch.finfo(dtype)
+    return torch.where(torch.isfinite(value), new.clamp(info.min, info.max), new)
 
 
 def _rows(tensor: Tensor, axis: int | None) -> Tensor:

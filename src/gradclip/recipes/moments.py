@@ -1,0 +1,157 @@
+"""Methods that follow a moment of the values themselves: of each value, or of each tensor."""
+
+from __future__ import annotations
+
+import math
+
+from ..catalogue import recipe
+from ..measure import Measure
+from ..policy import Chain, Policy, Wrapped
+from ..response import Normalise, Rescale, ShrinkSpikes
+from ..source import Momentum
+from ..threshold import MovingAverage, NormalisedNorm, PowerAverage, SecondMoment
+
+__all__ = [
+    "acclip",
+    "adaclip",
+    "adagn",
+    "spam",
+    "stable_spam",
+]
+
+
+@recipe("spam", paper="Huang et al. 2025, arXiv:2501.06842")
+def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Policy:
+    """Clip single values that are spikes of their own second moment (SPAM's clipping).
+
+    g → sign(g)·√(θ·V) if g² > θ·V; then V ← β·V + (1-β)·g², without bias correction.
+
+    Args:
+        theta: θ > 0.
+        decay: β in [0, 1).
+        warmup: steps before anything is clipped, ≥ 0: 19 in the authors' code, whose 150
+            are another warm-up, of the learning rate.
+
+    Returns:
+        The policy. Its memory is as large as the gradients.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a value whose V is still 0 has no limit; in the authors' code it stays 0 for ever.
+
+    Example:
+        >>> spam()
+        spam()
+
+    Source: Huang et al. 2025, equation 4; the momentum reset belongs to the optimizer.
+    """
+    return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
+
+
+@recipe("adaclip", paper="Stable-SPAM, arXiv:2502.17055")
+def adaclip(decay: float = 0.999) -> Policy:
+    """Shrink the values above the moving average of each tensor's largest magnitude.
+
+    T ← γ·T + (1-γ)·max|g|, T̂ = T/(1-γᵗ); |gᵢ| > T̂ → gᵢ·T̂/max|g|.
+
+    Args:
+        decay: γ in [0, 1).
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: decay is out of its range.
+
+    Example:
+        >>> adaclip()
+        adaclip()
+
+    Source: arXiv:2502.17055, AdaClip. The correction has its own counter, which no reset touches.
+    """
+    threshold = MovingAverage(1.0, decay, current=True, clipped=False)
+    return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
+
+
+@recipe("adagn", paper="Stable-SPAM, arXiv:2502.17055")
+def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
+    """Give each tensor the norm that its moving moments call for.
+
+    g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
+
+    Args:
+        mean: γ₁ in [0, 1).
+        square: γ₂ in [0, 1).
+        eps: ε ≥ 0.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> adagn()
+        adagn()
+
+    Source: arXiv:2502.17055, AdaGN.
+    """
+    return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
+
+
+@recipe("stable-spam", paper="Stable-SPAM, arXiv:2502.17055")
+def stable_spam(
+    mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
+) -> Chain:
+    """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
+
+    Args:
+        mean: γ₁ of AdaGN, in [0, 1).
+        square: γ₂ of AdaGN, in [0, 1).
+        decay: γ₃ of AdaClip, in [0, 1).
+        eps: of AdaGN, ≥ 0.
+
+    Returns:
+        The chain of the two policies.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> stable_spam() == adaclip() | adagn()
+        True
+
+    Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
+    """
+    return adaclip(decay) | adagn(mean, square, eps)
+
+
+@recipe("acclip", paper="Zhang et al. 2020, arXiv:1912.03194")
+def acclip(
+    alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
+) -> Wrapped:
+    """Clip each value of the momentum at a moving average of the gradient's magnitude (ACClip).
+
+    m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
+
+    Args:
+        alpha: α > 0.
+        beta1: β₁ in [0, 1).
+        beta2: β₂ in [0, 1).
+        eps: ε ≥ 0.
+
+    Returns:
+        The policy. What comes out is a momentum: use it with plain SGD.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> acclip()
+        acclip()
+
+    Source: Zhang et al. 2020, algorithm 2.
+    """
+    inner = Policy(Measure("element"), PowerAverage(alpha, beta2), Rescale(eps=eps))
+    return Wrapped(Momentum(beta1), inner)
