@@ -9,10 +9,10 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs-methods build clean
+.PHONY: help demo test test-slow lint format docs-methods docs-parity build clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
 	$(BIN)/gradclip demo
@@ -34,6 +34,9 @@ format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
+
+docs-parity: $(VENV)/.test  ## measure the differences to all rivals, into docs/parity.md
+	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build
