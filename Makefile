@@ -2,6 +2,7 @@
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+# Of timm, which wants torchvision too, the tests read a single file: --no-deps.
 # The editable install knows the modules that there were: a new one needs a new install.
 MODULES := build/modules.txt
 $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
@@ -48,4 +49,5 @@ clean:  ## remove what the other targets made
 $(VENV)/.%: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
+	$(if $(filter test bench,$*),$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm)
 	touch $@

@@ -1,14 +1,16 @@
 /* gradclip's C kernel: norms and in-place edits over a list of dense buffers.
  *
- * A plain C ABI: no Python, no framework. Every call takes `n` buffers as three
- * parallel arrays, may be made from several threads at once, and gives results
- * that depend on the data alone: neither on `threads`, nor on timing, nor on
- * which instruction set runs.
+ * A plain C ABI: no header of Python or of a framework. Every call but the last takes `n`
+ * buffers as three parallel arrays, may be made from several threads at once, and gives
+ * results that depend on the data alone: neither on `threads`, nor on timing, nor on which
+ * instruction set runs.
  */
 #ifndef GRADCLIP_H
 #define GRADCLIP_H
 
 #include <stdint.h>
+
+#include "exchange.h"
 
 #if defined(_WIN32)
 #define GRADCLIP_API __declspec(dllexport)
@@ -18,7 +20,7 @@
 #define GRADCLIP_API
 #endif
 
-#define GRADCLIP_ABI_VERSION 1
+#define GRADCLIP_ABI_VERSION 2
 
 enum gradclip_dtype {
     GRADCLIP_FLOAT32 = 0,
@@ -32,7 +34,8 @@ enum gradclip_status {
     GRADCLIP_OK = 0,
     GRADCLIP_BAD_BUFFER = 1, /* negative size, unknown dtype, or NULL with size > 0 */
     GRADCLIP_BAD_BOUNDS = 2, /* lo > hi, or a NaN bound */
-    GRADCLIP_NO_MEMORY = 3
+    GRADCLIP_NO_MEMORY = 3,
+    GRADCLIP_UNREADABLE = 4 /* not on the CPU, another dtype, or with holes between the values */
 };
 
 typedef struct gradclip_buffers {
@@ -66,5 +69,11 @@ GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *f
  * overflow for float64 data). Nothing is written on GRADCLIP_BAD_*. */
 GRADCLIP_API int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi,
                                 int threads, double *stats);
+
+/* Where n Python tensors keep their values. `read` is dltensor_from_py_object_no_sync of the
+ * tensors' type, `objects` their addresses; the caller holds the GIL. On GRADCLIP_UNREADABLE the
+ * outputs are undefined, and a Python exception may be set. */
+GRADCLIP_API int gradclip_gather(exchange_read read, void *const *objects, int64_t n,
+                                 void **pointers, int64_t *sizes, uint8_t *dtypes);
 
 #endif

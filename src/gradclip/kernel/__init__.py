@@ -6,6 +6,7 @@ optional: check :func:`available` first, and read :func:`status` to know why it 
 
 from gradclip.kernel.binding import available, clamp, maxabs, norm2, scale
 from gradclip.kernel.buffers import Buffers, DType
+from gradclip.kernel.exchange import gather
 from gradclip.kernel.library import KernelStatus, status
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "KernelStatus",
     "available",
     "clamp",
+    "gather",
     "maxabs",
     "norm2",
     "scale",

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 OFF = ("off", "0", "false", "no")
 NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
 
@@ -80,6 +80,17 @@ def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
     return library, KernelStatus(True, isa, "", str(path))
 
 
+@functools.cache
+def load_holding_the_lock() -> ctypes.PyDLL | None:
+    """The library again, for calls that need Python's lock and may raise Python's errors."""
+    path = load()[1].library
+    if load()[0] is None or path is None:
+        return None
+    library = ctypes.PyDLL(path)
+    _declare(library)
+    return library
+
+
 def find() -> Path | None:
     """The library's path. An editable install keeps it apart from the sources."""
     import gradclip.kernel
@@ -96,7 +107,7 @@ def _missing(reason: str, path: Path | None = None) -> KernelStatus:
     return KernelStatus(False, "none", reason, None if path is None else str(path))
 
 
-def _declare(library: ctypes.CDLL) -> None:
+def _declare(library: ctypes.CDLL | ctypes.PyDLL) -> None:
     """Argument and result types, once: ctypes then converts without guessing."""
     address, threads, buffers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(CBuffers)
     library.gradclip_abi_version.argtypes = ()
@@ -108,3 +119,4 @@ def _declare(library: ctypes.CDLL) -> None:
     library.gradclip_scale.argtypes = (buffers, address, threads)
     double = ctypes.c_double
     library.gradclip_clamp.argtypes = (buffers, double, double, threads, address)
+    library.gradclip_gather.argtypes = (address, address, ctypes.c_int64, *[address] * 3)

@@ -18,6 +18,7 @@ from ..errors import GradclipWarning, NonFiniteError
 from ..measure import combine
 from ..response import Rescale
 from ..threshold import Limits
+from .gather import with_gradients
 from .gradients import Gradients
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
@@ -66,13 +67,12 @@ def clip_grad_norm_(
 
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
-    params = _with_grads(parameters, "clip_grad_norm_")
+    grads = _gradients(parameters, "clip_grad_norm_")
     limit = number("max_norm", max_norm, low=0)
-    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
     _rescale(grads, total, limit)
-    return _returned(total, [_grad(p) for p in params])
+    return _returned(total, grads)
 
 
 @torch.no_grad()
@@ -103,9 +103,8 @@ def clip_grad_value_(
 
     Source: Mikolov 2012, PhD thesis, section 3.2.
     """
-    params = _with_grads(parameters, "clip_grad_value_")
+    grads = _gradients(parameters, "clip_grad_value_")
     bound = number("clip_value", clip_value, low=0)
-    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
     grads.clamp_all(Limits(-bound, bound))
 
 
@@ -144,7 +143,7 @@ def get_total_norm(
     grads = Gradients(values, [""] * len(values))
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
-    return _returned(total, values)
+    return _returned(total, grads)
 
 
 @torch.no_grad()
@@ -177,28 +176,25 @@ def clip_grads_with_norm_(
 
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
-    params = _with_grads(parameters, "clip_grads_with_norm_")
+    grads = _gradients(parameters, "clip_grads_with_norm_")
     limit = number("max_norm", max_norm, low=0)
-    grads = Gradients([_grad(p) for p in params], [""] * len(params), params)
     total: Any = torch.as_tensor(total_norm).detach()
     _rescale(grads, total.double().cpu().numpy() if grads.host else total, limit)
 
 
-def _with_grads(parameters: Tensors, name: str) -> list[Tensor]:
-    """Return the parameters that have a gradient, each once."""
-    if isinstance(parameters, Tensor):
-        given = [parameters]
-    else:
-        given = list(parameters)
-        if not given and not torch.compiler.is_compiling():
-            text = f"{name} was given no parameters: a generator that was already used up?"
-            warnings.warn(text, GradclipWarning, stacklevel=4)
-    return list({id(p): p for p in given if p.grad is not None}.values())
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+def _gradients(parameters: Tensors, name: str) -> Gradients:
+    """Return the gradients that there are, each once."""
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not given and not torch.compiler.is_compiling():
+        text = f"{name} was given no parameters: a generator that was already used up?"
+        warnings.warn(text, GradclipWarning, stacklevel=4)
+    params, grads = with_gradients(given)
+    found = Gradients(grads, [""] * len(grads), params)
+    if not found.apart:  # Only then may one be listed twice.
+        once = list({id(p): p for p in params}.values())
+        if len(once) < len(params):
+            return Gradients(with_gradients(once)[1], [""] * len(once), once)
+    return found
 
 
 def _total(grads: Gradients, norm_type: float) -> Any:
@@ -223,7 +219,6 @@ def _refuse_nonfinite(grads: Gradients, total: Any, norm_type: float, asked: boo
         )
 
 
-def _returned(total: Any, tensors: list[Tensor]) -> Tensor:
+def _returned(total: Any, grads: Gradients) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
-    double = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
-    return torch.as_tensor(total).to(torch.float64 if double else torch.float32)
+    return torch.as_tensor(total).to(torch.float64 if grads.double else torch.float32)

@@ -8,7 +8,7 @@ operations on the device: no value is read back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat.torch as torch_xp
@@ -20,17 +20,11 @@ from .. import kernel
 from ..errors import PolicyError
 from ..response import Clamp
 from ..threshold import Limits
+from .gather import DTYPES, PLAIN, buffers, is_run, runs
 
 __all__ = ["Gradients"]
 
-_KERNEL_DTYPES = {
-    torch.float32: kernel.DType.FLOAT32,
-    torch.float64: kernel.DType.FLOAT64,
-    torch.bfloat16: kernel.DType.BFLOAT16,
-    torch.float16: kernel.DType.FLOAT16,
-}
-_PLAIN = (Tensor, torch.nn.Parameter)
-_FOREACH_DTYPES = frozenset(_KERNEL_DTYPES)
+_FOREACH_DTYPES = frozenset(DTYPES)
 # float64 sums of p-th powers of float32 values can neither overflow nor vanish up to here.
 _SAFE_ORDER = 6.0
 _CHUNK = 1 << 16
@@ -51,6 +45,8 @@ class Gradients:
     """
 
     values_xp: Any = torch_xp
+    apart: bool
+    """Whether the tensors are known to share no memory."""
 
     def __init__(
         self,
@@ -62,22 +58,36 @@ class Gradients:
     ) -> None:
         self.names = tuple(names)
         self.loss = loss
-        self._owners = owners
-        self._sizes = [float(t.numel()) for t in tensors]  # a sparse one's zeros count, too
         self.present = (True,) * len(tensors) if present is None else tuple(present)
+        self._owners = owners
+        self._given = tensors
         self._replaced: dict[int, Tensor] = {}
-        self._tensors = [self._writable(i, t) for i, t in enumerate(tensors)]
         compiling = torch.compiler.is_compiling()
-        self.host = not compiling and all(
-            type(t) in _PLAIN and t.device.type == "cpu" for t in self._tensors
-        )
+        usable = not compiling and kernel.available()
+        memory = runs(tensors) if usable else None
+        self.apart = memory is not None
+        self._threads = torch.get_num_threads() if usable else 0
+        if memory is not None:
+            self.host, self._tensors, self._buffers = True, list(tensors), memory
+            self._native, self._rest = list(range(len(tensors))), []
+        else:
+            self._tensors = [self._writable(i, t) for i, t in enumerate(tensors)]
+            self.host = not compiling and all(
+                type(t) in PLAIN and t.device.type == "cpu" for t in self._tensors
+            )
+            usable = usable and self.host
+            self._native = [i for i, t in enumerate(self._tensors) if usable and is_run(t)]
+            self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
+            mine = [self._tensors[i] for i in self._native]
+            self._buffers = buffers(mine) if mine else None
         self.xp: Any = np if self.host else torch_xp
-        usable = self.host and kernel.available()
-        self._native = [i for i, t in enumerate(self._tensors) if usable and _readable(t)]
-        self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
-        if self._native:
-            self._buffers = _buffers([self._tensors[i] for i in self._native])
-            self._threads = torch.get_num_threads()
+
+    @property
+    def double(self) -> bool:
+        """Whether any of them is of double precision."""
+        if self._buffers is not None and not self._rest:
+            return bool((self._buffers.dtypes == kernel.DType.FLOAT64).any())
+        return any(t.dtype in (torch.float64, torch.complex128) for t in self._tensors)
 
     @property
     def path(self) -> str:
@@ -95,7 +105,8 @@ class Gradients:
     @property
     def sizes(self) -> Any:
         """The number of elements of each gradient, as floats."""
-        return self.array(self._sizes)
+        # Of a sparse one the zeros count, too.
+        return self.array([float(t.numel()) for t in self._given])
 
     @property
     def weights(self) -> Gradients | None:
@@ -116,17 +127,17 @@ class Gradients:
             return Gradients(parts, [""] * len(parts)).norms(range(len(parts)), order)
         if not self.host:
             return _device_norms([self._tensors[i] for i in members], order)
+        everything = len(members) == len(self._tensors)
+        if not (everything and self._buffers and order in (2.0, math.inf)):
+            return np.asarray([_host_norm(self._tensors[i], order) for i in members], float)
+        measure = kernel.norm2 if order == 2.0 else kernel.maxabs
+        found = measure(self._buffers, self._threads)
+        if not self._rest:
+            return found
         norms = np.empty(len(self._tensors))
-        native = self._native if order in (2.0, math.inf) else []
-        if native and len(members) == len(self._tensors):
-            measure = kernel.norm2 if order == 2.0 else kernel.maxabs
-            norms[native] = measure(self._buffers, self._threads)
-            rest: Sequence[int] = self._rest
-        else:
-            rest = members
-        for i in rest:
-            norms[i] = _host_norm(self._tensors[i], order)
-        return norms if len(members) == len(self._tensors) else norms[list(members)]
+        norms[self._native] = found
+        norms[self._rest] = [_host_norm(self._tensors[i], order) for i in self._rest]
+        return norms
 
     def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
         """Return the norm of each unit along the axis (default 0), and how many values it has."""
@@ -148,9 +159,10 @@ class Gradients:
             _device_scale(self._tensors, factors)
             return
         each = np.broadcast_to(factors, (len(self._tensors),))
-        if self._native:
-            kernel.scale(self._buffers, each[self._native], self._threads)
-            self._tell_autograd(i for i in self._native if each[i] != 1)
+        if self._buffers:
+            mine = each[self._native] if self._rest else each
+            kernel.scale(self._buffers, mine, self._threads)
+            self._tell_autograd([self._native[i] for i in np.flatnonzero(mine != 1)])
         for i in self._rest:
             if each[i] != 1:
                 _multiply(self._tensors[i], float(each[i]))
@@ -187,8 +199,8 @@ class Gradients:
         if bool(keep):
             return norms, np.ones_like(norms)
         self._install()
-        buffers = _buffers([self._tensors[i] for i in members])
-        before, after, dot = kernel.clamp(buffers, *_bounds(limits), self._threads).T
+        memory = buffers([self._tensors[i] for i in members])
+        before, after, dot = kernel.clamp(memory, *_bounds(limits), self._threads).T
         self._tell_autograd(members)
         turned = (dot != before) | (after != before)
         known = turned & (before > 0) & (after > 0)
@@ -200,7 +212,7 @@ class Gradients:
         """Clamp every gradient between two numbers, measuring nothing."""
         self._refuse_complex(range(len(self._tensors)))
         self._install()
-        if self._native:
+        if self._buffers:
             kernel.clamp(self._buffers, *_bounds(limits), self._threads)
             self._tell_autograd(self._native)
         for i in self._rest:
@@ -260,7 +272,7 @@ class Gradients:
         rel, least = relative
         return tensor.abs().to(wide) / (rel * self._owners[member].detach().abs().to(wide) + least)
 
-    def _tell_autograd(self, members: Iterable[int]) -> None:
+    def _tell_autograd(self, members: Sequence[int]) -> None:
         """Count the kernel's writes as in-place changes, which torch cannot see by itself."""
         torch.autograd.graph.increment_version([self._tensors[i] for i in members])
 
@@ -297,25 +309,6 @@ class Gradients:
 def _bounds(limits: Limits) -> tuple[float, float]:
     low = -math.inf if limits.low is None else limits.low
     return low, math.inf if limits.high is None else limits.high
-
-
-def _readable(tensor: Tensor) -> bool:
-    """Whether the kernel can take the tensor's memory as one flat run of values."""
-    return tensor.dtype in _KERNEL_DTYPES and (tensor.is_contiguous() or _dense(tensor))
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Whether some order of the axes makes the tensor contiguous."""
-    axes = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-    return tensor.permute(axes).is_contiguous()
-
-
-def _buffers(tensors: Sequence[Tensor]) -> kernel.Buffers:
-    return kernel.Buffers.of(
-        [t.data_ptr() for t in tensors],
-        [t.numel() for t in tensors],
-        [_KERNEL_DTYPES[t.dtype] for t in tensors],
-    )
 
 
 def _wide(device: torch.device) -> torch.dtype:
@@ -376,7 +369,7 @@ def _device_norms(tensors: Sequence[Tensor], order: float) -> Tensor:
     norms: list[Tensor | None] = [None] * len(tensors)
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        if type(tensor) in _PLAIN and tensor.dtype in _FOREACH_DTYPES and tensor.numel():
+        if type(tensor) in PLAIN and tensor.dtype in _FOREACH_DTYPES and tensor.numel():
             groups.setdefault((tensor.device, tensor.dtype), []).append(i)
         else:
             norms[i] = _single_norm(tensor, order)
@@ -428,7 +421,7 @@ def _device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
         double = dtype in (torch.float64, torch.complex128)
         precise = torch.float64 if double else torch.float32
         local = factors.to(place, precise)
-        if any(type(t) not in _PLAIN for t in group) or dtype.itemsize == 1:
+        if any(type(t) not in PLAIN for t in group) or dtype.itemsize == 1:
             for i, tensor in zip(members, group, strict=True):
                 _multiply(tensor, local if local.ndim == 0 else local[i])
         elif local.ndim == 0:

@@ -1,0 +1,51 @@
+/* Reads where many Python tensors keep their values, by the function that their library offers. */
+#include "exchange.h"
+
+#include "gradclip.h"
+
+static int dtype_of(const exchanged *t) {
+    if (t->dtype.lanes != 1) return GRADCLIP_DTYPES;
+    if (t->dtype.code == CODE_BFLOAT && t->dtype.bits == 16) return GRADCLIP_BFLOAT16;
+    if (t->dtype.code != CODE_FLOAT) return GRADCLIP_DTYPES;
+    switch (t->dtype.bits) {
+        case 16: return GRADCLIP_FLOAT16;
+        case 32: return GRADCLIP_FLOAT32;
+        case 64: return GRADCLIP_FLOAT64;
+        default: return GRADCLIP_DTYPES;
+    }
+}
+
+static int64_t size_of(const exchanged *t) {
+    int64_t size = 1;
+    for (int32_t axis = 0; axis < t->ndim; axis++) size *= t->shape[axis];
+    return size;
+}
+
+/* Whether some order of the axes makes the values one run without holes or overlap. */
+static int is_run(const exchanged *t, int64_t size) {
+    if (!t->strides || size < 2) return 1;
+    for (int64_t covered = 1; covered < size;) {
+        int32_t axis = t->ndim - 1;
+        while (axis >= 0 && (t->strides[axis] != covered || t->shape[axis] < 2)) axis--;
+        if (axis < 0) return 0;
+        covered *= t->shape[axis];
+    }
+    return 1;
+}
+
+int gradclip_gather(exchange_read read, void *const *objects, int64_t n, void **pointers,
+                    int64_t *sizes, uint8_t *dtypes) {
+    for (int64_t i = 0; i < n; i++) {
+        exchanged tensor;
+        if (read(objects[i], &tensor) != 0) return GRADCLIP_UNREADABLE;
+        int dtype = dtype_of(&tensor);
+        int64_t size = size_of(&tensor);
+        if (tensor.device_type != DEVICE_CPU || dtype == GRADCLIP_DTYPES ||
+            !is_run(&tensor, size))
+            return GRADCLIP_UNREADABLE;
+        pointers[i] = size ? (char *)tensor.data + tensor.byte_offset : 0;
+        sizes[i] = size;
+        dtypes[i] = (uint8_t)dtype;
+    }
+    return GRADCLIP_OK;
+}

@@ -1,0 +1,25 @@
+/* The part of DLPack 1.x that reading needs: https://dmlc.github.io/dlpack, a public ABI. */
+#ifndef GRADCLIP_EXCHANGE_H
+#define GRADCLIP_EXCHANGE_H
+
+#include <stdint.h>
+
+enum { DEVICE_CPU = 1, CODE_FLOAT = 2, CODE_BFLOAT = 4 };
+
+typedef struct exchanged {
+    void *data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    int64_t *shape;
+    int64_t *strides; /* in elements; NULL: row-major */
+    uint64_t byte_offset;
+} exchanged;
+
+/* Fills in what a Python object describes; -1 with a Python exception set if it cannot. */
+typedef int (*exchange_read)(void *object, exchanged *out);
+
+#endif

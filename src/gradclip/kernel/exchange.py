@@ -1,0 +1,77 @@
+"""Reads where many tensors keep their values in one call, through DLPack's C exchange API.
+
+Asking a tensor from Python for its address, size and dtype costs more than reading a few thousand
+values. A library that offers the API gives the address of a C function that answers all at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradclip.kernel.buffers import Buffers
+from gradclip.kernel.library import load_holding_the_lock
+
+MAJOR = 1
+NAME = b"dlpack_exchange_api"
+
+
+class _Api(ctypes.Structure):
+    """DLPackExchangeAPI, as far as it is read here."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("managed_from_object", ctypes.c_void_p),
+        ("managed_to_object", ctypes.c_void_p),
+        ("tensor_from_object", ctypes.c_void_p),
+    )
+
+
+def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
+    """Return the memory of tensors, if the kernel can take each as one flat run of values.
+
+    Args:
+        tensors: Tensors of exactly that type, or of types that keep its layout.
+        kind: The tensors' type.
+
+    Returns:
+        Their buffers; None if the type has no exchange API, or if any tensor is not on the CPU,
+        not dense, or of a dtype that the kernel does not read.
+    """
+    library, read = load_holding_the_lock(), reader(kind)
+    if library is None or read is None:
+        return None
+    n = len(tensors)
+    objects = np.fromiter(map(id, tensors), np.uint64, n)
+    found = Buffers(np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8))
+    try:
+        code = library.gradclip_gather(
+            read,
+            objects.ctypes.data,
+            n,
+            found.pointers.ctypes.data,
+            found.sizes.ctypes.data,
+            found.dtypes.ctypes.data,
+        )
+    except (BufferError, RuntimeError):  # The library's own: a sparse tensor, say.
+        return None
+    return found if code == 0 else None
+
+
+@functools.cache
+def reader(kind: type) -> int | None:
+    """Address of the function that describes objects of this type; None if there is none."""
+    capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if capsule is None or sys.implementation.name != "cpython":  # id() must be the address.
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    api = _Api.from_address(pointer(capsule, NAME))
+    return api.tensor_from_object if api.major == MAJOR else None

@@ -1,0 +1,69 @@
+"""What the kernel must know of many tensors, read in as few Python steps as there can be.
+
+With thousands of small gradients, asking each tensor costs more than reading its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernel
+
+__all__ = ["DTYPES", "PLAIN", "buffers", "is_run", "runs", "with_gradients"]
+
+DTYPES = {
+    torch.float32: kernel.DType.FLOAT32,
+    torch.float64: kernel.DType.FLOAT64,
+    torch.bfloat16: kernel.DType.BFLOAT16,
+    torch.float16: kernel.DType.FLOAT16,
+}
+PLAIN = (Tensor, torch.nn.Parameter)
+_KINDS = frozenset(PLAIN)
+
+
+def with_gradients(params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
+    """Return the parameters that have a gradient, and their gradients."""
+    grads = [param.grad for param in params]
+    there = [grad for grad in grads if grad is not None]
+    if len(there) == len(grads):
+        return params, there
+    return [p for p, grad in zip(params, grads, strict=True) if grad is not None], there
+
+
+def runs(tensors: Sequence[Tensor]) -> kernel.Buffers | None:
+    """Return the tensors' memory, if the kernel can take each as one flat run of values.
+
+    Two tensors that begin at the same address are not taken: they may be one, listed twice.
+    """
+    if not _KINDS.issuperset(map(type, tensors)):
+        return None
+    memory = kernel.gather(tensors, Tensor)
+    if memory is None:
+        return None
+    starts = np.sort(memory.pointers[memory.sizes > 0])
+    return None if (starts[1:] == starts[:-1]).any() else memory
+
+
+def is_run(tensor: Tensor) -> bool:
+    """Whether the kernel can take the tensor's memory as one flat run of values."""
+    return tensor.dtype in DTYPES and (tensor.is_contiguous() or _dense(tensor))
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether some order of the axes makes the tensor contiguous."""
+    axes = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tensor.permute(axes).is_contiguous()
+
+
+def buffers(tensors: Sequence[Tensor]) -> kernel.Buffers:
+    """Return the memory of dense tensors on the CPU, of dtypes that the kernel reads."""
+    count = len(tensors)
+    return kernel.Buffers(
+        np.fromiter(map(Tensor.data_ptr, tensors), np.uint64, count),
+        np.fromiter(map(Tensor.numel, tensors), np.int64, count),
+        np.fromiter((DTYPES[t.dtype] for t in tensors), np.uint8, count),
+    )
