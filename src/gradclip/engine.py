@@ -147,10 +147,10 @@ def run(
     everything = range(len(grads.names))
     order = _common_order(plan, len(everything))
     raw = grads.norms(everything, order, None)
-    finite = xp.isfinite(combine(raw, order, xp))
+    ledger = Ledger.start(raw, order, xp)
+    finite = xp.isfinite(ledger.total)
     skipped = ~finite if nonfinite == "skip" else finite & ~finite
-    one = xp.ones_like(combine(raw, order, xp))
-    work = _Pass(grads, Ledger.start(raw, order, one), skipped, {}, None)
+    work = _Pass(grads, ledger, skipped, {}, None)
     memory = work.layers(plan, memory)
     return memory, work.pending(), work.result()
 
@@ -207,7 +207,7 @@ class _Pass:
     def pending(self) -> Any:
         """Return the factors that were not applied yet."""
         one = self.grads.xp.ones_like(self.ledger.pending)
-        return self.grads.xp.where(self.skipped, one, self.ledger.pending)
+        return self._unless_skipped(self.ledger.pending, one)
 
     def flush(self) -> None:
         """Apply what is pending, since the next stage reads the values."""
@@ -216,24 +216,29 @@ class _Pass:
 
     def result(self) -> ClipResult:
         """Say what was done."""
-        xp, skipped = self.grads.xp, self.skipped
+        xp = self.grads.xp
         total, after, removed, cosine = self.ledger.summary(xp)
         one = xp.ones_like(total)
         coef = xp.where(total > 0, after / xp.where(total > 0, total, one), one)
         limit = xp.nan if self.limit is None else self.limit
         return ClipResult(
             total_norm=total,
-            clipped_norm=xp.where(skipped, total, after),
-            coef=xp.where(skipped, one, coef),
-            clipped=self.ledger.changed & ~skipped,
-            skipped=skipped,
-            removed=xp.where(skipped, 0 * one, removed),
-            cosine=xp.where(skipped, one, cosine),
+            clipped_norm=self._unless_skipped(after, total),
+            coef=self._unless_skipped(coef, one),
+            clipped=self.ledger.changed & ~self.skipped,
+            skipped=self.skipped,
+            removed=self._unless_skipped(removed, 0 * one),
+            cosine=self._unless_skipped(cosine, one),
             limit=xp.where(xp.isfinite(total), limit * one, xp.nan * one),
             norms=self.ledger.raw,
             names=self.grads.names,
             path=self.grads.path,
         )
+
+    def _unless_skipped(self, value: Any, otherwise: Any) -> Any:
+        if self.grads.host:
+            return otherwise if bool(self.skipped) else value
+        return self.grads.xp.where(self.skipped, otherwise, value)
 
     def _norms(self, stage: Stage, state: Memory) -> Memory:
         """Run a policy with one norm for each member, or one for all, or none but the loss."""
@@ -261,11 +266,15 @@ class _Pass:
             if what is self.grads:
                 self.flush()
             norms = what.norms(members, measure.power, measure.relative)
+        whole = measure.scope == "global"
+        if whole:
+            untouched = norms is self.ledger.raw  # The first stage's: measured already.
+            total = self.ledger.total if untouched else combine(norms, measure.power, xp)
+            norms = xp.reshape(total, (1,))
+        if not isinstance(measure.order, str):
+            return norms
         sizes = self._pick(self.grads.sizes, members)
-        if measure.scope == "global":
-            norms = xp.reshape(combine(norms, measure.power, xp), (1,))
-            sizes = xp.reshape(xp.sum(sizes), (1,))
-        return measure.per_size(norms, sizes, xp)
+        return measure.per_size(norms, xp.reshape(xp.sum(sizes), (1,)) if whole else sizes, xp)
 
     def _units(self, stage: Stage, state: Memory) -> Memory:
         """Run a policy with one norm, and one factor, for each unit of each member."""
@@ -416,7 +425,7 @@ class _Pass:
         norms = put(
             self.ledger.now, members, self.grads.norms(members, self.ledger.order, None), xp
         )
-        return Ledger.start(norms, self.ledger.order, xp.ones_like(self.ledger.pending))
+        return Ledger.start(norms, self.ledger.order, xp)
 
     def _decide(
         self, stage: Stage, state: Memory, norms: Any, seen: Seen, here: Any, xp: Any = None

@@ -18,6 +18,7 @@ class Ledger:
     Attributes:
         order: the p of all norms here.
         raw: shape (gradients,), the norms at the start.
+        total: the norm of all of them together, at the start.
         now: shape (gradients,), the norms with everything that was decided.
         cosine: shape (gradients,), of each gradient now to itself at the start.
         pending: factors that were decided and not applied yet, shape () or (gradients,).
@@ -27,6 +28,7 @@ class Ledger:
 
     order: float
     raw: Any
+    total: Any
     now: Any
     cosine: Any
     pending: Any
@@ -34,9 +36,11 @@ class Ledger:
     changed: Any
 
     @classmethod
-    def start(cls, norms: Any, order: float, one: Any) -> Ledger:
+    def start(cls, norms: Any, order: float, xp: Any) -> Ledger:
         """Return the ledger of gradients that nothing happened to."""
-        return cls(order, norms, norms, 0 * norms + one, one, True, one != one)
+        total = combine(norms, order, xp)
+        one = xp.ones_like(total)
+        return cls(order, norms, total, norms, xp.ones_like(norms), one, True, one != one)
 
     def scaled(self, members: Sequence[int], factors: Any, *, whole: bool, xp: Any) -> Ledger:
         """Enter factors, shape (1,) for all members together (`whole`), or (members,)."""
@@ -74,8 +78,7 @@ class Ledger:
 
     def summary(self, xp: Any) -> tuple[Any, Any, Any, Any]:
         """Return the total norm before and after, the share removed, and the cosine."""
-        total = combine(self.raw, self.order, xp)
-        one = xp.ones_like(total)
+        total, one = self.total, xp.ones_like(self.total)
         if self.uniform:
             return total, total * self.pending, xp.abs(1 - self.pending), one
         after = combine(self.now, self.order, xp)

@@ -13,14 +13,13 @@ __all__ = ["OnlineQuantile", "Quantile", "places", "push"]
 
 def push(history: Any, count: Any, values: Any, xp: Any) -> Any:
     """Return a ring buffer, shape (K, W), with one more value for each row."""
-    return xp.where(_slot(history, count, xp), values[:, None], history)
+    here = places(history, xp) == _slot(count, history.shape[1], xp)
+    return xp.where(here, values[:, None], history)
 
 
-def _slot(history: Any, count: Any, xp: Any) -> Any:
-    """Return where in a ring buffer the next value goes, shape (K, W)."""
-    width = history.shape[1]
-    slot = count - width * xp.floor(count / width)
-    return places(history, xp) == slot[:, None]
+def _slot(count: Any, width: int, xp: Any) -> Any:
+    """Return the place in a ring buffer where the next value goes, shape (K, 1)."""
+    return (count - width * xp.floor(count / width))[:, None]
 
 
 def _exchange(ordered: Any, old: Any, new: Any, xp: Any) -> Any:
@@ -78,7 +77,8 @@ class Quantile:
     ) -> tuple[Limits, State]:
         """Remember this step's norms, and return the quantile."""
         history, count = state["history"], state["count"]
-        here = _slot(history, count, xp)
+        at = places(history, xp)
+        here = at == _slot(count, self.window, xp)
         oldest = xp.sum(xp.where(here, history, xp.zeros_like(history)), axis=1)
         new = {
             "history": xp.where(here, norms[:, None], history),
@@ -86,9 +86,9 @@ class Quantile:
             "count": count + 1,
         }
         used = new if self.current else state
-        return Limits(high=self._quantile(used["ordered"], used["count"], xp)), new
+        return Limits(high=self._quantile(used["ordered"], used["count"], at, xp)), new
 
-    def _quantile(self, ordered: Any, count: Any, xp: Any) -> Any:
+    def _quantile(self, ordered: Any, count: Any, at: Any, xp: Any) -> Any:
         filled = xp.where(count < self.window, count, self.window * xp.ones_like(count))
         last = xp.where(filled > 0, filled - 1, xp.zeros_like(filled))
         position = self.q * last
@@ -98,7 +98,7 @@ class Quantile:
         # By comparison, not by index: JAX may have no int64, and PyTorch takes no other.
         below, above = (
             xp.sum(xp.where(here, ordered, xp.zeros_like(ordered)), axis=1)
-            for here in (enough[:, None] & (places(ordered, xp) == p[:, None]) for p in (low, high))
+            for here in (enough[:, None] & (at == p[:, None]) for p in (low, high))
         )
         value = below + (above - below) * (position - low)
         return xp.where(enough, value, xp.full_like(value, xp.inf))

@@ -376,14 +376,16 @@ def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
 
 
 def _as_tensors(result: ClipResult) -> ClipResult:
-    """Return the host's numbers as tensors: one allocation for all of them."""
+    """Return the host's numbers as tensors: one allocation for all of a kind."""
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
     values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
+    flags = torch.from_numpy(np.asarray([result.clipped, result.skipped], bool))
+    clipped, skipped = flags.unbind()
     return replace(
         result,
         **dict(zip(floats, values.unbind(), strict=True)),
-        clipped=torch.tensor(bool(result.clipped), device="cpu"),
-        skipped=torch.tensor(bool(result.skipped), device="cpu"),
+        clipped=clipped,
+        skipped=skipped,
         norms=torch.from_numpy(result.norms),
     )
 
