@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from .errors import PolicyError
-from .ledger import Ledger, cosine_of_parts, put
+from .ledger import Ledger, put
 from .measure import combine
 from .policy import Plan, Policy, Stage, WrappedStage
 from .response import Clamp, Skip, ValueResponse
@@ -86,16 +86,29 @@ class Backend(Protocol):
         """Return the p-norm of each member, shape (members,), in float64 where there is one."""
         ...
 
-    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
-        """Return the p-norm of each unit, shape (units,), and the number of values in one."""
+    def unit_norms(
+        self, members: Sequence[int], order: float, axis: int | None
+    ) -> tuple[Any, Any, list[int]]:
+        """Return all members' units one after the other.
+
+        Their p-norms and their numbers of values, both of shape (units,), and how many units
+        each member has.
+        """
+        ...
+
+    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+        """Return Σ ab, or its root, over each member's units: from (units,) to (members,).
+
+        Summed in float64 where there is one, so that a root is right where its square vanishes.
+        """
         ...
 
     def scale(self, factors: Any) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
         ...
 
-    def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
-        """Multiply each unit of one member by its factor, shape (units,)."""
+    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+        """Multiply each unit of each member by its factor, shape (units,)."""
         ...
 
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:
@@ -278,41 +291,53 @@ class _Pass:
 
     def _units(self, stage: Stage, state: Memory) -> Memory:
         """Run a policy with one norm, and one factor, for each unit of each member."""
-        xp, measure = self.grads.xp, stage.policy.measure
+        xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
         self.flush()
-        parts = self._unit_norms(self.grads, stage)
-        seen = Seen(
-            weights=lambda: xp.concat(self._unit_norms(_weights(self.grads, stage.policy), stage))
-        )
-        owners = zip(stage.members, parts, strict=True)
-        here = self._here([m for m, part in owners for _ in range(part.shape[0])])
-        norms = xp.concat(parts)
+        norms, counts = self._unit_norms(self.grads, stage)
+        seen = Seen(weights=lambda: self._unit_norms(_weights(self.grads, stage.policy), stage)[0])
+        here = self._here([m for m, n in zip(members, counts, strict=True) for _ in range(n)])
         limits, state = self._decide(stage, state, norms, seen, here)
         response = stage.policy.response
         assert not isinstance(response, ValueResponse)
         factors = response.factors(norms, limits, xp)
         factors = xp.where(self.skipped, xp.ones_like(factors), factors)
-        start, after, cosine = 0, [], []
-        for member, part in zip(stage.members, parts, strict=True):
-            mine = factors[start : start + part.shape[0]]
-            start += part.shape[0]
-            sizes = part
-            if measure.order != 2.0:
-                sizes, _ = self.grads.unit_norms(member, 2.0, measure.axis)
-            self.grads.scale_units(member, mine, measure.axis)
-            before, now = combine(sizes, 2.0, xp), combine(sizes * mine, 2.0, xp)
-            after.append(now)
-            cosine.append(cosine_of_parts(sizes, sizes * mine, before, now, xp))
-        turned = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
-        # A small unit's change can be lost in the norms: ask the factors.
-        changed = self.ledger.changed | xp.any(factors != 1)
-        self.ledger = replace(turned, changed=changed)
+        self._turn_units(stage, norms, factors, counts)
+        self.grads.scale_units(members, factors, measure.axis)
         return state
 
-    def _unit_norms(self, what: Backend, stage: Stage) -> list[Any]:
-        measure, xp = stage.policy.measure, self.grads.xp
-        found = [what.unit_norms(m, measure.power, measure.axis) for m in stage.members]
-        return [measure.per_size(norms, size * xp.ones_like(norms), xp) for norms, size in found]
+    def _turn_units(self, stage: Stage, norms: Any, factors: Any, counts: list[int]) -> None:
+        """Enter what factors for units do to each member's norm and direction."""
+        xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
+        if measure.order != 2.0:
+            norms, _, _ = self.grads.unit_norms(members, 2.0, measure.axis)
+        known = self.ledger.order == 2.0
+        before = (
+            self._pick(self.ledger.now, members) if known else self.grads.norms(members, 2.0, None)
+        )
+        one = xp.ones_like(before)
+        owners = [i for i, count in enumerate(counts) for _ in range(count)]
+        # In units of the member's own norm no square overflows.
+        scale = xp.where((before > 0) & xp.isfinite(before), before, one)
+        where = xp.asarray(owners)
+        shares = norms / xp.take(scale, where, axis=0)
+        left = shares * factors
+        after = self.grads.unit_dots(left, left, counts, root=True)
+        length = xp.where(after > 0, after, one)
+        both = self.grads.unit_dots(shares, left / xp.take(length, where, axis=0), counts)
+        other = xp.where(factors == 1, xp.zeros_like(factors), xp.ones_like(factors))
+        turned = self.grads.unit_dots(other, other, counts)
+        usable = (turned > 0) & (before > 0) & (after > 0)
+        # 1 would mean that nothing changed, whatever rounding says.
+        most = one - xp.finfo(one.dtype).eps / 2
+        cosine = xp.where(usable, xp.where(both < most, both, most), one)
+        ledger = self.ledger.turned(members, after * scale, cosine, xp)
+        # A small unit's change can be lost in the norms: ask the factors.
+        self.ledger = replace(ledger, changed=self.ledger.changed | xp.any(factors != 1))
+
+    def _unit_norms(self, what: Backend, stage: Stage) -> tuple[Any, list[int]]:
+        measure = stage.policy.measure
+        norms, sizes, counts = what.unit_norms(stage.members, measure.power, measure.axis)
+        return measure.per_size(norms, sizes, self.grads.xp), counts
 
     def _values(self, stage: Stage, state: Memory) -> Memory:
         """Run a policy that changes values one by one, or singular values."""
@@ -493,8 +518,7 @@ def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
     if scope in ("element", "singular"):
         return _init_values(stage, grads)
     if scope == "unit":
-        sizes = [grads.unit_norms(m, 2.0, policy.measure.axis)[0] for m in stage.members]
-        norms = xp.concat([some, *sizes])
+        norms, _, _ = grads.unit_norms(stage.members, 2.0, policy.measure.axis)
     else:
         count = len(stage.members) if scope == "tensor" else 1
         norms = xp.broadcast_to(xp.sum(some), (count,))

@@ -284,23 +284,45 @@ class _Arrays:
             found.append(_norm(x, order))
         return jnp.stack(found) if found else jnp.zeros(0, _float())
 
-    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
-        x = self.leaves[member]
-        if x.ndim < 2:
-            return _norm(x, order)[None], float(x.size)
-        axis = self._axis(member, axis)
-        return _norm(x, order, axis), float(math.prod(np.delete(x.shape, axis)))
+    def unit_norms(
+        self, members: Sequence[int], order: float, axis: int | None
+    ) -> tuple[Any, Any, list[int]]:
+        norms, sizes = [jnp.zeros(0, _float())], []
+        for member in members:
+            x = self.leaves[member]
+            if x.ndim < 2:
+                norms.append(_norm(x, order)[None])
+                size = float(x.size)
+            else:
+                keep = self._axis(member, axis)
+                norms.append(_norm(x, order, keep))
+                size = float(math.prod(np.delete(x.shape, keep)))
+            sizes += [size] * norms[-1].shape[0]
+        counts = [part.shape[0] for part in norms[1:]]
+        return jnp.concatenate(norms), self.array(sizes), counts
+
+    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+        owners = np.repeat(np.arange(len(counts)), counts)
+        with enable_x64(True):
+            each = a.astype(jnp.float64) * b.astype(jnp.float64)
+            sums = jax.ops.segment_sum(each, owners, len(counts), indices_are_sorted=True)
+            return (jnp.sqrt(sums) if root else sums).astype(a.dtype)
 
     def scale(self, factors: Any) -> None:
         each = [factors] * len(self.leaves) if factors.ndim == 0 else factors
         self.leaves = [_times(x, each[i]) for i, x in enumerate(self.leaves)]
 
-    def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
-        x = self.leaves[member]
-        shape = [1] * x.ndim
-        if x.ndim > 1:
-            shape[self._axis(member, axis)] = -1
-        self.leaves[member] = _times(x, jnp.reshape(factors, shape))
+    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+        start = 0
+        for member in members:
+            x = self.leaves[member]
+            shape = [1] * x.ndim
+            if x.ndim > 1:
+                keep = self._axis(member, axis)
+                shape[keep] = x.shape[keep]
+            mine = factors[start : start + math.prod(shape)]
+            self.leaves[member] = _times(x, jnp.reshape(mine, shape))
+            start += math.prod(shape)
 
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from .measure import combine
 
-__all__ = ["Ledger", "cosine_of_parts", "put"]
+__all__ = ["Ledger", "put"]
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,3 @@ def put(base: Any, members: Sequence[int], values: Any, xp: Any) -> Any:
     for position, member in enumerate(members):
         source[member] = count + (0 if single else position)
     return xp.take(xp.concat([base, values]), xp.asarray(source), axis=0)
-
-
-def cosine_of_parts(a: Any, b: Any, norm_a: Any, norm_b: Any, xp: Any) -> Any:
-    """Return Σ aᵢbᵢ/(‖a‖‖b‖) of parts that point the same way; 1 where a norm is 0."""
-    usable = (norm_a > 0) & (norm_b > 0) & ~xp.all(a == b)
-    one = xp.ones_like(norm_a)
-    share = (a / xp.where(usable, norm_a, one)) * (b / xp.where(usable, norm_b, one))
-    total = xp.sum(share)
-    # 1 would mean that nothing changed, whatever rounding says.
-    most = 1 - xp.finfo(one.dtype).eps / 2
-    return xp.where(usable, xp.where(total < most, total, most * one), one)

@@ -134,10 +134,21 @@ class _Arrays:
             found.append(_norm(array.ravel(), order))
         return np.asarray(found, dtype=np.float64)
 
-    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
-        rows = _rows(self._get(member), axis)
-        norms = np.asarray([_norm(row, order) for row in rows], dtype=np.float64)
-        return norms, float(rows.shape[1])
+    def unit_norms(
+        self, members: Sequence[int], order: float, axis: int | None
+    ) -> tuple[Any, Any, list[int]]:
+        norms, sizes, counts = [], [], []
+        for member in members:
+            rows = _rows(self._get(member), axis)
+            norms += [_norm(row, order) for row in rows]
+            sizes += [float(rows.shape[1])] * len(rows)
+            counts.append(len(rows))
+        return np.asarray(norms, dtype=np.float64), np.asarray(sizes), counts
+
+    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+        owners = np.repeat(np.arange(len(counts)), counts)
+        sums = np.bincount(owners, a * b, len(counts))
+        return np.sqrt(sums) if root else sums
 
     def scale(self, factors: Any) -> None:
         each = np.broadcast_to(factors, (len(self.names),))
@@ -145,13 +156,15 @@ class _Arrays:
             if factor != 1:
                 self.values[name] = _times(self.values[name], factor)
 
-    def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
-        array = self._get(member)
-        if np.any(factors != 1):
-            shape = [1] * array.ndim
-            if array.ndim > 1:
-                shape[axis or 0] = -1
-            self.values[self.names[member]] = _times(array, np.reshape(factors, shape))
+    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+        counts = [len(_rows(self._get(m), axis)) for m in members]
+        for member, mine in zip(members, np.split(factors, np.cumsum(counts)[:-1]), strict=True):
+            array = self._get(member)
+            if np.any(mine != 1):
+                shape = [1] * array.ndim
+                if array.ndim > 1:
+                    shape[axis or 0] = -1
+                self.values[self.names[member]] = _times(array, np.reshape(mine, shape))
 
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None

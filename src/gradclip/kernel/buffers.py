@@ -19,6 +19,11 @@ class DType(IntEnum):
     BFLOAT16 = 2
     FLOAT16 = 3
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes in one element."""
+        return (4, 8, 2, 2)[self]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Buffers:

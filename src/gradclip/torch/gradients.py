@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import array_api_compat.torch as torch_xp
@@ -20,6 +21,7 @@ from .. import kernel
 from ..errors import PolicyError
 from ..response import Clamp
 from ..threshold import Limits
+from . import units
 from .gather import DTYPES, PLAIN, buffers, is_run, runs
 
 __all__ = ["Gradients"]
@@ -139,16 +141,38 @@ class Gradients:
         norms[self._rest] = [_host_norm(self._tensors[i], order) for i in self._rest]
         return norms
 
-    def unit_norms(self, member: int, order: float, axis: int | None) -> tuple[Any, float]:
-        """Return the norm of each unit along the axis (default 0), and how many values it has."""
-        rows = _rows(self._tensors[member], axis)
-        wide = rows.to(torch.promote_types(rows.dtype, _wide(rows.device)))
-        if not wide.numel():
-            wide = wide.new_zeros(wide.shape[0], 1)
-        largest = wide.abs().amax(1, keepdim=True)
-        safe = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
-        norms = torch.linalg.vector_norm(wide / safe, order, dim=1) * safe[:, 0]
-        return norms.numpy() if self.host else norms, float(rows.shape[1])
+    def unit_norms(
+        self, members: Sequence[int], order: float, axis: int | None
+    ) -> tuple[Any, Any, list[int]]:
+        """Return each unit's norm and number of values, and how many units each member has."""
+        shapes = [units.split(self._tensors[i], axis) for i in members]
+        counts = [count for count, _ in shapes]
+        sizes = self.array([float(size) for count, size in shapes for _ in range(count)])
+        wide = _wide(self.device)
+        if not self.host:
+            parts = [units.norms(self._tensors[i], order, axis, wide) for i in members]
+            return torch.cat([t.to(self.device, wide) for t in parts] or [sizes]), sizes, counts
+        norms = np.empty(len(sizes))
+        memory, mine = None, [False] * len(members)
+        if order in (2.0, math.inf):
+            memory, mine = self._units(members, counts, axis)
+        if memory is not None:
+            measure = kernel.norm2 if order == 2.0 else kernel.maxabs
+            norms[np.repeat(mine, counts)] = measure(memory, self._threads)
+        for place, i, own in zip(_slices(counts), members, mine, strict=True):
+            if not own:
+                norms[place] = units.norms(self._tensors[i], order, axis, wide).numpy()
+        return norms, sizes, counts
+
+    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+        """Return Σ ab, or its root, over each member's units: from (units,) to (members,)."""
+        owners = np.repeat(np.arange(len(counts)), counts)
+        if self.host:
+            sums = np.bincount(owners, a * b, len(counts))
+        else:
+            index = torch.tensor(owners.tolist(), dtype=torch.int64, device=a.device)
+            sums = a.new_zeros(len(counts)).index_add_(0, index, a * b)
+        return self.xp.sqrt(sums) if root else sums
 
     def scale(self, factors: Any) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
@@ -167,16 +191,33 @@ class Gradients:
             if each[i] != 1:
                 _multiply(self._tensors[i], float(each[i]))
 
-    def scale_units(self, member: int, factors: Any, axis: int | None) -> None:
-        """Multiply each unit of one member by its factor, shape (units,)."""
+    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+        """Multiply each unit of each member by its factor, shape (units,)."""
         if self.host and np.all(factors == 1):
             return
         self._install()
-        tensor = self._tensors[member]
-        units = [1] * tensor.ndim
-        if tensor.ndim > 1:
-            units[axis or 0] = -1
-        _multiply(tensor, torch.as_tensor(factors).to(tensor.device).reshape(units))
+        counts = [units.split(self._tensors[i], axis)[0] for i in members]
+        memory, mine = self._units(members, counts, axis)
+        if memory is not None:
+            kernel.scale(memory, factors[np.repeat(mine, counts)], self._threads)
+            self._tell_autograd([i for i, own in zip(members, mine, strict=True) if own])
+        each = torch.as_tensor(factors)
+        for place, i, own in zip(_slices(counts), members, mine, strict=True):
+            if not own:
+                tensor = self._tensors[i]
+                _multiply(tensor, units.as_factor(each[place], tensor, axis))
+
+    def _units(
+        self, members: Sequence[int], counts: list[int], axis: int | None
+    ) -> tuple[kernel.Buffers | None, list[bool]]:
+        """Return the units' memory as far as the kernel can take it, and of which members."""
+        native = {*self._native}
+        mine = [i in native and units.are_runs(self._tensors[i], axis) for i in members]
+        if not any(mine):
+            return None, mine
+        memory = buffers([self._tensors[i] for i, own in zip(members, mine, strict=True) if own])
+        own_counts = [count for count, own in zip(counts, mine, strict=True) if own]
+        return units.unit_buffers(memory, own_counts), mine
 
     def unscale(self, scale: Tensor) -> None:
         """Divide every gradient by a scalar tensor, as a loss scaler would."""
@@ -322,11 +363,10 @@ def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(torch.isfinite(value), new.clamp(info.min, info.max), new)
 
 
-def _rows(tensor: Tensor, axis: int | None) -> Tensor:
-    """Return the units as rows, shape (units, values in each); a vector is one unit."""
-    if tensor.ndim < 2:
-        return tensor.reshape(1, -1)
-    return tensor.movedim(axis or 0, 0).flatten(1)
+def _slices(counts: list[int]) -> list[slice]:
+    """Return where each member's units are among all units."""
+    ends = list(accumulate(counts))
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 def _host_norm(tensor: Tensor, order: float) -> float:

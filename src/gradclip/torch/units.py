@@ -1,0 +1,62 @@
+"""The units of a tensor: its output rows or filters, a vector being one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernel
+
+__all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
+
+
+def split(tensor: Tensor, axis: int | None) -> tuple[int, int]:
+    """Return how many units a tensor has, and how many values each has."""
+    if tensor.ndim < 2:
+        return 1, tensor.numel()
+    count = tensor.shape[axis or 0]
+    return count, (tensor.numel() // count if count else 0)
+
+
+def are_runs(tensor: Tensor, axis: int | None) -> bool:
+    """Whether each unit of a dense tensor is one run of its memory, one after the other."""
+    count, size = split(tensor, axis)
+    return count < 2 or size == 0 or (not axis and tensor.stride(0) == size)
+
+
+def unit_buffers(memory: kernel.Buffers, counts: Sequence[int]) -> kernel.Buffers:
+    """Return the memory of every unit of tensors whose units are runs.
+
+    Args:
+        memory: the tensors' own, shape (tensors,).
+        counts: the units of each tensor.
+    """
+    each = np.asarray(counts, np.int64)
+    sizes = np.repeat(memory.sizes // np.maximum(each, 1), each)
+    within = np.arange(len(sizes)) - np.repeat(np.cumsum(each) - each, each)
+    dtypes = np.repeat(memory.dtypes, each)
+    width = np.asarray([dtype.itemsize for dtype in kernel.DType])[dtypes]
+    start = np.repeat(memory.pointers, each)
+    return kernel.Buffers(start + (within * sizes * width).astype(np.uint64), sizes, dtypes)
+
+
+def norms(tensor: Tensor, order: float, axis: int | None, wide: torch.dtype) -> Tensor:
+    """Return the p-norm of each unit, shape (units,), in the wider dtype; safe from overflow."""
+    rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.movedim(axis or 0, 0).flatten(1)
+    values = rows.to(torch.promote_types(rows.dtype, wide))
+    if not values.numel():
+        values = values.new_zeros(values.shape[0], 1)
+    largest = values.abs().amax(1, keepdim=True)
+    safe = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    return torch.linalg.vector_norm(values / safe, order, dim=1) * safe[:, 0]
+
+
+def as_factor(factors: Tensor, tensor: Tensor, axis: int | None) -> Tensor:
+    """Return one factor for each unit, shaped so that it multiplies the tensor."""
+    shape = [1] * tensor.ndim
+    if tensor.ndim > 1:
+        shape[axis or 0] = -1
+    return factors.to(tensor.device).reshape(shape)
