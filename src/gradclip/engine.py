@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from .errors import PolicyError
 from .ledger import Ledger, put
 from .measure import combine
@@ -295,7 +297,7 @@ class _Pass:
         self.flush()
         norms, counts = self._unit_norms(self.grads, stage)
         seen = Seen(weights=lambda: self._unit_norms(_weights(self.grads, stage.policy), stage)[0])
-        here = self._here([m for m, n in zip(members, counts, strict=True) for _ in range(n)])
+        here = self._here(np.repeat(members, counts).tolist())
         limits, state = self._decide(stage, state, norms, seen, here)
         response = stage.policy.response
         assert not isinstance(response, ValueResponse)
@@ -315,7 +317,7 @@ class _Pass:
             self._pick(self.ledger.now, members) if known else self.grads.norms(members, 2.0, None)
         )
         one = xp.ones_like(before)
-        owners = [i for i, count in enumerate(counts) for _ in range(count)]
+        owners = np.repeat(np.arange(len(counts)), counts)
         # In units of the member's own norm no square overflows.
         scale = xp.where((before > 0) & xp.isfinite(before), before, one)
         where = xp.asarray(owners)

@@ -147,11 +147,12 @@ class Gradients:
         """Return each unit's norm and number of values, and how many units each member has."""
         shapes = [units.split(self._tensors[i], axis) for i in members]
         counts = [count for count, _ in shapes]
-        sizes = self.array([float(size) for count, size in shapes for _ in range(count)])
+        sizes = np.repeat([float(size) for _, size in shapes], counts)
         wide = _wide(self.device)
         if not self.host:
             parts = [units.norms(self._tensors[i], order, axis, wide) for i in members]
-            return torch.cat([t.to(self.device, wide) for t in parts] or [sizes]), sizes, counts
+            parts = [self.array([]), *(part.to(self.device, wide) for part in parts)]
+            return torch.cat(parts), self.array(sizes.tolist()), counts
         norms = np.empty(len(sizes))
         memory, mine = None, [False] * len(members)
         if order in (2.0, math.inf):
