@@ -20,6 +20,7 @@ from ..response import Skip
 from ..result import ClipResult
 from ..spec import parse
 from .gradients import Gradients
+from .memory import alike, holds_anything, map_arrays
 
 __all__ = ["Clipper"]
 
@@ -123,7 +124,7 @@ class Clipper:
             PolicyError: the policy has a memory, or a name matches no rule.
         """
         names, found = _named(params)
-        if _has_memory(self._memory):
+        if holds_anything(self._memory):
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
@@ -219,7 +220,7 @@ class Clipper:
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
             fresh = init(self._plan, grads)
-            self._memory = fresh if self._memory is None else _alike(self._memory, fresh)
+            self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
 
@@ -280,7 +281,7 @@ class Clipper:
             "clipped": self.clipped,
             "skipped": self.skipped,
             "in_a_row": int(self._in_a_row),
-            "memory": _map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
+            "memory": map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -302,7 +303,7 @@ class Clipper:
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])
-        self._memory = _map_arrays(state["memory"], lambda array: array.clone())
+        self._memory = map_arrays(state["memory"], lambda array: array.clone())
         self._place = None
 
 
@@ -326,14 +327,6 @@ def _pair(item: Any) -> tuple[str, Tensor]:
     raise PolicyError.of("params", type(item).__name__, remedy)
 
 
-def _has_memory(memory: Any) -> bool:
-    """Whether the nested memory holds any array."""
-    if memory is None or isinstance(memory, (dict, list)):
-        values = memory.values() if isinstance(memory, dict) else memory or ()
-        return any(map(_has_memory, values))
-    return True
-
-
 def _skips(layers: Plan) -> bool:
     """Whether any stage of a plan may skip a step."""
     return any(
@@ -349,29 +342,6 @@ def _hole(param: Tensor) -> Tensor:
     """Stands in for a missing gradient: no values, but as many units as the parameter has."""
     shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
     return torch.empty(shape, dtype=param.dtype, device=param.device)
-
-
-def _map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
-    """Return the nested lists and dictionaries of a memory with each array changed."""
-    if states is None:
-        return None
-    if isinstance(states, dict):
-        return {name: _map_arrays(value, change) for name, value in states.items()}
-    if isinstance(states, list):
-        return [_map_arrays(value, change) for value in states]
-    return change(states)
-
-
-def _alike(memory: Any, like: Any) -> Any:
-    """Return a memory with each array in the library, and on the device, of its like."""
-    if isinstance(memory, dict):
-        known = like if isinstance(like, dict) else {}
-        return {name: _alike(value, known.get(name)) for name, value in memory.items()}
-    if isinstance(memory, list):
-        return [_alike(value, other) for value, other in zip(memory, like, strict=True)]
-    if isinstance(like, Tensor):
-        return torch.as_tensor(memory, dtype=like.dtype, device=like.device)
-    return memory if like is None else np.asarray(memory, dtype=like.dtype)
 
 
 def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
