@@ -112,11 +112,11 @@ def clip_steps(
     clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
     hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     uncompiled: Any = torch.compiler.disable
-    clipper.handles += [
-        optimizer.register_step_pre_hook(uncompiled(hooks.before)),
-        optimizer.register_step_post_hook(uncompiled(hooks.after)),
-        hooks,
-    ]
+    before = optimizer.register_step_pre_hook(uncompiled(hooks.before))
+    after = optimizer.register_step_post_hook(uncompiled(hooks.after))
+    clipper.handles += [before, after, hooks]
+    hooks.id = before.id
+    hooks.look(optimizer)
     return clipper
 
 

@@ -19,12 +19,14 @@ from ..policy import AnyPolicy, Chain, Plan, WrappedStage, as_policy, plan
 from ..response import Skip
 from ..result import ClipResult
 from ..spec import parse
+from .fold import Fold
 from .gradients import Gradients
 from .memory import alike, holds_anything, map_arrays
 
 __all__ = ["Clipper"]
 
 _SCHEMA = 1
+_ALONE = "the clipper is not attached to an optimizer"
 Params = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
@@ -62,7 +64,10 @@ class Clipper:
         observers: called with each result, in order.
         handles: what `detach` removes: the hooks that `attach` put on an optimizer, which keep
             a skipped step from the weights.
+        plan: the policy's stages, over these parameters.
         host: whether the last step was decided on the host, not on an accelerator.
+        in_place: why the gradients are multiplied by the clipper itself, in a pass of its own; None
+            where `attach` hands the factor to a fused optimizer instead.
 
     Source: the engine; each policy names its own.
     """
@@ -83,6 +88,7 @@ class Clipper:
         self.observers: list[Callable[[ClipResult], None]] = []
         self.handles: list[Any] = []
         self.host = True
+        self.in_place: str | None = _ALONE
         self._warned = False
         self.steps = 0
         self._memory: Any = None
@@ -100,12 +106,12 @@ class Clipper:
     @property
     def may_skip(self) -> bool:
         """Whether some step may have to be kept from the weights."""
-        return self.nonfinite in ("skip", "raise") or _skips(self._plan)
+        return self.nonfinite in ("skip", "raise") or _skips(self.plan)
 
     @property
     def measures_only(self) -> bool:
         """Whether gradients stay as they are, scaled ones too: no policy, and nothing to zero."""
-        return not self._plan and self.nonfinite != "zero"
+        return not self.plan and self.nonfinite != "zero"
 
     @property
     def clipped(self) -> int:
@@ -128,7 +134,7 @@ class Clipper:
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
-        self._plan, self._memory = plan(self.policy, names), None
+        self.plan, self._memory = plan(self.policy, names), None
         self._holes = [_hole(param) for param in found]
         self.names, self.params = names, found
 
@@ -139,6 +145,7 @@ class Clipper:
         loss: Tensor | float | None = None,
         scaled_by: Tensor | None = None,
         overflow: Tensor | None = None,
+        fold: Fold | None = None,
     ) -> ClipResult:
         """Clip the gradients in place, and return what was done.
 
@@ -149,6 +156,8 @@ class Clipper:
             overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
                 step by itself: that counts as no skip, and raises nothing. On the host the
                 gradients then stay as they are, scaled.
+            fold: takes the factor to a fused optimizer, if it can: the gradients then stay as
+                they are, scaled too, and `fold.taken` is set.
 
         Returns:
             The result; its numbers stay on the device of the gradients.
@@ -163,7 +172,9 @@ class Clipper:
         present = [p.grad is not None for p in self.params]
         grads = Gradients(tensors, self.names, self.params, present, _number(loss))
         self.host = grads.host
-        return self._step(grads, self._lost(overflow, grads), scaled_by)
+        if fold is not None and not fold.fits(grads):
+            fold = None
+        return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
 
     @torch.no_grad()
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
@@ -182,7 +193,7 @@ class Clipper:
         updates = [p - old for p, old in zip(self.params, before, strict=True)]
         grads = Gradients(updates, self.names, before)
         self.host = grads.host
-        result = self._step(grads, False, None)
+        result = self._step(grads, False, None, None)
         idle = self.host and not bool(result.clipped) and not bool(result.skipped)
         for param, old, update in zip(self.params, before, updates, strict=True):
             if not idle:
@@ -190,20 +201,25 @@ class Clipper:
                 param.copy_(torch.where(result.skipped, old, taken))
         return result
 
-    def _step(self, grads: Gradients, lost: Any, scaled_by: Tensor | None) -> ClipResult:
+    def _step(
+        self, grads: Gradients, lost: Any, scaled_by: Tensor | None, fold: Fold | None
+    ) -> ClipResult:
         """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
         if lost is not True:
             asked = "propagate" if self.nonfinite in ("propagate", "zero") else "skip"
             if scaled_by is not None and not self.measures_only:
-                grads.unscale(scaled_by)
+                divide = grads.unscale if fold is None else grads.measure_divided_by
+                divide(scaled_by)
             if self.nonfinite == "zero":
                 grads.zero_nonfinite()
         with np.errstate(all="ignore"):
             memory = self._recall(grads)
-            memory, factors, result = run(self._plan, memory, grads, nonfinite=asked)
-            if not self.measures_only:
-                grads.scale(factors)
+            memory, factors, result = run(self.plan, memory, grads, nonfinite=asked)
+            if fold is not None and fold.take(factors):
+                result = replace(result, path=f"{result.path}+fold")
+            elif not self.measures_only:
+                grads.scale(factors if fold is None else fold.rest(factors))
             elif scaled_by is not None:
                 result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
         result = _as_tensors(result) if grads.host else result
@@ -219,7 +235,7 @@ class Clipper:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
-            fresh = init(self._plan, grads)
+            fresh = init(self.plan, grads)
             self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
@@ -270,6 +286,7 @@ class Clipper:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.in_place = _ALONE
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the clipper remembers, as plain tensors and primitives."""
