@@ -435,9 +435,17 @@ def test_gradients_that_the_kernel_would_write_wrongly() -> None:
     assert folded(clipper)
 
 
-def test_gradients_on_several_devices_or_on_one_that_ignores_the_factor() -> None:
+class _Special(Tensor):
+    """As a sharded tensor is: what a kernel does with it is its own affair."""
+
+
+def test_gradients_that_a_kernel_may_not_divide() -> None:
     here, there = torch.zeros(2), torch.zeros(2, device="meta")
-    for tensors, why in (([here, there], "several devices"), ([there], "meta may ignore")):
+    for tensors, why in (
+        ([here, there], "several devices"),
+        ([there], "meta may ignore"),
+        ([here.as_subclass(_Special)], "no plain tensor"),
+    ):
         fold = Fold(None)
         assert not fold.fits(Gradients(tensors, ["a", "b"][: len(tensors)]))
         assert why in str(fold.refusal)
@@ -811,6 +819,26 @@ def test_an_error_in_a_plain_step_leaves_the_next_one_right(
     close(weights(model), weights(twin))
 
 
+@pytest.mark.usefixtures("decided")
+def test_the_same_gradients_again_after_an_error_are_clipped() -> None:
+    model, twin = net(), net()
+    optimizer, other = _adamw(model), _adamw(twin)
+    attach(optimizer, by_norm(MAX_NORM))
+    scripted_gradients(model, LARGE)
+    with broken():
+        optimizer.step()
+    optimizer.step()
+    scripted_gradients(twin, LARGE)
+    by_hand(other)
+    other.step()
+    close(_grads(optimizer), _grads(other))
+    close(weights(model), weights(twin))
+
+
+def _grads(optimizer: torch.optim.Optimizer) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in owned(optimizer) if p.grad is not None])
+
+
 def test_an_error_then_one_in_the_closure_then_a_step() -> None:
     """What is mended once must not be mended again."""
     model, twin = net(), net()
@@ -826,9 +854,8 @@ def test_an_error_then_one_in_the_closure_then_a_step() -> None:
     with pytest.raises(KeyError):
         optimizer.step(closure)  # type: ignore[arg-type]
     scaler.update(1000.0)
-    scaled_step(scaler, optimizer, model, LARGE)
-    scripted_gradients(twin, LARGE)
-    by_hand(other)
+    scaled_step(scaler, optimizer, model, SMALL)  # Clipped, it would hide a wrong scale.
+    scripted_gradients(twin, SMALL)
     other.step()
     close(weights(model), weights(twin))
 
