@@ -61,7 +61,8 @@ class Clipper:
     Attributes:
         last: the result of the last step.
         steps: how many times `clip_` ran.
-        observers: called with each result, in order.
+        observers: called with each result, in order; of a fused step, before the optimizer has
+            applied the factor.
         handles: what `detach` removes: the hooks that `attach` put on an optimizer, which keep
             a skipped step from the weights.
         plan: the policy's stages, over these parameters.

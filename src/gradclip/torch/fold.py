@@ -161,17 +161,18 @@ def seen_on(device: str) -> list[str]:
 
 def _unfit(grads: Gradients) -> str | None:
     """Return why a fused kernel would not divide these gradients as they should be."""
-    tensors = grads.tensors
-    dtypes, devices = {t.dtype for t in tensors}, {t.device for t in tensors}
+    dtypes = {t.dtype for t in grads.tensors}
     if not dtypes <= _DTYPES:
         unfit = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes - _DTYPES))
         return f"a float32 factor is too coarse for gradients of {unfit}"
-    if len(devices) > 1:
-        return "the gradients are on several devices"
-    if not {d.type for d in devices} <= _DEVICES:
-        return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
-    if not all(type(t) in _PLAIN for t in tensors):
-        return "a gradient is no plain tensor"
+    if not grads.host:  # On the host they are plain, and on the CPU.
+        devices = {t.device for t in grads.tensors}
+        if len(devices) > 1:
+            return "the gradients are on several devices"
+        if not {d.type for d in devices} <= _DEVICES:
+            return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
+        if not all(type(t) in _PLAIN for t in grads.tensors):
+            return "a gradient is no plain tensor"
     if grads.shared:
         return "the values of a gradient share memory, and would be divided more than once"
     return None
