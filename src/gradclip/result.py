@@ -30,7 +30,8 @@ class ClipResult:
             differs between the parts of the gradient.
         norms: shape (parameters with a gradient,), the norm of each before clipping.
         names: the names of those parameters.
-        path: what ran, as in "c-avx2" or "torch".
+        path: what ran, as in "c-avx2" or "torch"; in "c-avx2+fold" the fused optimizer applies
+            the factor, in its own pass.
     """
 
     total_norm: Any

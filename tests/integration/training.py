@@ -117,13 +117,18 @@ def same(a: Any, b: Any) -> bool:
             isinstance(b, Tensor)
             and a.shape == b.shape
             and a.dtype == b.dtype
-            and (a.numpy().tobytes() == b.numpy().tobytes())
+            and _bits(a) == _bits(b)
         )
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and a == b
+
+
+def _bits(tensor: Tensor) -> bytes:
+    """Return the bits; NumPy has no bfloat16."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def scripted_gradients(model: nn.Module, step: int, bad: float | None = None) -> None:

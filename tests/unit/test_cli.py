@@ -202,6 +202,7 @@ def test_doctor_says_what_runs(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code == 0
     assert library in "".join(out.split())  # Folded, not cut.
     assert "yes: avx2" in out
+    assert "fold yes: fused SGD, Adam, AdamW, Adagrad on cpu" in " ".join(out.split())
     for version in (__version__, numpy.__version__, torch.__version__, bokeh.__version__):
         assert version in out
 
@@ -221,6 +222,15 @@ def test_doctor_says_what_does_not_run_and_why(
     assert "C kernel NO: there was no C compiler. Until then NumPy and torch" in words
     assert "bokeh NO, for report, demo: pip install 'gradclip[report]'" in words
     assert "pandas NO: installed but broken: No module named 'no_such_thing'" in words
+
+
+def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._fused_adamw_", lambda *_, **__: None)  # As one that ignores it.
+    _, out, _ = invoke("doctor")
+    assert "fused SGD, Adam, Adagrad on cpu" in " ".join(out.split())
+    monkeypatch.setattr("gradclip.torch.fold.seen_on", lambda _: [])
+    _, out, _ = invoke("doctor")
+    assert "fold NO: no fused optimizer takes the clip factor" in " ".join(out.split())
 
 
 def test_report_prints_the_page(invoke, tmp_path: Path) -> None:

@@ -272,6 +272,17 @@ def test_promise_8_the_result_says_what_ran(path: str) -> None:
     assert ran == (f"c-{kernel.status().isa}" if path == "kernel" else "torch")
 
 
+def test_promise_8_the_fold_is_told_or_why_there_is_none() -> None:
+    for fused in (True, False):
+        param = _param(torch.ones(2))
+        optimizer = torch.optim.AdamW([param], fused=fused)
+        clipper = gradclip.torch.attach(optimizer, "norm:1")
+        optimizer.step()
+        assert clipper.last is not None
+        assert clipper.last.path.endswith("+fold") == fused
+        assert clipper.in_place == (None if fused else "this AdamW was not made with fused=True")
+
+
 def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +35,8 @@ def doctor() -> None:
     table.add_row("C kernel", _kernel(kernel.status()))
     for name, purpose, extra in _PACKAGES:
         table.add_row(name, _package(name, purpose, extra))
+        if name == "torch" and "torch" in sys.modules:
+            table.add_row("  fold", _fold())
     Console(highlight=False, markup=False).print(table)
 
 
@@ -55,6 +58,19 @@ def _package(name: str, purpose: str, extra: str | None) -> str:
         return f"NO: installed but broken: {type(error).__name__}: {error}"
     device = _device(module) if name == "torch" else ""
     return f"{module.__version__}{device}"
+
+
+def _fold() -> str:
+    """Say which fused optimizers take the clip factor; each makes a step to show it."""
+    from ..torch.fold import seen_on
+
+    torch = sys.modules["torch"]
+    devices = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]
+    found = {device: seen_on(device) for device in devices}
+    yes = [f"fused {', '.join(kinds)} on {device}" for device, kinds in found.items() if kinds]
+    if not yes:
+        return "NO: no fused optimizer takes the clip factor; attach multiplies the gradients."
+    return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.in_place."
 
 
 def _device(torch: Any) -> str:

@@ -40,6 +40,11 @@ def attach(
     of that optimizer, and follows `add_param_group`. A copy of the optimizer (`copy.deepcopy`,
     pickle) is not attached: torch copies no hooks.
 
+    Where there is one factor for all gradients, a fused SGD, Adam, AdamW or Adagrad applies it in
+    its own pass (`result.path` ends in "+fold"): until the step is over `.grad` holds unclipped
+    gradients, then the clipped ones. Else they are scaled before the step, and `clipper.in_place`
+    says why.
+
     Args:
         optimizer: any `torch.optim.Optimizer`; gets two hooks.
         policy: a policy, its text form, or rules by name; None measures and changes nothing.
@@ -49,9 +54,9 @@ def attach(
             as `clippy` and `update_rms`; that holds a copy of the weights for each step, and a
             skip puts the weights back, not the optimizer's memory.
         nonfinite: see `Clipper`; with "skip" the weights, the momentum and the step counters
-            stay as they are. Fused Adam, AdamW and Adagrad skip on the accelerator; any other
-            optimizer there waits for the device once a step, unless this is "propagate" or
-            "zero".
+            stay as they are. Fused SGD (without dampening), Adam, AdamW and Adagrad skip on the
+            accelerator; any other optimizer there waits for the device once a step, unless this
+            is "propagate" or "zero".
         max_skips: more skips in a row than this raise an error that names the parameters.
 
     Returns:
@@ -60,7 +65,8 @@ def attach(
     Raises:
         PolicyError: an argument is wrong, or this optimizer has a clipper already.
 
-    Numerics: see `Clipper`.
+    Numerics: see `Clipper`. A factor that the optimizer applies is a float32, rounded so that the
+    norm is not above its limit by more than 1e-7 of it; float64 gradients are scaled in place.
 
     Example:
         >>> import torch
@@ -112,11 +118,11 @@ def clip_steps(
     clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
     hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     uncompiled: Any = torch.compiler.disable
-    clipper.handles += [
-        optimizer.register_step_pre_hook(uncompiled(hooks.before)),
-        optimizer.register_step_post_hook(uncompiled(hooks.after)),
-        hooks,
-    ]
+    before = optimizer.register_step_pre_hook(uncompiled(hooks.before))
+    after = optimizer.register_step_post_hook(uncompiled(hooks.after))
+    clipper.handles += [before, after, hooks]
+    hooks.id = before.id
+    hooks.look(optimizer)
     return clipper
 
 

@@ -19,11 +19,14 @@ from ..policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
 from ..response import Skip
 from ..result import ClipResult
 from ..spec import parse
+from .fold import Fold
 from .gradients import Gradients
+from .memory import alike, holds_anything, map_arrays
 
 __all__ = ["Clipper"]
 
 _SCHEMA = 1
+_ALONE = "the clipper is not attached to an optimizer"
 Params = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
@@ -58,10 +61,14 @@ class Clipper:
     Attributes:
         last: the result of the last step.
         steps: how many times `clip_` ran.
-        observers: called with each result, in order.
+        observers: called with each result, in order; of a fused step, before the optimizer has
+            applied the factor.
         handles: what `detach` removes: the hooks that `attach` put on an optimizer, which keep
             a skipped step from the weights.
+        plan: the policy's stages, over these parameters.
         host: whether the last step was decided on the host, not on an accelerator.
+        in_place: why the gradients are multiplied by the clipper itself, in a pass of its own; None
+            where `attach` hands the factor to a fused optimizer instead.
 
     Source: the engine; each policy names its own.
     """
@@ -82,6 +89,7 @@ class Clipper:
         self.observers: list[Callable[[ClipResult], None]] = []
         self.handles: list[Any] = []
         self.host = True
+        self.in_place: str | None = _ALONE
         self._warned = False
         self.steps = 0
         self._memory: Any = None
@@ -99,12 +107,12 @@ class Clipper:
     @property
     def may_skip(self) -> bool:
         """Whether some step may have to be kept from the weights."""
-        return self.nonfinite in ("skip", "raise") or _skips(self._plan)
+        return self.nonfinite in ("skip", "raise") or _skips(self.plan)
 
     @property
     def measures_only(self) -> bool:
         """Whether gradients stay as they are, scaled ones too: no policy, and nothing to zero."""
-        return not self._plan and self.nonfinite != "zero"
+        return not self.plan and self.nonfinite != "zero"
 
     @property
     def clipped(self) -> int:
@@ -123,11 +131,11 @@ class Clipper:
             PolicyError: the policy has a memory, or a name matches no rule.
         """
         names, found = _named(params)
-        if _has_memory(self._memory):
+        if holds_anything(self._memory):
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
-        self._plan, self._memory = plan(self.policy, names), None
+        self.plan, self._memory = plan(self.policy, names), None
         self._holes = [_hole(param) for param in found]
         self.names, self.params = names, found
 
@@ -138,6 +146,7 @@ class Clipper:
         loss: Tensor | float | None = None,
         scaled_by: Tensor | None = None,
         overflow: Tensor | None = None,
+        fold: Fold | None = None,
     ) -> ClipResult:
         """Clip the gradients in place, and return what was done.
 
@@ -148,6 +157,8 @@ class Clipper:
             overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
                 step by itself: that counts as no skip, and raises nothing. On the host the
                 gradients then stay as they are, scaled.
+            fold: takes the factor to a fused optimizer, if it can: the gradients then stay as
+                they are, scaled too, and `fold.taken` is set.
 
         Returns:
             The result; its numbers stay on the device of the gradients.
@@ -162,7 +173,9 @@ class Clipper:
         present = [p.grad is not None for p in self.params]
         grads = Gradients(tensors, self.names, self.params, present, _number(loss))
         self.host = grads.host
-        return self._step(grads, self._lost(overflow, grads), scaled_by)
+        if fold is not None and not fold.fits(grads):
+            fold = None
+        return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
 
     @torch.no_grad()
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
@@ -181,7 +194,7 @@ class Clipper:
         updates = [p - old for p, old in zip(self.params, before, strict=True)]
         grads = Gradients(updates, self.names, before)
         self.host = grads.host
-        result = self._step(grads, False, None)
+        result = self._step(grads, False, None, None)
         idle = self.host and not bool(result.clipped) and not bool(result.skipped)
         for param, old, update in zip(self.params, before, updates, strict=True):
             if not idle:
@@ -189,20 +202,25 @@ class Clipper:
                 param.copy_(torch.where(result.skipped, old, taken))
         return result
 
-    def _step(self, grads: Gradients, lost: Any, scaled_by: Tensor | None) -> ClipResult:
+    def _step(
+        self, grads: Gradients, lost: Any, scaled_by: Tensor | None, fold: Fold | None
+    ) -> ClipResult:
         """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
         if lost is not True:
             asked = "propagate" if self.nonfinite in ("propagate", "zero") else "skip"
             if scaled_by is not None and not self.measures_only:
-                grads.unscale(scaled_by)
+                divide = grads.unscale if fold is None else grads.measure_divided_by
+                divide(scaled_by)
             if self.nonfinite == "zero":
                 grads.zero_nonfinite()
         with np.errstate(all="ignore"):
             memory = self._recall(grads)
-            memory, factors, result = run(self._plan, memory, grads, nonfinite=asked)
-            if not self.measures_only:
-                grads.scale(factors)
+            memory, factors, result = run(self.plan, memory, grads, nonfinite=asked)
+            if fold is not None and fold.take(factors):
+                result = replace(result, path=f"{result.path}+fold")
+            elif not self.measures_only:
+                grads.scale(factors if fold is None else fold.rest(factors))
             elif scaled_by is not None:
                 result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
         result = _as_tensors(result) if grads.host else result
@@ -218,8 +236,8 @@ class Clipper:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
-            fresh = init(self._plan, grads)
-            self._memory = fresh if self._memory is None else _alike(self._memory, fresh)
+            fresh = init(self.plan, grads)
+            self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
 
@@ -269,6 +287,7 @@ class Clipper:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.in_place = _ALONE
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the clipper remembers, as plain tensors and primitives."""
@@ -280,7 +299,7 @@ class Clipper:
             "clipped": self.clipped,
             "skipped": self.skipped,
             "in_a_row": int(self._in_a_row),
-            "memory": _map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
+            "memory": map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -302,7 +321,7 @@ class Clipper:
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])
-        self._memory = _map_arrays(state["memory"], lambda array: array.clone())
+        self._memory = map_arrays(state["memory"], lambda array: array.clone())
         self._place = None
 
 
@@ -326,14 +345,6 @@ def _pair(item: Any) -> tuple[str, Tensor]:
     raise PolicyError.of("params", type(item).__name__, remedy)
 
 
-def _has_memory(memory: Any) -> bool:
-    """Whether the nested memory holds any array."""
-    if memory is None or isinstance(memory, (dict, list)):
-        values = memory.values() if isinstance(memory, dict) else memory or ()
-        return any(map(_has_memory, values))
-    return True
-
-
 def _skips(layers: Plan) -> bool:
     """Whether any stage of a plan may skip a step."""
     stages = (stage for layer in layers for stage in layer if isinstance(stage, Stage))
@@ -344,29 +355,6 @@ def _hole(param: Tensor) -> Tensor:
     """Stands in for a missing gradient: no values, but as many units as the parameter has."""
     shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
     return torch.empty(shape, dtype=param.dtype, device=param.device)
-
-
-def _map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
-    """Return the nested lists and dictionaries of a memory with each array changed."""
-    if states is None:
-        return None
-    if isinstance(states, dict):
-        return {name: _map_arrays(value, change) for name, value in states.items()}
-    if isinstance(states, list):
-        return [_map_arrays(value, change) for value in states]
-    return change(states)
-
-
-def _alike(memory: Any, like: Any) -> Any:
-    """Return a memory with each array in the library, and on the device, of its like."""
-    if isinstance(memory, dict):
-        known = like if isinstance(like, dict) else {}
-        return {name: _alike(value, known.get(name)) for name, value in memory.items()}
-    if isinstance(memory, list):
-        return [_alike(value, other) for value, other in zip(memory, like, strict=True)]
-    if isinstance(like, Tensor):
-        return torch.as_tensor(memory, dtype=like.dtype, device=like.device)
-    return memory if like is None else np.asarray(memory, dtype=like.dtype)
 
 
 def _unscaled(result: ClipResult, scale: Any) -> ClipResult:

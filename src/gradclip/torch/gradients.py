@@ -64,6 +64,7 @@ class Gradients:
         self._owners = owners
         self._given = tensors
         self._replaced: dict[int, Tensor] = {}
+        self._divisor: Any = None
         compiling = torch.compiler.is_compiling()
         usable = not compiling and kernel.available()
         memory = runs(tensors) if usable else None
@@ -105,6 +106,16 @@ class Gradients:
         return self._tensors[0].device if self._tensors else torch.device("cpu")
 
     @property
+    def tensors(self) -> Sequence[Tensor]:
+        """The gradients, dense."""
+        return self._tensors
+
+    @property
+    def shared(self) -> bool:
+        """Whether a gradient cannot be written where it is, and will be replaced if it changes."""
+        return bool(self._replaced)
+
+    @property
     def sizes(self) -> Any:
         """The number of elements of each gradient, as floats."""
         # Of a sparse one the zeros count, too.
@@ -124,6 +135,12 @@ class Gradients:
         relative: tuple[float, float] | None = None,
     ) -> Any:
         """Return the p-norm of each member, shape (members,), float64 where the device has it."""
+        norms = self._norms(members, order, relative)
+        return norms if self._divisor is None else norms / self._divisor
+
+    def _norms(
+        self, members: Sequence[int], order: float, relative: tuple[float, float] | None
+    ) -> Any:
         if relative is not None:
             parts = [self._in_units_of_weights(i, relative) for i in members]
             return Gradients(parts, [""] * len(parts)).norms(range(len(parts)), order)
@@ -224,6 +241,13 @@ class Gradients:
         """Divide every gradient by a scalar tensor, as a loss scaler would."""
         self._install()
         _device_scale(self._tensors, scale.double().reciprocal())
+
+    def measure_divided_by(self, scale: Tensor) -> None:
+        """Have norms be those of the gradients over a scalar, which somebody else divides by.
+
+        Only for what is done with norms and factors alone; values stay as they are.
+        """
+        self._divisor = float(scale) if self.host else scale.reshape(()).to(self.device).double()
 
     def zero_nonfinite(self) -> None:
         """Put 0 for every value that is inf or NaN."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .clipper import Clipper
+from .fold import Fold, honours_found_inf, refusal, zero_momentum
+from .lend import Left, lend, mend
 
 __all__ = ["StepHooks"]
 
@@ -26,6 +28,8 @@ _unseen: Counter[str] = Counter()
 class StepHooks:
     """Clips an optimizer's gradients before each step, and keeps skipped steps from it.
 
+    Where it can, the clip factor is lent to the optimizer (see `fold`), not multiplied here.
+
     `before` and `after` are the hooks; in a compiled step they run as they are.
 
     Whatever is changed for the length of one step is undone by `_undo`: after the step, before
@@ -36,6 +40,9 @@ class StepHooks:
         optimizer: whose steps these will be; not kept, so that it can be freed.
         named: returns the optimizer's named parameters, which may have become more.
         on: "gradient", or "update": what the step did to the parameters is clipped after it.
+
+    Attributes:
+        id: of `before` among the optimizer's step pre-hooks.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class StepHooks:
         self._weights: list[Tensor] | None = None
         self._known = _identities(optimizer)
         self._undo = ExitStack()
+        self._left: Left | None = None
+        self.id = -1
         self._clipped: list[tuple[Tensor | None, int]] | None = None
         self._waiting: str | None = repr(clipper)
         _unseen[self._waiting] += 1
@@ -58,6 +67,9 @@ class StepHooks:
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         """Clip now, or, where a closure makes the gradients, each time it returns."""
         self._stop_waiting()
+        if self._left is not None:
+            mend(optimizer, self._left)
+            self._left = None
         if self._on == "update":
             self._follow(optimizer)
             self._weights = [p.detach().clone() for p in self._clipper.params]
@@ -84,7 +96,14 @@ class StepHooks:
             self._clipper.clip_updates_(self._weights)
             self._weights = None
         self._undo.close()
-        self._clipped = None
+        self._clipped = self._left = None
+
+    def look(self, optimizer: torch.optim.Optimizer) -> None:
+        """See whether the factor can be lent to the optimizer, and tell the clipper."""
+        clipper = self._clipper
+        clipper.in_place = refusal(optimizer, clipper.plan, len(clipper.params), self.id)
+        if self._on == "update":
+            clipper.in_place = "on='update' clips after the step"
 
     def remove(self) -> None:
         """Let go of the optimizer; `Clipper.detach` calls this."""
@@ -98,33 +117,51 @@ class StepHooks:
             return
         self._undo.close()
         self._follow(optimizer)
-        clipper = self._clipper
+        self.look(optimizer)
         scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
-        result = clipper.clip_(scaled_by=scale, overflow=overflow)
-        if scale is not None and not clipper.measures_only:
-            self._lend(optimizer, "grad_scale", None)
+        fold = None if self._clipper.in_place else Fold(scale)
+        try:
+            self._clip_with(optimizer, scale, overflow, fold)
+        finally:
+            if fold is not None:
+                self._left = Left.on(optimizer, None if overflow is not None else scale)
+
+    def _clip_with(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scale: Tensor | None,
+        overflow: Tensor | None,
+        fold: Fold | None,
+    ) -> None:
+        """Clip, and lend the optimizer what it needs to do its part."""
+        clipper = self._clipper
+        result = clipper.clip_(scaled_by=scale, overflow=overflow, fold=fold)
+        if fold is not None:
+            clipper.in_place = fold.refusal
+        divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
+        if divisor is not scale:
+            lend(self._undo, optimizer, "grad_scale", divisor)
         if clipper.may_skip:
             self._keep_from_weights(optimizer, result.skipped, overflow)
-        self._clipped = self._gradients()
+        elif overflow is not None and not clipper.measures_only:
+            zero_momentum(optimizer)  # The scaler may skip the first step.
+        # With the factor lent, gradients seen again are not clipped ones.
+        self._clipped = None if fold is not None and fold.taken else self._gradients()
 
     def _keep_from_weights(
         self, optimizer: torch.optim.Optimizer, skipped: Tensor, overflow: Tensor | None
     ) -> None:
         """See to it that a skipped step changes neither weights nor the optimizer's memory."""
-        if not self._clipper.host and _honours_found_inf(optimizer):
+        if not self._clipper.host and honours_found_inf(optimizer):
+            zero_momentum(optimizer)
             flag = skipped.float()
             both = flag if overflow is None else torch.maximum(overflow, flag.to(overflow.device))
-            self._lend(optimizer, "found_inf", both)
+            lend(self._undo, optimizer, "found_inf", both)
         elif bool(skipped):  # On an accelerator this waits for the device: there is no other way.
             hidden = [(p, p.grad) for p in self._clipper.params if p.grad is not None]
             for parameter, _ in hidden:
                 parameter.grad = None
             self._undo.callback(_show, hidden)
-
-    def _lend(self, optimizer: torch.optim.Optimizer, name: str, value: Tensor | None) -> None:
-        """Give the optimizer an attribute, or with None take it away, for this step."""
-        self._undo.callback(_take_back, optimizer, name, value, getattr(optimizer, name, None))
-        _put(optimizer, name, value)
 
     def _gradients(self) -> list[tuple[Tensor | None, int]]:
         """Return each gradient and how often it was written; held, so that no id comes back."""
@@ -159,31 +196,6 @@ def _show(hidden: list[tuple[Tensor, Tensor]]) -> None:
     for parameter, grad in hidden:
         if parameter.grad is None:
             parameter.grad = grad
-
-
-def _put(optimizer: torch.optim.Optimizer, name: str, value: Tensor | None) -> None:
-    if value is None:
-        vars(optimizer).pop(name, None)
-    else:
-        setattr(optimizer, name, value)
-
-
-def _take_back(
-    optimizer: torch.optim.Optimizer, name: str, ours: Tensor | None, before: Tensor | None
-) -> None:
-    """Put an attribute back as it was, unless someone else has set it since."""
-    if getattr(optimizer, name, None) is ours:
-        _put(optimizer, name, before)
-
-
-def _honours_found_inf(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step itself can skip on the device.
-
-    Fused SGD is left out: skipped at its first step, it keeps a momentum of garbage.
-    """
-    kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    return isinstance(optimizer, kinds) and fused
 
 
 @atexit.register
