@@ -9,10 +9,10 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs-methods build clean
+.PHONY: help demo test test-slow lint format bench bench-quick docs-methods docs-bench build clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
 	$(BIN)/gradclip demo
@@ -32,14 +32,28 @@ format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes on a quiet machine
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
+	$(BIN)/python -m benchmarks --quick
+
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
+
+docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
+	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
+
+# A rival, without what it depends on: its one function that is measured needs only torch.
+$(VENV)/.timm: $(VENV)/.bench
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
+	touch $@
 
 # One stamp for each extra: an editable install with that extra, of pinned versions.
 $(VENV)/.%: $(SOURCES)

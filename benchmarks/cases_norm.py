@@ -15,7 +15,7 @@ from gradclip import by_norm
 
 from .gradients import GradientSet, WrongOutput, make
 from .machine import free_bytes
-from .measure import Side, Times, alternate, timed
+from .measure import Estimate, Side, Times, alternate, timed
 from .row import Case, Effort, Figure, Limit, Row, at_least, at_most
 from .shapes import SETS
 
@@ -64,7 +64,7 @@ def expect_clipping(wanted: bool, limit: float) -> Callable[[Any], None]:
     """Return a check of a call's returned norm: over the limit, or not."""
 
     def check(result: Any) -> None:
-        norm = float(getattr(result, "total_norm", result))
+        norm = _norm_of(lambda: result)
         if (norm > limit) is not wanted:
             raise WrongOutput(f"norm {norm:.6g}, limit {limit:g}: clipping was {wanted}")
 
@@ -85,18 +85,26 @@ def _calls(grads: GradientSet, limit: float) -> dict[str, Callable[[], Any]]:
     return dict(zip(OURS, ours, strict=True)) | torch_sides(grads, limit)
 
 
-def _verify(grads: GradientSet, calls: dict[str, Callable[[], Any]], limit: float) -> dict:
-    """Return each side's relative error of the norm, having compared all that it did."""
+def _verify(
+    grads: GradientSet, calls: dict[str, Callable[[], Any]], limit: float, times: Times
+) -> dict[str, float]:
+    """Return the relative error of each norm in the table, having compared all that was done."""
     loose = 1e-2 if grads.flat.dtype == torch.bfloat16 else 2e-3  # torch adds up in its dtype.
     return {
         name: grads.verify(
-            lambda call=call: float(getattr(result := call(), "total_norm", result)),
-            times=1.0 if limit == FAR else 2.0,
+            functools.partial(_norm_of, calls[name]),
+            doubled=limit != FAR,
             limit=limit,
             tolerance=1e-6 if name in OURS else loose,
         )
-        for name, call in calls.items()
+        for name in (*OURS, times.fastest(*RIVALS))
     }
+
+
+def _norm_of(call: Callable[[], Any]) -> float:
+    """Call, and return the norm, of a result or as it is."""
+    result = call()
+    return float(getattr(result, "total_norm", result))
 
 
 def _not_clipped(target: Target, grads: GradientSet, effort: Effort, title: str) -> list[Row]:
@@ -107,7 +115,7 @@ def _not_clipped(target: Target, grads: GradientSet, effort: Effort, title: str)
     if reads:
         sides.append(Side(FLAT, timed(lambda: torch.sum(grads.flat))))
     times = alternate(sides, effort.budget())
-    errors = _verify(grads, calls, FAR)
+    errors = _verify(grads, calls, FAR, times)
     rows = []
     for ours in OURS:
         if reads:
@@ -126,7 +134,7 @@ def _clipped(target: Target, grads: GradientSet, effort: Effort, title: str) -> 
     check = expect_clipping(True, limit)
     sides = [Side(n, timed(c, prepare=grads.double, check=check)) for n, c in calls.items()]
     times = alternate(sides, effort.budget(8.0))
-    errors = _verify(grads, calls, limit)
+    errors = _verify(grads, calls, limit, times)
     return [_faster(target.clipped, f"{title}, clipped", times, ours, errors) for ours in OURS]
 
 
@@ -139,13 +147,12 @@ def _faster(
 
 
 def _error_row(case: str, errors: dict[str, float], times: Times) -> Row:
-    ours, rival = OURS[0], RIVALS[0]
-    value = times.ratio(ours, ours)  # Measured once: an error has no interval.
+    ours, rival = OURS[0], times.fastest(*RIVALS)
     return Row(
         case,
         Figure(ours, errors[ours], "relative"),
         Figure(rival, errors[rival], "relative"),
-        replace(value, value=errors[ours], low=errors[ours], high=errors[ours]),
+        Estimate(errors[ours], errors[ours], errors[ours]),  # Measured once.
         "ours",
         Limit("at most", 1e-6),
         1,

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from . import (
+    cases_growth,
+    cases_jax,
+    cases_memory,
     cases_norm,
+    cases_optimizer,
+    cases_policies,
+    cases_record,
+    cases_steps,
 )
 from .row import Case
 
@@ -11,4 +18,11 @@ __all__ = ["CASES"]
 
 CASES: tuple[Case, ...] = (
     *cases_norm.CASES,
+    *cases_optimizer.CASES,
+    *cases_policies.CASES,
+    *cases_jax.CASES,
+    *cases_record.CASES,
+    *cases_growth.CASES,
+    *cases_memory.CASES,
+    *cases_steps.CASES,
 )

@@ -12,12 +12,12 @@ from torch.nn import Parameter
 
 from .shapes import ShapeSet
 
-__all__ = ["GradientSet", "WrongOutput", "make", "norm64"]
+__all__ = ["GradientSet", "WrongOutput", "make", "norm64", "worst"]
 
 # In doubles, small enough for a cache to hold.
 _CHUNK = 1 << 17
-# Beyond this many, a block of random values is repeated: drawing 1e9 takes longer than the case.
-_DRAWN = 1 << 28
+# Beyond this many, a block of random values is repeated: drawing takes longer than measuring.
+_DRAWN = 1 << 24
 
 
 class WrongOutput(AssertionError):
@@ -55,21 +55,21 @@ class GradientSet:
     def restore(self) -> None:
         """Put the first values back."""
         with torch.no_grad():
-            torch._foreach_copy_(self.grads, self.views)
+            torch._foreach_copy_(self.grads, self.views)  # pyright: ignore[reportPrivateImportUsage]
 
     def double(self) -> None:
         """Double the gradients: after a clip to `norm` or under, the next call clips again."""
         with torch.no_grad():
-            torch._foreach_mul_(self.grads, 2.0)
+            torch._foreach_mul_(self.grads, 2.0)  # pyright: ignore[reportPrivateImportUsage]
 
     def verify(
-        self, call: Callable[[], float], *, times: float, limit: float, tolerance: float
+        self, call: Callable[[], float], *, doubled: bool, limit: float, tolerance: float
     ) -> float:
-        """Call once on the first values × `times`; compare everything with float64.
+        """Call once on the first values, or twice those; compare everything with float64.
 
         Args:
             call: clips the gradients and returns their norm before that.
-            times: a power of two, exact in floating point.
+            doubled: whether the values are doubled, which is exact in floating point.
             limit: what the call clips the norm to.
             tolerance: relative error that the norm may have; values may have that and rounding.
 
@@ -80,7 +80,9 @@ class GradientSet:
             WrongOutput: the norm or a gradient is not what float64 says.
         """
         self.restore()
-        torch._foreach_mul_(self.grads, times)
+        times = 2.0 if doubled else 1.0
+        if doubled:
+            self.double()
         norm = self.norm * times
         error = abs(call() - norm) / norm
         if not error <= tolerance:
@@ -88,13 +90,15 @@ class GradientSet:
         factor = times * min(1.0, limit / norm)
         rounding = 2 * torch.finfo(self.flat.dtype).eps
         for (name, _), got, first in zip(self.shapes.named, self.grads, self.views, strict=True):
-            worst = _worst(got, first, factor)
-            if not worst <= tolerance + rounding:
-                raise WrongOutput(f"{name}: a value is {worst:.2e} off, relative")
+            off = worst(got, first, factor)
+            if not off <= tolerance + rounding:
+                raise WrongOutput(f"{name}: a value is {off:.2e} off, relative")
         return error
 
 
-def make(shapes: ShapeSet, dtype: torch.dtype = torch.float32, *, spread: bool = True) -> GradientSet:
+def make(
+    shapes: ShapeSet, dtype: torch.dtype = torch.float32, *, spread: bool = True
+) -> GradientSet:
     """Return normal random gradients whose total norm is about 1, and zero weights.
 
     Args:
@@ -114,7 +118,8 @@ def make(shapes: ShapeSet, dtype: torch.dtype = torch.float32, *, spread: bool =
     if spread:
         flat.div_(math.sqrt(shapes.count))
     else:
-        torch._foreach_div_(views, [math.sqrt(size) for size in sizes])
+        for view, size in zip(views, sizes, strict=True):
+            view.div_(math.sqrt(size))
     params = [Parameter(torch.zeros(shape, dtype=dtype)) for _, shape in shapes.named]
     for param, view in zip(params, views, strict=True):
         param.grad = view.clone()
@@ -126,15 +131,15 @@ def norm64(flat: Tensor) -> float:
     return math.sqrt(math.fsum(float(c.double().square_().sum()) for c in flat.split(_CHUNK)))
 
 
-def _worst(got: Tensor, first: Tensor, factor: float) -> float:
+def worst(got: Tensor, first: Tensor, factor: float) -> float:
     """Return the largest relative error of values that should be first · factor."""
-    worst = 0.0
+    largest = 0.0
     for mine, was in zip(got.flatten().split(_CHUNK), first.flatten().split(_CHUNK), strict=True):
         want = was.double() * factor
         off = (mine.double() - want).abs_() / want.abs().clamp_(min=torch.finfo(want.dtype).tiny)
         here = float(off.max())
-        if not here <= worst:  # So that a NaN counts: it compares as false with anything.
-            worst = here
-        if math.isnan(worst):
+        if not here <= largest:  # So that a NaN counts: it compares as false with anything.
+            largest = here
+        if math.isnan(largest):
             break
-    return worst
+    return largest

@@ -27,7 +27,9 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain", "--", "src", "native", "benchmarks/*.py")),
+        "uncommitted": bool(
+            _git("status", "--porcelain", "--", "src", "native", "benchmarks/*.py")
+        ),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "caches": _caches(),

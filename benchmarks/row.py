@@ -31,7 +31,7 @@ class Limit:
 
     def met(self, value: float) -> bool:
         """Whether the value keeps the limit; NaN never does."""
-        return value <= self.value if self.kind == "at most" else value >= self.value
+        return bool(value <= self.value if self.kind == "at most" else value >= self.value)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,17 @@ class Row:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Row:
         """Return the row that `to_dict` gave."""
-        fields = {k: v for k, v in data.items() if k != "met"}
-        limit = None if data["limit"] is None else Limit(**data["limit"])
-        figures = {side: Figure(**data[side]) for side in ("ours", "rival")}
-        return cls(**fields | figures | {"value": Estimate(**data["value"]), "limit": limit})
+        limit = data["limit"]
+        return cls(
+            case=data["case"],
+            ours=Figure(**data["ours"]),
+            rival=Figure(**data["rival"]),
+            value=Estimate(**data["value"]),
+            means=data["means"],
+            limit=None if limit is None else Limit(**limit),
+            rounds=data["rounds"],
+            note=data["note"],
+        )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ def many(tensors: int, elements: int) -> ShapeSet:
 def _gpt2_small() -> Named:
     """GPT-2, 124 M: tied embeddings, so the output layer has no tensor of its own."""
     width, blocks = 768, 12
-    named: list[tuple[str, Shape]] = [("wte.weight", (50_257, width)), ("wpe.weight", (1024, width))]
+    named: list[tuple[str, Shape]] = [
+        ("wte.weight", (50_257, width)),
+        ("wpe.weight", (1024, width)),
+    ]
     for i in range(blocks):
         named += [
             (f"h.{i}.ln_1.weight", (width,)),
