@@ -2,7 +2,6 @@
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
-# Of timm, which wants torchvision too, the tests read a single file: --no-deps.
 # The editable install knows the modules that there were: a new one needs a new install.
 MODULES := build/modules.txt
 $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
@@ -10,7 +9,8 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs-methods docs-parity build clean
+.PHONY: help demo test test-slow lint format bench bench-quick docs-methods docs-parity docs-bench \
+  build clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,10 +18,10 @@ help:  ## what there is
 demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
 	$(BIN)/gradclip demo
 
-test: $(VENV)/.test  ## set up, then run all tests that take seconds
+test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take seconds
 	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
-test-slow: $(VENV)/.test  ## the tests that take minutes
+test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev  ## ruff and pyright
@@ -33,11 +33,20 @@ format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes on a quiet machine
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
+	$(BIN)/python -m benchmarks --quick
+
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
 
-docs-parity: $(VENV)/.test  ## measure the differences to all rivals, into docs/parity.md
+docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all rivals, into docs/parity.md
 	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md
+
+docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
+	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build
@@ -45,9 +54,14 @@ build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
 
+# A rival, without what it depends on: its one function that is compared needs only torch.
+$(VENV)/.timm: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
+	touch $@
+
 # One stamp for each extra: an editable install with that extra, of pinned versions.
 $(VENV)/.%: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
-	$(if $(filter test bench,$*),$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm)
 	touch $@

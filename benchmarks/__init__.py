@@ -1,0 +1,1 @@
+"""Measures gradclip against its strongest rivals, in one process: `python -m benchmarks`."""

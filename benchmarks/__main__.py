@@ -1,0 +1,123 @@
+"""`python -m benchmarks`: run the cases, each in a process of its own, and print one table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import table
+from .catalogue import CASES
+from .machine import describe, load
+from .page import page
+from .row import Case, Effort, Row
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
+QUIET = 0.5
+"""A load above this means that somebody else is using the machine."""
+console = Console(highlight=False)
+# A table is for reading: not to be cut where the output goes to a file.
+wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="A look, in under two minutes.")] = False,
+    only: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    names: Annotated[bool, typer.Option("--list", help="Print the cases' names.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the stored results as a page of the docs.")
+    ] = False,
+    case: Annotated[str, typer.Option(hidden=True)] = "",
+    out: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure gradclip against its rivals."""
+    if case:
+        assert out is not None
+        _child(next(c for c in CASES if c.name == case), Effort(quick), out)
+        return
+    if markdown:
+        print(page(json.loads((RESULTS / "full.json").read_text())), end="")
+        return
+    chosen = [c for c in CASES if only in c.name and not (quick and c.slow)]
+    if not chosen:
+        raise typer.BadParameter(f"no case has {only!r} in its name; --list prints all names")
+    if names:
+        print("\n".join(c.name for c in chosen))
+        return
+    name = "partial" if only else ("quick" if quick else "full")
+    raise typer.Exit(_parent(chosen, quick, RESULTS / f"{name}.json"))
+
+
+def _child(case: Case, effort: Effort, out: Path) -> None:
+    rows = case.run(effort)
+    out.write_text(json.dumps([row.to_dict() for row in rows]))
+
+
+def _parent(cases: list[Case], quick: bool, store: Path) -> int:
+    """Run the cases, print and store what they found; return the exit code."""
+    machine, started = describe(), time.perf_counter()
+    _say_if_busy()
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for case in cases:
+        begun = time.perf_counter()
+        found = _run(case, quick)
+        seconds[case.name] = round(time.perf_counter() - begun, 1)
+        if isinstance(found, str):
+            failed[case.name] = found
+        else:
+            rows += found
+        state = "failed" if case.name in failed else "done"
+        console.print(f"[dim]{case.name}: {state} in {seconds[case.name]} s[/dim]")
+    wide.print(table.terminal(rows))
+    for name, reason in failed.items():
+        console.print(f"[red]{name} failed[/red]: {reason}", markup=True)
+    results: dict[str, Any] = {
+        "quick": quick,
+        "machine": machine | {"load_after": load()},
+        "seconds": seconds | {"all": round(time.perf_counter() - started, 1)},
+        "failed": failed,
+        "rows": [row.to_dict() for row in rows],
+    }
+    store.parent.mkdir(exist_ok=True)
+    store.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    targets = [row for row in rows if row.limit is not None]
+    console.print(
+        f"{sum(bool(row.met) for row in targets)} of {len(targets)} targets met, "
+        f"{len(failed)} cases failed, {results['seconds']['all']:.0f} s; "
+        f"stored in {store.relative_to(ROOT)}"
+    )
+    return 1 if failed else 0
+
+
+def _run(case: Case, quick: bool) -> list[Row] | str:
+    """Return a case's rows, or the last lines of what went wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "benchmarks", "--case", case.name, "--out", str(out)]
+        done = subprocess.run(
+            [*command, *(["--quick"] if quick else [])], cwd=ROOT, capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return [Row.from_dict(data) for data in json.loads(out.read_text())]
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _say_if_busy() -> None:
+    busy = load()
+    if busy is not None and busy > QUIET:
+        console.print(f"[yellow]The load is {busy}: others are at work, figures will be noisy.[/]")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,92 @@
+"""JAX, jitted: `gradclip.jax.clip` against `optax.clip_by_global_norm`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .gradients import WrongOutput
+from .measure import Side, alternate, timed
+from .row import Case, Effort, Row, at_most
+from .shapes import SETS
+
+__all__ = ["CASES"]
+
+OURS, RIVAL = "gradclip.jax.clip", "optax.clip_by_global_norm"
+
+
+def _run(key: str, clipped: bool, donated: bool, effort: Effort) -> list[Row]:
+    """Measure the jitted update; donated, each output is the next call's input."""
+    import jax
+    import optax
+
+    import gradclip.jax
+
+    shapes = SETS[key]()
+    generator = np.random.default_rng(0)
+    first = {
+        name: generator.standard_normal(shape, np.float32) / np.float32(shapes.count**0.5)
+        for name, shape in shapes.named
+    }
+    norm = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in first.values()) ** 0.5
+    limit = norm / 2 if clipped else norm * 10
+    transformations = {
+        OURS: gradclip.jax.clip(f"norm:{limit!r}"),
+        RIVAL: optax.clip_by_global_norm(limit),
+    }
+    sides, outputs = [], {}
+    for name, transformation in transformations.items():
+        call = _Call(transformation, jax.tree.map(jax.numpy.asarray, first), donated)
+        sides.append(Side(name, timed(call)))
+        outputs[name] = call
+    times = alternate(sides, effort.budget(8.0))
+    for name, call in outputs.items():
+        _verify(name, call, first, min(1.0, limit / norm))
+    how = f"{'clipped' if clipped else 'not clipped'}{', donated' if donated else ''}"
+    return [at_most(1.0, f"JAX, {shapes.title}, {how}", times, OURS, RIVAL)]
+
+
+class _Call:
+    """One jitted update of a transformation, waited for; its state goes from call to call."""
+
+    def __init__(self, transformation: Any, grads: Any, donated: bool) -> None:
+        import jax
+
+        self._update: Callable[..., Any] = jax.jit(
+            transformation.update, donate_argnums=(0, 1) if donated else ()
+        )
+        self._donated = donated
+        # Its scalars may be one array, and none can be donated twice: each gets its own.
+        self._state = jax.tree.map(lambda x: x.copy(), transformation.init(grads))
+        self._grads = jax.tree.map(lambda x: x.copy(), grads)
+        self.output = self._grads
+
+    def __call__(self) -> None:
+        import jax
+
+        self.output, self._state = jax.block_until_ready(self._update(self._grads, self._state))
+        if self._donated:  # The input is gone. Under its limit, the output is the same.
+            self._grads = self.output
+
+
+def _verify(name: str, call: _Call, first: dict[str, Any], factor: float) -> None:
+    """Compare the last output with float64."""
+    for key, value in first.items():
+        got, want = np.asarray(call.output[key], np.float64), value.astype(np.float64) * factor
+        # optax adds up in float32: its own error is allowed to it.
+        tolerance = 1e-6 if name == OURS else 2e-3
+        if not np.all(np.abs(got - want) <= tolerance * np.abs(want)):
+            raise WrongOutput(f"{name}: {key} is not the gradient times {factor}")
+
+
+CASES = tuple(
+    Case(
+        f"jax-{key}-{'donated' if donated else 'clipped' if clipped else 'free'}",
+        functools.partial(_run, key, clipped, donated),
+    )
+    for key in ("gpt2", "resnet50")
+    for clipped, donated in ((True, False), (False, False), (False, True))
+)

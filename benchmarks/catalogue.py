@@ -1,0 +1,28 @@
+"""Every case there is, in the order of the table."""
+
+from __future__ import annotations
+
+from . import (
+    cases_growth,
+    cases_jax,
+    cases_memory,
+    cases_norm,
+    cases_optimizer,
+    cases_policies,
+    cases_record,
+    cases_steps,
+)
+from .row import Case
+
+__all__ = ["CASES"]
+
+CASES: tuple[Case, ...] = (
+    *cases_norm.CASES,
+    *cases_optimizer.CASES,
+    *cases_policies.CASES,
+    *cases_jax.CASES,
+    *cases_record.CASES,
+    *cases_growth.CASES,
+    *cases_memory.CASES,
+    *cases_steps.CASES,
+)

@@ -1,0 +1,145 @@
+"""Gradients to clip: parameters with separately allocated gradients, as autograd leaves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .shapes import ShapeSet
+
+__all__ = ["GradientSet", "WrongOutput", "make", "norm64", "worst"]
+
+# In doubles, small enough for a cache to hold.
+_CHUNK = 1 << 17
+# Beyond this many, a block of random values is repeated: drawing takes longer than measuring.
+_DRAWN = 1 << 24
+
+
+class WrongOutput(AssertionError):
+    """What was timed did not do what it was timed for."""
+
+
+@dataclass(frozen=True)
+class GradientSet:
+    """Parameters with gradients, and one flat buffer that holds the same values.
+
+    Attributes:
+        shapes: what they are shaped like.
+        params: one for each tensor, with `.grad` set.
+        flat: the values that the gradients began with, all in one buffer.
+        views: the parts of `flat` in the shapes of the gradients.
+        norm: the 2-norm of all of them, in float64.
+    """
+
+    shapes: ShapeSet
+    params: list[Parameter]
+    flat: Tensor
+    views: list[Tensor]
+    norm: float
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradients."""
+        return [param.grad for param in self.params if param.grad is not None]
+
+    @property
+    def named(self) -> list[tuple[str, Parameter]]:
+        """What `model.named_parameters()` would give."""
+        return [(n, p) for (n, _), p in zip(self.shapes.named, self.params, strict=True)]
+
+    def restore(self) -> None:
+        """Put the first values back."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.grads, self.views)  # pyright: ignore[reportPrivateImportUsage]
+
+    def double(self) -> None:
+        """Double the gradients: after a clip to `norm` or under, the next call clips again."""
+        with torch.no_grad():
+            torch._foreach_mul_(self.grads, 2.0)  # pyright: ignore[reportPrivateImportUsage]
+
+    def verify(
+        self, call: Callable[[], float], *, doubled: bool, limit: float, tolerance: float
+    ) -> float:
+        """Call once on the first values, or twice those; compare everything with float64.
+
+        Args:
+            call: clips the gradients and returns their norm before that.
+            doubled: whether the values are doubled, which is exact in floating point.
+            limit: what the call clips the norm to.
+            tolerance: relative error that the norm may have; values may have that and rounding.
+
+        Returns:
+            The relative error of the norm that the call returned.
+
+        Raises:
+            WrongOutput: the norm or a gradient is not what float64 says.
+        """
+        self.restore()
+        times = 2.0 if doubled else 1.0
+        if doubled:
+            self.double()
+        norm = self.norm * times
+        error = abs(call() - norm) / norm
+        if not error <= tolerance:
+            raise WrongOutput(f"norm: relative error {error:.2e}, allowed {tolerance:.0e}")
+        factor = times * min(1.0, limit / norm)
+        rounding = 2 * torch.finfo(self.flat.dtype).eps
+        for (name, _), got, first in zip(self.shapes.named, self.grads, self.views, strict=True):
+            off = worst(got, first, factor)
+            if not off <= tolerance + rounding:
+                raise WrongOutput(f"{name}: a value is {off:.2e} off, relative")
+        return error
+
+
+def make(
+    shapes: ShapeSet, dtype: torch.dtype = torch.float32, *, spread: bool = True
+) -> GradientSet:
+    """Return normal random gradients whose total norm is about 1, and zero weights.
+
+    Args:
+        shapes: the shapes.
+        dtype: of the parameters and the gradients.
+        spread: every value is as large as any other; else every tensor has about the same norm,
+            and the total norm is about the root of their number.
+    """
+    flat = torch.empty(shapes.count, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    drawn = flat[: min(_DRAWN, shapes.count)].normal_(generator=generator)
+    for part in flat[_DRAWN:].split(_DRAWN):
+        part.copy_(drawn[: part.numel()])
+    sizes = [math.prod(shape) for _, shape in shapes.named]
+    parts = flat.split(sizes)
+    views = [part.view(shape) for part, (_, shape) in zip(parts, shapes.named, strict=True)]
+    if spread:
+        flat.div_(math.sqrt(shapes.count))
+    else:
+        for view, size in zip(views, sizes, strict=True):
+            view.div_(math.sqrt(size))
+    params = [Parameter(torch.zeros(shape, dtype=dtype)) for _, shape in shapes.named]
+    for param, view in zip(params, views, strict=True):
+        param.grad = view.clone()
+    return GradientSet(shapes, params, flat, views, norm64(flat))
+
+
+def norm64(flat: Tensor) -> float:
+    """Return the 2-norm, in float64 throughout, without a copy of the whole."""
+    return math.sqrt(math.fsum(float(c.double().square_().sum()) for c in flat.split(_CHUNK)))
+
+
+def worst(got: Tensor, first: Tensor, factor: float) -> float:
+    """Return the largest relative error of values that should be first · factor."""
+    largest = 0.0
+    for mine, was in zip(got.flatten().split(_CHUNK), first.flatten().split(_CHUNK), strict=True):
+        want = was.double() * factor
+        off = (mine.double() - want).abs_() / want.abs().clamp_(min=torch.finfo(want.dtype).tiny)
+        here = float(off.max())
+        if not here <= largest:  # So that a NaN counts: it compares as false with anything.
+            largest = here
+        if math.isnan(largest):
+            break
+    return largest

@@ -1,0 +1,162 @@
+"""The timer: every side once a round, in random order, and ratios of what ran side by side.
+
+A machine's speed drifts while it is measured. Two sides that take turns see the same drift, so
+their ratio holds still where their times do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Budget", "Estimate", "Side", "Times", "alternate", "timed"]
+
+Clock = Callable[[], int]
+Columns = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure.
+
+    Attributes:
+        seconds: no new round starts after this.
+        least: rounds that are run in any case.
+        most: rounds after which it is enough.
+        warmup: rounds before the first that counts.
+    """
+
+    seconds: float
+    least: int
+    most: int
+    warmup: int = 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things that are compared: its name, and a clock that returns nanoseconds."""
+
+    name: str
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and the 95 % interval that resampling the rounds gives for it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """Nanoseconds by side, shape (sides, rounds); a column is one round."""
+
+    names: tuple[str, ...]
+    ns: Columns
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds counted."""
+        return self.ns.shape[1]
+
+    def of(self, name: str) -> Columns:
+        """Return a side's times, shape (rounds,)."""
+        return self.ns[self.names.index(name)]
+
+    def median(self, name: str) -> float:
+        """Return a side's median time in nanoseconds."""
+        return float(np.median(self.of(name)))
+
+    def fastest(self, *names: str) -> str:
+        """Return the side with the smallest median."""
+        return min(names, key=self.median)
+
+    def ratio(self, over: str, under: str) -> Estimate:
+        """Return the median of the ratios of two sides, taken round by round."""
+        return _resampled(_median_ratio, np.stack([self.of(over), self.of(under)]))
+
+    def added(self, over: str, under: str, base: str) -> Estimate:
+        """Return what `over` adds to `base`, as a ratio to what `under` adds to it."""
+        return _resampled(_ratio_of_added, np.stack([self.of(n) for n in (over, under, base)]))
+
+    def extra(self, name: str, base: str) -> float:
+        """Return the median of what a side takes longer than another, in nanoseconds."""
+        return float(np.median(self.of(name) - self.of(base)))
+
+
+def timed(
+    call: Callable[[], Any],
+    *,
+    prepare: Callable[[], None] | None = None,
+    check: Callable[[Any], None] | None = None,
+) -> Clock:
+    """Return a clock around one call; what prepares it and what looks at its result is free."""
+
+    def clock() -> int:
+        if prepare is not None:
+            prepare()
+        start = time.perf_counter_ns()
+        result = call()
+        spent = time.perf_counter_ns() - start
+        if check is not None:
+            check(result)
+        return spent
+
+    return clock
+
+
+def alternate(sides: Sequence[Side], budget: Budget, *, seed: int = 0) -> Times:
+    """Run every side once a round, in an order drawn for each round.
+
+    The garbage collector is off meanwhile: a collection would be charged to whoever ran then.
+    """
+    order, rng = list(range(len(sides))), random.Random(seed)
+    rounds: list[list[int]] = []
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(budget.warmup):
+            for side in sides:
+                side.clock()
+        started = time.perf_counter()
+        while len(rounds) < budget.most:
+            if len(rounds) >= budget.least and time.perf_counter() - started > budget.seconds:
+                break
+            rng.shuffle(order)
+            spent = [0] * len(sides)
+            for i in order:
+                spent[i] = sides[i].clock()
+            rounds.append(spent)
+    finally:
+        if collecting:
+            gc.enable()
+    return Times(tuple(side.name for side in sides), np.asarray(rounds, np.float64).T)
+
+
+def _median_ratio(columns: Columns) -> Columns:
+    """Return medians over the last axis, of columns (2, …, rounds)."""
+    return np.median(columns[0] / columns[1], axis=-1)
+
+
+def _ratio_of_added(columns: Columns) -> Columns:
+    """Return ratios of medians over the last axis, of columns (3, …, rounds)."""
+    over, under, base = columns
+    return np.median(over - base, axis=-1) / np.median(under - base, axis=-1)
+
+
+def _resampled(statistic: Callable[[Columns], Columns], columns: Columns) -> Estimate:
+    """Return a statistic of the rounds, with the interval of 1,000 draws of as many rounds."""
+    rounds = columns.shape[-1]
+    draws = np.random.default_rng(0).integers(rounds, size=(1000, rounds))
+    low, high = np.quantile(statistic(columns[:, draws]), [0.025, 0.975])
+    return Estimate(float(statistic(columns)), float(low), float(high))

@@ -1,0 +1,150 @@
+"""One line of the table: our figure, the rival's, and the limit that their ratio must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .measure import Budget, Estimate, Times
+
+__all__ = ["Case", "Effort", "Figure", "Limit", "Row", "at_least", "at_most"]
+
+Unit = Literal["ns", "ns/element", "ns/tensor", "bytes", "relative"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Whose figure it is, and how large."""
+
+    name: str
+    value: float
+    unit: Unit = "ns"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a row's value must be, to be met."""
+
+    kind: Literal["at most", "at least"]
+    value: float
+
+    def met(self, value: float) -> bool:
+        """Whether the value keeps the limit; NaN never does."""
+        return bool(value <= self.value if self.kind == "at most" else value >= self.value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        case: what was measured.
+        ours: our figure.
+        rival: what it is compared with.
+        value: the figure that the limit is for, with its interval.
+        means: how `value` comes about, as in "rival ÷ ours".
+        limit: from the project's targets; None if the row is only there to be seen.
+        rounds: how many rounds the figures come from.
+        note: what a reader must know.
+    """
+
+    case: str
+    ours: Figure
+    rival: Figure
+    value: Estimate
+    means: str
+    limit: Limit | None
+    rounds: int
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the limit is kept; None if there is none."""
+        return None if self.limit is None else self.limit.met(self.value.value)
+
+    @property
+    def close(self) -> bool:
+        """Whether the limit lies inside the interval: another run may decide otherwise."""
+        return self.limit is not None and self.value.low < self.limit.value < self.value.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self) | {"met": self.met}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """Return the row that `to_dict` gave."""
+        limit = data["limit"]
+        return cls(
+            case=data["case"],
+            ours=Figure(**data["ours"]),
+            rival=Figure(**data["rival"]),
+            value=Estimate(**data["value"]),
+            means=data["means"],
+            limit=None if limit is None else Limit(**limit),
+            rounds=data["rounds"],
+            note=data["note"],
+        )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure: all, or a quick look."""
+
+    quick: bool
+
+    def budget(self, seconds: float = 5.0, *, least: int = 11, most: int = 400) -> Budget:
+        """Return the budget of one comparison, given its seconds in a full run."""
+        if self.quick:
+            return Budget(seconds / 6, min(least, 5), most, warmup=1)
+        return Budget(seconds, least, most)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure in a process of its own; gives one row or more.
+
+    Attributes:
+        name: what `--only` looks at.
+        run: measures.
+        slow: left out of a quick run.
+    """
+
+    name: str
+    run: Callable[[Effort], list[Row]]
+    slow: bool = False
+
+
+def at_least(
+    limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
+) -> Row:
+    """Return the row that says how many times faster we are than the fastest rival."""
+    rival = times.fastest(*rivals)
+    return Row(
+        case,
+        Figure(ours, times.median(ours)),
+        Figure(rival, times.median(rival)),
+        times.ratio(rival, ours),
+        "rival ÷ ours",
+        None if limit is None else Limit("at least", limit),
+        times.rounds,
+        note,
+    )
+
+
+def at_most(
+    limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
+) -> Row:
+    """Return the row that says how long we take, in units of the fastest rival."""
+    rival = times.fastest(*rivals)
+    return Row(
+        case,
+        Figure(ours, times.median(ours)),
+        Figure(rival, times.median(rival)),
+        times.ratio(ours, rival),
+        "ours ÷ rival",
+        None if limit is None else Limit("at most", limit),
+        times.rounds,
+        note,
+    )
