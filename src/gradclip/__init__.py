@@ -4,6 +4,7 @@ A method is data: what is measured, how large is too large, what happens then. I
 package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.jax` do the work.
 """
 
+from .diagnosis import Finding, diagnose
 from .errors import GradclipError, GradclipWarning, NonFiniteError, PolicyError, RecordError
 from .measure import Measure
 from .policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
@@ -74,6 +75,7 @@ __all__ = [
     "Clamp",
     "ClipResult",
     "Difference",
+    "Finding",
     "Fixed",
     "GradclipError",
     "GradclipWarning",
@@ -121,6 +123,7 @@ __all__ = [
     "centered",
     "clip21",
     "clippy",
+    "diagnose",
     "floor",
     "from_dict",
     "mean_std",

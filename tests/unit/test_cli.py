@@ -22,6 +22,7 @@ FLAGS = {
     "": {"--version", "--help"},
     "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
+    "diagnose": {"--json", "--help"},
     "methods": {"--markdown", "--help"},
     "doctor": {"--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
@@ -96,6 +97,8 @@ FAULTS = {
         "r.jsonl cannot be read (No such file or directory): ",
     ),
     "no record": (["report", "s.py"], "s.py is not a gradclip record: give a file that"),
+    "no such record to diagnose": (["diagnose", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "no record to diagnose": (["diagnose", "s.py"], "s.py is not a gradclip record: give a"),
     "no place for the report": (
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
@@ -128,6 +131,7 @@ USAGE = {
     "a negative number": ["run", "--clip", "norm:1", "--max-skips", "-1", "s.py"],
     "no script": ["run"],
     "no run": ["report"],
+    "no run to diagnose": ["diagnose"],
     "no such command": ["rum", "s.py"],
     "no step": ["demo", "--steps", "0"],
 }

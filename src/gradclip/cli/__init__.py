@@ -8,6 +8,7 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .diagnose import diagnose
 from .doctor import doctor
 from .methods import methods
 from .report import report
@@ -42,6 +43,7 @@ def main(
 # Everything after the script belongs to the script, so its options are not ours to read.
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
 app.command()(report)
+app.command()(diagnose)
 app.command()(methods)
 app.command()(doctor)
 app.command()(demo)
