@@ -4,6 +4,7 @@ A method is data: what is measured, how large is too large, what happens then. I
 package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.jax` do the work.
 """
 
+from .advisor import Advice, Replayed, advise
 from .diagnosis import Finding, diagnose
 from .errors import GradclipError, GradclipWarning, NonFiniteError, PolicyError, RecordError
 from .measure import Measure
@@ -67,6 +68,7 @@ from .threshold import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "After",
     "ByName",
     "Carry",
@@ -95,6 +97,7 @@ __all__ = [
     "Quantile",
     "RatioToWeight",
     "RecordError",
+    "Replayed",
     "Rescale",
     "Run",
     "SecondMoment",
@@ -110,6 +113,7 @@ __all__ = [
     "adaclip",
     "adagc",
     "adagn",
+    "advise",
     "agc",
     "aggc",
     "as_policy",

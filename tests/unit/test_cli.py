@@ -23,6 +23,7 @@ FLAGS = {
     "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
     "diagnose": {"--json", "--help"},
+    "advise": {"--optimizer", "--json", "--help"},
     "methods": {"--markdown", "--help"},
     "doctor": {"--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
@@ -99,6 +100,8 @@ FAULTS = {
     "no record": (["report", "s.py"], "s.py is not a gradclip record: give a file that"),
     "no such record to diagnose": (["diagnose", "r.jsonl"], "r.jsonl cannot be read (No such "),
     "no record to diagnose": (["diagnose", "s.py"], "s.py is not a gradclip record: give a"),
+    "no such record to advise on": (["advise", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "nothing to advise on": (["advise", "ok.jsonl"], "ok.jsonl has no finite norm above zero to "),
     "no place for the report": (
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
@@ -132,6 +135,7 @@ USAGE = {
     "no script": ["run"],
     "no run": ["report"],
     "no run to diagnose": ["diagnose"],
+    "no run to advise on": ["advise"],
     "no such command": ["rum", "s.py"],
     "no step": ["demo", "--steps", "0"],
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .advise import advise
 from .demo import demo
 from .diagnose import diagnose
 from .doctor import doctor
@@ -44,6 +45,7 @@ def main(
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
 app.command()(report)
 app.command()(diagnose)
+app.command()(advise)
 app.command()(methods)
 app.command()(doctor)
 app.command()(demo)

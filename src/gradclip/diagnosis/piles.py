@@ -38,13 +38,13 @@ def find_pile(trace: Trace) -> Pile | None:
     """Return the largest pile of equal norms before clipping; None if there is none.
 
     All norms in it lie within `WIDTH` of each other, and few above it: what was cut at a limit
-    does not exceed the limit. A run in which nothing varies has no pile.
+    does not exceed the limit. Norms that are equal to the last bit were not cut: nothing varied.
     """
     norm = trace.column("norm")
     order = np.argsort(norm, kind="stable")
     order = order[np.isfinite(norm[order]) & (norm[order] > 0)]
     values = norm[order]
-    if len(values) < LEAST or values[-1] <= values[0] * (1 + WIDTH):
+    if len(values) < LEAST or values[-1] == values[0]:
         return None
     end = np.searchsorted(values, values * (1 + WIDTH), side="right")
     count = end - np.arange(len(values))

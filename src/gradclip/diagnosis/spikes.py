@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.window import Floats, median, usual_before
+from gradclip.diagnosis.window import LEAST, Floats, median, usual_before
 from gradclip.record.trace import Trace
 
 __all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
@@ -20,10 +20,11 @@ RATIO = 2.0
 """A norm under twice the usual is no spike, however quiet the steps before were."""
 
 RISE = 0.1
-"""A rise of the loss under this share of the first losses undoes too little to tell."""
+"""A rise of the loss under this share of the first loss undoes too little to tell."""
 
 HARMFUL = 0.25
-"""A rise of this share of the first losses makes a spike a warning; less is a hard batch."""
+"""A rise of this share of the first loss over two steps makes a spike a warning, or one of the
+whole first loss in one step; less is a hard batch."""
 
 LEAD = 10
 """Steps before a loss spike in which a norm spike counts as having come before it; also the gap
@@ -40,6 +41,8 @@ class LossSpike:
     step: int
     end: int
     peak: int
+    high: int
+    """Steps in it whose loss stood out."""
     rise: float
     """Over the usual loss before it; inf if the loss was not finite."""
     norm_step: int | None
@@ -48,12 +51,12 @@ class LossSpike:
     """That norm over the usual one."""
 
 
-def norm_bound(norm: Floats) -> Floats:
-    """Return what a norm must exceed to be a spike; NaN where too little came before.
+def norm_bound(norm: Floats, least: int = LEAST) -> Floats:
+    """Return what a norm must exceed to be a spike; NaN where fewer than `least` came before.
 
     Formula: max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
     """
-    usual = usual_before(norm)
+    usual = usual_before(norm, least=least)
     return np.maximum(usual.median + DEVIATIONS * usual.deviation, RATIO * usual.median)
 
 
@@ -67,18 +70,22 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
     seen = trace.seen("loss")
     loss, steps = trace.column("loss")[seen], trace.steps[seen]
     usual = usual_before(loss)
-    least = RISE * abs(began_at(loss))
+    least = RISE * abs(first_of(loss))
     with np.errstate(invalid="ignore", over="ignore"):
         rise = loss - usual.median
         high = rise > np.fmax(DEVIATIONS * usual.deviation, least)
+        # At the start nothing is usual yet: there a loss stands out over that of no training.
+        early = np.isnan(usual.median)
+        rise = np.where(early, loss - first_of(loss), rise)
+        high |= early & (rise > HARMFUL * abs(first_of(loss)))
     bad = ~np.isfinite(loss)
     rise = np.where(bad, np.inf, rise)
     places = np.flatnonzero(high | bad)
     if not len(places):
         return []
     norm = trace.column("norm")
-    spiking = norm_spikes(norm)
-    ratio = norm / usual_before(norm).median
+    spiking = norm > norm_bound(norm, least=1)
+    ratio = norm / usual_before(norm, least=1).median
     found = []
     for group in np.split(places, np.flatnonzero(np.diff(places) > LEAD) + 1):
         first = int(steps[group[0]])
@@ -88,6 +95,7 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
                 step=first,
                 end=int(steps[group[-1]]),
                 peak=int(steps[group[rise[group].argmax()]]),
+                high=len(group),
                 rise=float(rise[group].max()),
                 norm_step=int(trace.steps[before[-1]]) if len(before) else None,
                 norm_ratio=float(ratio[before[-1]]) if len(before) else None,
@@ -99,6 +107,12 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
 def began_at(loss: Floats) -> float:
     """Return the median of the first finite losses; NaN if there are none."""
     return median(loss[np.isfinite(loss)][:FIRST])
+
+
+def first_of(loss: Floats) -> float:
+    """Return the first finite loss, that of no training; NaN if there is none."""
+    finite = loss[np.isfinite(loss)]
+    return float(finite[0]) if len(finite) else float("nan")
 
 
 def find_spikes(trace: Trace) -> list[Finding]:
@@ -119,8 +133,11 @@ def find_spikes(trace: Trace) -> list[Finding]:
 def _of_loss(trace: Trace, spikes: list[LossSpike]) -> Finding:
     worst = max(spikes, key=lambda spike: spike.rise)
     led = [spike for spike in spikes if spike.norm_step is not None]
-    level = abs(began_at(trace.column("loss")))
-    harmful = not worst.rise < HARMFUL * level
+    level = abs(first_of(trace.column("loss")))
+    harmful = any(
+        not spike.rise < level or (spike.high > 1 and spike.rise >= HARMFUL * level)
+        for spike in spikes
+    )
     times = f"The loss spiked {len(spikes)} times" if len(spikes) > 1 else "The loss spiked once"
     rose = "became non-finite" if np.isinf(worst.rise) else f"rose by {worst.rise:.3g}"
     sentence = f"{times}, worst at step {worst.peak:,}, where it {rose}; "

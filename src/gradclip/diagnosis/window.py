@@ -43,8 +43,8 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = LEAST) -> Us
         Two arrays of shape (n,).
 
     Examples:
-        >>> usual_before(np.array([1.0, 3.0, 100.0, 2.0]), window=2, least=2).median
-        array([nan, nan,  2. , 51.5])
+        >>> usual_before(np.array([1.0, 3.0, 100.0, 2.0]), window=2, least=2).median.tolist()
+        [nan, nan, 2.0, 51.5]
     """
     finite = np.isfinite(values)
     kept = values[finite]
