@@ -196,6 +196,15 @@ def test_a_loss_above_that_of_no_training_is_a_spike_from_the_start(tmp_path: Pa
     assert (found.step, found.evidence["norm_steps"]) == (5, [4])
 
 
+def test_a_bad_batch_spikes_in_both(tmp_path: Path) -> None:
+    rows = healthy_rows()
+    rows[200]["loss"] += 4
+    rows[200]["norm"] *= 30
+    found = planted("loss-spike", rows, tmp_path)
+    assert (found.evidence["after_a_norm_spike"], found.evidence["with_a_norm_spike"]) == (0, 1)
+    assert "one came with it" in found.sentence
+
+
 def test_a_loss_that_is_not_finite_is_a_spike(tmp_path: Path) -> None:
     rows = healthy_rows()
     rows[100]["loss"] = math.nan

@@ -12,7 +12,7 @@ from gradclip.advisor.choose import choose
 from gradclip.advisor.grid import current_policy, policies_for, rounded
 from gradclip.advisor.replay import replay
 from gradclip.diagnosis import Finding, diagnose_trace
-from gradclip.diagnosis.spikes import loss_spikes, norm_bound
+from gradclip.diagnosis.spikes import first_of, loss_spikes, norm_bound
 from gradclip.diagnosis.thresholds import changes_every_step
 from gradclip.errors import PolicyError, RecordError
 from gradclip.policy import AnyPolicy, Policy
@@ -27,14 +27,18 @@ CUT = 0.1
 """Share of an ordinary step's norm that must go before that is a false alarm."""
 
 ENOUGH = 50
-"""Norms of a healthy stretch that quantiles need; with fewer the advice is a first guess."""
+"""Steps from which rates mean something; with fewer that is said."""
+
+LEAST = 10
+"""Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
+
+GUESS = 0.5
+"""Times the median norm before a run went wrong at its start, or times the limit that did not
+prevent it: at those sizes it went wrong, so the threshold must be under them. Chosen on one task
+(docs/advisor.md has the figures)."""
 
 MOST_STEPS = 2000
 """Steps replayed, the last ones: thousands tell the rates, and a replay takes about 2 ms each."""
-
-GUESS = 0.5
-"""Times the least norm before an explosion from the start: at that norm the run went wrong, so
-the threshold must be under it. Chosen on one task (docs/advisor.md has the figures)."""
 
 LARGEST = 1e150
 """A larger norm counts as not finite: a square of it has to be a float."""
@@ -64,6 +68,7 @@ class _Material(NamedTuple):
     nonfinite: int
 
 
+@np.errstate(all="ignore")
 def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     """Replay a record's norms under many policies, and recommend one.
 
@@ -101,9 +106,8 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     lost = explosion is not None and explosion.severity == "error"
     material, calm = _material(trace, explosion, lost=lost)
     caveats = [_COUNTERFACTUAL, *_caveats(run, trace, findings, material)]
-    guess = None
-    if lost and len(calm) < ENOUGH:
-        guess = _below(GUESS * float(calm.min()))
+    wrong = _went_wrong(trace, explosion)
+    guess = None if wrong is None else _guess(trace, wrong)
     grid = policies_for(calm, guess, layers=material.layers is not None)
     current = current_policy(trace)
     if current is not None:
@@ -113,16 +117,13 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     best, reason = choose(rows)
     if guess is not None:
         best = rows[grid.index(by_norm(guess))]
-        step = explosion.step if explosion else None
         reason = (
-            f"The run explodes at step {step}, so only the {len(calm)} norm"
-            f"{'s' * (len(calm) != 1)} before that can be trusted: this is a first guess, half of "
-            "the smallest of them. Record a run with it and ask again."
+            f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
+            "can be trusted: this is a first guess, half of what they are. Record a run with it "
+            "and ask again."
         )
     elif current is not None and _always_binds(current, findings):
-        best = next(
-            row for row in rows if row.policy == f"norm:{rounded(float(np.median(calm)))!r}"
-        )
+        best = rows[grid.index(by_norm(rounded(float(np.median(calm)))))]
         reason = (
             "The limit of this run bound at every step, so it shows nothing of higher ones: raise "
             f"it to the median norm, where it binds at {best.clip_rate:.0%}, and ask again."
@@ -268,6 +269,25 @@ def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Materia
     return said
 
 
-def _below(value: float) -> float:
-    """Return a threshold to two digits, above zero."""
-    return rounded(value) or value
+def _went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
+    """Return the step, among the first, at which the run exploded; None if it did not.
+
+    It also did if the loss rose to more than twice that of no training.
+    """
+    first = first_of(trace.column("loss"))
+    steps = [spike.step for spike in loss_spikes(trace) if not spike.rise < abs(first)]
+    steps += [explosion.step] if explosion is not None and explosion.step is not None else []
+    wrong = min(steps, default=None)
+    if wrong is None or (trace.steps < wrong).sum() >= LEAST:
+        return None
+    return wrong
+
+
+def _guess(trace: Trace, wrong: int) -> float | None:
+    """Return a threshold under the norms before a step; None if there is none above zero."""
+    norm, limit = trace.column("norm"), trace.column("limit")
+    before = norm[(trace.steps < wrong) & (norm > 0) & (norm <= LARGEST)]
+    if not len(before):
+        return None
+    sizes = [float(np.median(before)), *limit[np.isfinite(limit) & (limit > 0)][:1].tolist()]
+    return rounded(GUESS * min(sizes)) or min(sizes)

@@ -49,8 +49,11 @@ class LossSpike:
     """The last step before it whose norm was a spike, at most `LEAD` steps earlier."""
     norm_ratio: float | None
     """That norm over the usual one."""
+    norm_with: bool
+    """Whether the norm of its first step was a spike too, as that of a bad batch is."""
 
 
+@np.errstate(all="ignore")
 def norm_bound(norm: Floats, least: int = LEAST) -> Floats:
     """Return what a norm must exceed to be a spike; NaN where fewer than `least` came before.
 
@@ -65,19 +68,19 @@ def norm_spikes(norm: Floats) -> NDArray[np.bool_]:
     return np.isfinite(norm) & (norm > norm_bound(norm))
 
 
+@np.errstate(all="ignore")
 def loss_spikes(trace: Trace) -> list[LossSpike]:
     """Return the stretches in which the loss stood out from what came before."""
     seen = trace.seen("loss")
     loss, steps = trace.column("loss")[seen], trace.steps[seen]
     usual = usual_before(loss)
     least = RISE * abs(first_of(loss))
-    with np.errstate(invalid="ignore", over="ignore"):
-        rise = loss - usual.median
-        high = rise > np.fmax(DEVIATIONS * usual.deviation, least)
-        # At the start nothing is usual yet: there a loss stands out over that of no training.
-        early = np.isnan(usual.median)
-        rise = np.where(early, loss - first_of(loss), rise)
-        high |= early & (rise > HARMFUL * abs(first_of(loss)))
+    rise = loss - usual.median
+    high = rise > np.fmax(DEVIATIONS * usual.deviation, least)
+    # At the start nothing is usual yet: there a loss stands out over that of no training.
+    early = np.isnan(usual.median)
+    rise = np.where(early, loss - first_of(loss), rise)
+    high |= early & (rise > HARMFUL * abs(first_of(loss)))
     bad = ~np.isfinite(loss)
     rise = np.where(bad, np.inf, rise)
     places = np.flatnonzero(high | bad)
@@ -99,6 +102,7 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
                 rise=float(rise[group].max()),
                 norm_step=int(trace.steps[before[-1]]) if len(before) else None,
                 norm_ratio=float(ratio[before[-1]]) if len(before) else None,
+                norm_with=bool(spiking[trace.steps == first].any()),
             )
         )
     return found
@@ -141,11 +145,19 @@ def _of_loss(trace: Trace, spikes: list[LossSpike]) -> Finding:
     times = f"The loss spiked {len(spikes)} times" if len(spikes) > 1 else "The loss spiked once"
     rose = "became non-finite" if np.isinf(worst.rise) else f"rose by {worst.rise:.3g}"
     sentence = f"{times}, worst at step {worst.peak:,}, where it {rose}; "
+    together = [spike for spike in spikes if spike.norm_with and spike not in led]
     if led:
         count = "it" if len(spikes) == 1 else f"{len(led)} of them"
         sentence += f"a spike of the gradient norm came before {count}."
         suggestion = (
             "Clip: the norm gave warning. `gradclip advise` finds a threshold that catches these."
+        )
+    elif together:
+        count = "it" if len(spikes) == 1 else f"{len(together)} of them"
+        sentence += f"no spike of the gradient norm came before, but one came with {count}."
+        suggestion = (
+            "Look at the batches of these steps; clipping keeps their large gradients from the "
+            "weights."
         )
     else:
         sentence += "no spike of the gradient norm came before."
@@ -165,6 +177,7 @@ def _of_loss(trace: Trace, spikes: list[LossSpike]) -> Finding:
             "worst_step": worst.peak,
             "worst_rise": worst.rise,
             "after_a_norm_spike": len(led),
+            "with_a_norm_spike": len(together),
             "norm_steps": [spike.norm_step for spike in led[:20]],
             "norm_ratios": [spike.norm_ratio for spike in led[:20]],
         },

@@ -31,6 +31,7 @@ class Usual(NamedTuple):
     """Median absolute deviation times `SIGMA`."""
 
 
+@np.errstate(all="ignore")  # of norms near the largest float, the mean of two is inf
 def usual_before(values: Floats, window: int = WINDOW, least: int = LEAST) -> Usual:
     """Return the median and deviation of the last finite values before each value.
 
