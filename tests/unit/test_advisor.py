@@ -113,6 +113,8 @@ def test_the_choice() -> None:
     assert choose([loud, blind, good, better, adaptive])[0] is better
     assert choose([loud, blind, good, quiet])[0] is quiet
     assert choose([loud])[0] is loud
+    some = replayed("norm:4", 3, 0.05)
+    assert choose([loud, some])[0] is some
     assert choose([blind, adaptive])[0] is adaptive
 
 

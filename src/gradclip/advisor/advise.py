@@ -119,8 +119,8 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
         best = rows[grid.index(by_norm(guess))]
         reason = (
             f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
-            "can be trusted: this is a first guess, half of what they are. Record a run with it "
-            "and ask again."
+            "can be trusted: this is a first guess, half of their median or of the limit that did "
+            "not prevent it. Record a run with it and ask again."
         )
     elif current is not None and _always_binds(current, findings):
         best = rows[grid.index(by_norm(rounded(float(np.median(calm)))))]
