@@ -4,6 +4,8 @@ A method is data: what is measured, how large is too large, what happens then. I
 package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.jax` do the work.
 """
 
+from .advisor import Advice, Replayed, advise
+from .diagnosis import Finding, diagnose
 from .errors import GradclipError, GradclipWarning, NonFiniteError, PolicyError, RecordError
 from .measure import Measure
 from .policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
@@ -66,6 +68,7 @@ from .threshold import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "After",
     "ByName",
     "Carry",
@@ -74,6 +77,7 @@ __all__ = [
     "Clamp",
     "ClipResult",
     "Difference",
+    "Finding",
     "Fixed",
     "GradclipError",
     "GradclipWarning",
@@ -93,6 +97,7 @@ __all__ = [
     "Quantile",
     "RatioToWeight",
     "RecordError",
+    "Replayed",
     "Rescale",
     "Run",
     "SecondMoment",
@@ -108,6 +113,7 @@ __all__ = [
     "adaclip",
     "adagc",
     "adagn",
+    "advise",
     "agc",
     "aggc",
     "as_policy",
@@ -121,6 +127,7 @@ __all__ = [
     "centered",
     "clip21",
     "clippy",
+    "diagnose",
     "floor",
     "from_dict",
     "mean_std",

@@ -22,6 +22,8 @@ FLAGS = {
     "": {"--version", "--help"},
     "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
+    "diagnose": {"--json", "--help"},
+    "advise": {"--optimizer", "--json", "--help"},
     "methods": {"--markdown", "--help"},
     "doctor": {"--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
@@ -96,6 +98,10 @@ FAULTS = {
         "r.jsonl cannot be read (No such file or directory): ",
     ),
     "no record": (["report", "s.py"], "s.py is not a gradclip record: give a file that"),
+    "no such record to diagnose": (["diagnose", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "no record to diagnose": (["diagnose", "s.py"], "s.py is not a gradclip record: give a"),
+    "no such record to advise on": (["advise", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "nothing to advise on": (["advise", "ok.jsonl"], "ok.jsonl has no finite norm above zero to "),
     "no place for the report": (
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
@@ -128,6 +134,8 @@ USAGE = {
     "a negative number": ["run", "--clip", "norm:1", "--max-skips", "-1", "s.py"],
     "no script": ["run"],
     "no run": ["report"],
+    "no run to diagnose": ["diagnose"],
+    "no run to advise on": ["advise"],
     "no such command": ["rum", "s.py"],
     "no step": ["demo", "--steps", "0"],
 }

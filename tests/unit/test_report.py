@@ -299,7 +299,8 @@ def test_the_page_has_its_panels_and_numbers(tmp_path):
     rows = [row | {"loss": 2.0, "norms": [1.0, 2.0], "limit": 1.0} for row in healthy]
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", rows, policy="norm:1.0"))
     assert headings(page) == [
-        "numbers", "h-loss", "h-norm", "h-coef", "h-rate", "h-heat-0", "events", "records",
+        "numbers", "diagnosis", "h-loss", "h-norm", "h-coef", "h-rate", "h-heat-0", "events",
+        "records",
     ]  # fmt: skip
     assert "clipped 67 % of 30 steps; 0 skipped; loss seen" in page.text
     assert "norm:1.0" in page.text
@@ -323,7 +324,7 @@ def test_the_page_fetches_nothing(tmp_path):
 
 def test_panels_without_data_are_left_out(tmp_path):
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", [{"norm": 1.0}] * 3))
-    assert headings(page) == ["numbers", "h-norm", "events", "records"]
+    assert headings(page) == ["numbers", "diagnosis", "h-norm", "events", "records"]
 
 
 def test_names_are_escaped(tmp_path):

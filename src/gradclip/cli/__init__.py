@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .advise import advise
 from .demo import demo
+from .diagnose import diagnose
 from .doctor import doctor
 from .methods import methods
 from .report import report
@@ -42,6 +44,8 @@ def main(
 # Everything after the script belongs to the script, so its options are not ours to read.
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
 app.command()(report)
+app.command()(diagnose)
+app.command()(advise)
 app.command()(methods)
 app.command()(doctor)
 app.command()(demo)

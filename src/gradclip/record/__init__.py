@@ -3,6 +3,7 @@
 from gradclip.record.reader import read_run
 from gradclip.record.run import End, Event, Header, Norms, Optimizer, Run
 from gradclip.record.schema import SCHEMA, STEP_FIELDS, Parameter
+from gradclip.record.trace import Trace, traces_of
 from gradclip.record.writer import RecordWriter
 
 __all__ = [
@@ -16,5 +17,7 @@ __all__ = [
     "Parameter",
     "RecordWriter",
     "Run",
+    "Trace",
     "read_run",
+    "traces_of",
 ]

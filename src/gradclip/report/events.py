@@ -1,15 +1,14 @@
-"""The list of events: what the record tells, and where gradients were not finite."""
+"""The list of events: what the record tells, and what the diagnosis finds in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
-
-from gradclip.report.summary import number, summarise
-from gradclip.report.trace import Trace
+from gradclip.diagnosis.nonfinite import stretches
+from gradclip.diagnosis.spikes import loss_spikes
+from gradclip.record.trace import Trace
+from gradclip.report.summary import number
 
 MOST = 50
 """Rows of one trace; more are counted, not listed."""
@@ -30,7 +29,7 @@ def events_of(traces: Sequence[Trace]) -> list[Row]:
     rows: list[Row] = []
     told = set()
     for index, trace in enumerate(traces):
-        own = _nonfinite(index, trace) + _spike(index, trace)
+        own = _nonfinite(index, trace) + _spikes(index, trace)
         if id(trace.run) not in told:  # a run's events stand once, with its first trace
             told.add(id(trace.run))
             own += _recorded(index, trace)
@@ -50,18 +49,7 @@ def _recorded(index: int, trace: Trace) -> list[Row]:
 
 
 def _nonfinite(index: int, trace: Trace) -> list[Row]:
-    """Return a row for each stretch of steps in which the same parameters were not finite."""
-    names_at = dict(trace.nonfinite_names)
-    steps = np.unique(trace.steps[trace.nonfinite]).astype(int).tolist()
-    stretches: list[tuple[int, int, tuple[str, ...]]] = []
-    following = dict(pairwise(trace.steps.tolist()))
-    for step in steps:
-        names = names_at.get(step, ())
-        if stretches and stretches[-1][2] == names and following.get(stretches[-1][1]) == step:
-            stretches[-1] = (stretches[-1][0], step, names)
-        else:
-            stretches.append((step, step, names))
-    return [Row(index, *_told(*stretch)) for stretch in stretches]
+    return [Row(index, *_told(*stretch)) for stretch in stretches(trace)]
 
 
 def _told(first: int, last: int, names: tuple[str, ...]) -> tuple[int, str, str]:
@@ -72,10 +60,14 @@ def _told(first: int, last: int, names: tuple[str, ...]) -> tuple[int, str, str]
     return first, "non-finite", f"inf or NaN in {where}{until}"
 
 
-def _spike(index: int, trace: Trace) -> list[Row]:
-    """Return where the loss stood highest over the best before it."""
-    summary = summarise(trace)
-    if not summary.worst_spike:
-        return []
-    text = f"The worst loss spike: {number(summary.worst_spike)} over the best loss before it."
-    return [Row(index, summary.worst_spike_step, "loss spike", text)]
+def _spikes(index: int, trace: Trace) -> list[Row]:
+    """Return a row for each spike of the loss."""
+    rows = []
+    for spike in loss_spikes(trace):
+        text = (
+            f"The loss rose by {number(spike.rise)} over its usual value, worst at {spike.peak:,}"
+        )
+        if spike.norm_step is not None:
+            text += f"; the norm spiked before, at step {spike.norm_step:,}"
+        rows.append(Row(index, spike.step, "loss spike", text))
+    return rows

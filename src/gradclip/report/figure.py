@@ -30,9 +30,9 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from gradclip.record.trace import Floats, Trace
 from gradclip.report.downsample import thin
 from gradclip.report.style import FONT, INK, Mark, Style
-from gradclip.report.trace import Floats, Trace
 
 EDGE = "edge"
 LEFT = 112

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradclip.diagnosis import diagnose_trace
 from gradclip.errors import GradclipError
 from gradclip.record import Run, read_run
+from gradclip.record.trace import Trace, traces_of
 from gradclip.report.events import events_of
 from gradclip.report.summary import number, percent, summarise
 from gradclip.report.swatch import mark_swatch, trace_swatch
-from gradclip.report.trace import Trace, traces_of
 
 if TYPE_CHECKING:
     from gradclip.report.figure import Panel
@@ -95,6 +96,7 @@ def _render(traces: Sequence[Trace]) -> str:
         title=" · ".join(trace.label for trace in traces),
         traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
         panels=[(panel, div, _legend(panel)) for panel, div in zip(shown, divs, strict=True)],
+        findings=[(i, found) for i, trace in enumerate(traces) for found in diagnose_trace(trace)],
         events=events_of(traces),
         bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
         plots=script,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from bokeh.models import ColumnDataSource
 
+from gradclip.record.trace import Floats, Trace
 from gradclip.report import style as look
 from gradclip.report.downsample import envelope, rate, thin
 from gradclip.report.figure import Axis, Panel, Plotter, finite, new_figure, positive
 from gradclip.report.style import style_of
-from gradclip.report.trace import Floats, Trace
 
 
 def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:

@@ -1,4 +1,4 @@
-"""What one line in the report shows: one optimizer of one run."""
+"""One optimizer of one run, in the order of its steps: what a diagnosis or a figure is of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.record import Norms, Run
+from gradclip.record.run import Norms, Run
 
 Floats = NDArray[np.float64]
 

@@ -1,0 +1,293 @@
+"""From a run to the policy to train it with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradclip.advisor.advice import Advice, Replayed
+from gradclip.advisor.choose import choose
+from gradclip.advisor.grid import current_policy, policies_for, rounded
+from gradclip.advisor.replay import replay
+from gradclip.diagnosis import Finding, diagnose_trace
+from gradclip.diagnosis.spikes import first_of, loss_spikes, norm_bound
+from gradclip.diagnosis.thresholds import changes_every_step
+from gradclip.errors import PolicyError, RecordError
+from gradclip.policy import AnyPolicy, Policy
+from gradclip.recipes import by_norm
+from gradclip.record import Run, Trace, traces_of
+from gradclip.record.trace import Floats
+from gradclip.threshold import Fixed
+
+__all__ = ["advise"]
+
+CUT = 0.1
+"""Share of an ordinary step's norm that must go before that is a false alarm."""
+
+ENOUGH = 50
+"""Steps from which rates mean something; with fewer that is said."""
+
+LEAST = 10
+"""Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
+
+GUESS = 0.5
+"""Times the median norm before a run went wrong at its start, or times the limit that did not
+prevent it: at those sizes it went wrong, so the threshold must be under them. Chosen on one task
+(docs/advisor.md has the figures)."""
+
+MOST_STEPS = 2000
+"""Steps replayed, the last ones: thousands tell the rates, and a replay takes about 2 ms each."""
+
+LARGEST = 1e150
+"""A larger norm counts as not finite: a square of it has to be a float."""
+
+HALF = 0.5
+"""Share of clipped steps up to which a policy that kept a run healthy is worth keeping."""
+
+_COUNTERFACTUAL = (
+    "A replay is counterfactual: clipping changes the weights, and so every later norm; check "
+    "the advice with a run."
+)
+
+
+class _Material(NamedTuple):
+    """What of a trace can be replayed."""
+
+    norm: Floats
+    """Finite norms, in the order of the steps."""
+    bound: Floats
+    """What each must exceed to be a spike; NaN: none."""
+    growth: NDArray[np.bool_]
+    """Steps of an explosion."""
+    led: NDArray[np.bool_]
+    """Spikes that came before a spike of the loss."""
+    layers: Floats | None
+    """Norm of each layer at these steps, 0 where it had no gradient."""
+    nonfinite: int
+
+
+@np.errstate(all="ignore")
+def advise(run: Run, *, optimizer: int | None = None) -> Advice:
+    """Replay a record's norms under many policies, and recommend one.
+
+    Each policy runs as it is, through `gradclip.numpy`, on gradients of one value: the recorded
+    norm. What is replayed are the norms before clipping, so a record of a clipped run will do.
+
+    Args:
+        run: as `gradclip.read_run` returned it. Not mutated.
+        optimizer: whose steps; default that with the most.
+
+    Returns:
+        The advice.
+
+    Raises:
+        RecordError: the record has no finite norm above zero.
+        PolicyError: there is no such optimizer.
+
+    Example:
+        >>> import tempfile
+        >>> from gradclip import advise, read_run
+        >>> from gradclip.record import RecordWriter
+        >>> path = tempfile.mkdtemp() + "/run.jsonl"
+        >>> with RecordWriter(path) as record:
+        ...     for step in range(1, 101):
+        ...         record.step(step=step, norm=9.0 if step == 60 else 1.0 + step % 10 / 100)
+        >>> advice = advise(read_run(path))
+        >>> advice.recommended, advice.code
+        ('norm:1.2', 'attach(optimizer, "norm:1.2")')
+
+    Source: none; the rule of choice is ours.
+    """
+    trace = _trace(run, optimizer)
+    findings = diagnose_trace(trace)
+    explosion = next((f for f in findings if "reached_at" in f.evidence), None)
+    lost = explosion is not None and explosion.severity == "error"
+    material, calm = _material(trace, explosion, lost=lost)
+    caveats = [_COUNTERFACTUAL, *_caveats(run, trace, findings, material)]
+    wrong = _went_wrong(trace, explosion)
+    guess = None if wrong is None else _guess(trace, wrong)
+    grid = policies_for(calm, guess, layers=material.layers is not None)
+    current = current_policy(trace)
+    if current is not None:
+        current = next((policy for policy in grid if policy == current), current)
+        grid = [*grid, *([] if current in grid else [current])]
+    rows = _replay(grid, material)
+    best, reason = choose(rows)
+    if guess is not None:
+        best = rows[grid.index(by_norm(guess))]
+        reason = (
+            f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
+            "can be trusted: this is a first guess, half of their median or of the limit that did "
+            "not prevent it. Record a run with it and ask again."
+        )
+    elif current is not None and _always_binds(current, findings):
+        best = rows[grid.index(by_norm(rounded(float(np.median(calm)))))]
+        reason = (
+            "The limit of this run bound at every step, so it shows nothing of higher ones: raise "
+            f"it to the median norm, where it binds at {best.clip_rate:.0%}, and ask again."
+        )
+    elif current is not None and _keeps(rows[grid.index(current)], findings):
+        best = rows[grid.index(current)]
+        reason = (
+            f"Keep what the run was recorded with: it is healthy, and it clips "
+            f"{best.clip_rate:.1%} of the steps. What a higher limit would have led to, "
+            "this record cannot show."
+        )
+    return Advice(best.policy, reason, tuple(caveats), tuple(rows), len(material.norm))
+
+
+def _trace(run: Run, optimizer: int | None) -> Trace:
+    traces = traces_of([run])
+    if optimizer is None:
+        return max(traces, key=lambda trace: len(trace.steps))
+    for trace in traces:
+        if trace.optimizer == optimizer:
+            return trace
+    known = ", ".join(str(trace.optimizer) for trace in traces)
+    raise PolicyError.of("optimizer", optimizer, f"{run.path} has {known}")
+
+
+def _material(trace: Trace, explosion: Finding | None, *, lost: bool) -> tuple[_Material, Floats]:
+    """Return what is replayed, and the norms that thresholds are taken from.
+
+    What follows an explosion that the run did not recover from says nothing and is left out.
+    """
+    norm, bound = trace.column("norm"), norm_bound(trace.column("norm"))
+    usable = np.isfinite(norm) & (norm >= 0) & (norm <= LARGEST)
+    nonfinite = int((trace.seen("norm") & ~usable).sum())
+    growth = np.zeros(len(norm), dtype=np.bool_)
+    if explosion is not None and explosion.step is not None:
+        reached = explosion.evidence["reached_at"]
+        assert isinstance(reached, int)
+        growth = (trace.steps >= explosion.step) & (trace.steps <= reached)
+        usable &= (trace.steps <= reached) | (not lost)
+    led = np.isin(trace.steps, [spike.norm_step or -1 for spike in loss_spikes(trace)])
+    bound = np.where(led & np.isnan(bound), norm_bound(norm, least=1), bound)
+    layers = _layers(trace)
+    if layers is not None:
+        usable &= np.isfinite(layers).all(axis=1) & (layers <= LARGEST).all(axis=1)
+    rows = np.flatnonzero(usable)
+    calm = norm[rows[~growth[rows]]]
+    if not (calm > 0).any():
+        calm = norm[rows]
+    if not (calm > 0).any():
+        raise RecordError(
+            f"{trace.run.path} has no finite norm above zero to replay: record a run whose "
+            "gradients are finite (`gradclip diagnose` says where they were not)"
+        )
+    rows = rows[-MOST_STEPS:]
+    picked = None if layers is None else layers[rows]
+    return _Material(norm[rows], bound[rows], growth[rows], led[rows], picked, nonfinite), calm[
+        calm > 0
+    ]
+
+
+def _layers(trace: Trace) -> Floats | None:
+    """Return the norm of each layer if every step has them, 0 for an absent one."""
+    steps, names, matrix = trace.norms
+    if len(names) < 2 or len(steps) != len(trace.steps) or (steps != trace.steps).any():
+        return None
+    return np.where(np.isnan(matrix) & ~trace.nonfinite[:, None], 0.0, matrix)
+
+
+def _replay(grid: list[AnyPolicy], material: _Material) -> list[Replayed]:
+    alone = material.norm[:, None]
+    policies = {f"p{index}": policy for index, policy in enumerate(grid)}
+    norms = {}
+    for name, policy in policies.items():
+        each = isinstance(policy, Policy) and policy.measure.scope == "tensor"
+        assert not each or material.layers is not None
+        norms[name] = material.layers if each and material.layers is not None else alone
+    left = replay(policies, norms)
+    return [
+        _score(str(policy), norms[name], left[name], material) for name, policy in policies.items()
+    ]
+
+
+def _score(policy: str, before: Floats, after: Floats, material: _Material) -> Replayed:
+    with np.errstate(all="ignore"):
+        total = np.sqrt((before**2).sum(axis=1))
+        gone = np.where(total > 0, np.sqrt(((before - after) ** 2).sum(axis=1)) / total, 0.0)
+        share = np.where(total > 0, np.sqrt((after**2).sum(axis=1)) / total, 1.0)
+    clipped = (before != after).any(axis=1)
+    spike = material.norm > material.bound
+    # An explosion has no usual norm: it is caught where a tenth or more of the step goes.
+    caught = np.where(material.growth & ~spike, gone > CUT, material.norm * share <= material.bound)
+    spike |= material.growth
+    alarm = ~spike & (gone > CUT)
+    led = material.led & spike
+    return Replayed(
+        policy=policy,
+        clip_rate=float(clipped.mean()),
+        removed=float(gone.mean()),
+        removed_when_clipped=float(gone[clipped].mean()) if clipped.any() else None,
+        spikes=int(spike.sum()),
+        spikes_caught=int((spike & caught).sum()),
+        loss_spikes=int(led.sum()),
+        loss_spikes_caught=int((led & caught).sum()),
+        false_alarms=int(alarm.sum()),
+        false_alarm_rate=float(alarm.sum() / max((~spike).sum(), 1)),
+        nonfinite=material.nonfinite,
+    )
+
+
+def _keeps(row: Replayed, findings: list[Finding]) -> bool:
+    """Whether the record's own policy did its work: it acted, and the run is healthy."""
+    acted = 0 < row.clip_rate <= HALF and row.spikes_caught == row.spikes
+    healthy = all(finding.severity == "note" for finding in findings)
+    return acted and healthy and not changes_every_step(row.policy)
+
+
+def _always_binds(current: AnyPolicy, findings: list[Finding]) -> bool:
+    fixed = isinstance(current, Policy) and isinstance(current.threshold, Fixed)
+    return fixed and any(finding.kind == "always-binds" for finding in findings)
+
+
+def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Material) -> list[str]:
+    kinds = {finding.kind for finding in findings}
+    faults = {finding.kind for finding in findings if finding.severity != "note"}
+    said = []
+    if len(material.norm) < ENOUGH:
+        said.append(f"Only {len(material.norm)} steps could be replayed, which are few.")
+    elif len(material.norm) == MOST_STEPS < len(trace.steps):
+        said.append(f"Only the last {MOST_STEPS:,} usable steps were replayed.")
+    if "double-clipping" in kinds:
+        said.append("These norms were cut before gradclip measured them, which hides the large.")
+    if "clip-before-unscale" in kinds:
+        said.append("The gradients were clipped before they were unscaled: mend that first.")
+    if {"vanishing", "dead-layers"} & faults:
+        said.append("Part of the model gets hardly any gradient, which no clipping mends.")
+    if material.nonfinite:
+        said.append(
+            f"{material.nonfinite:,} norms were not finite: nonfinite='skip' decides there, not "
+            "the threshold."
+        )
+    if len(traces_of([run])) > 1:
+        said.append(f"This is about optimizer {trace.optimizer}; the run has several.")
+    return said
+
+
+def _went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
+    """Return the step, among the first, at which the run exploded; None if it did not.
+
+    It also did if the loss rose to more than twice that of no training.
+    """
+    first = first_of(trace.column("loss"))
+    steps = [spike.step for spike in loss_spikes(trace) if not spike.rise < abs(first)]
+    steps += [explosion.step] if explosion is not None and explosion.step is not None else []
+    wrong = min(steps, default=None)
+    if wrong is None or (trace.steps < wrong).sum() >= LEAST:
+        return None
+    return wrong
+
+
+def _guess(trace: Trace, wrong: int) -> float | None:
+    """Return a threshold under the norms before a step; None if there is none above zero."""
+    norm, limit = trace.column("norm"), trace.column("limit")
+    before = norm[(trace.steps < wrong) & (norm > 0) & (norm <= LARGEST)]
+    if not len(before):
+        return None
+    sizes = [float(np.median(before)), *limit[np.isfinite(limit) & (limit > 0)][:1].tolist()]
+    return rounded(GUESS * min(sizes)) or min(sizes)

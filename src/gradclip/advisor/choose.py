@@ -1,0 +1,51 @@
+"""Which of the replayed policies to recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradclip.advisor.advice import Replayed
+
+__all__ = ["choose"]
+
+ALARMS = 0.1
+"""Largest share of ordinary steps that a policy may cut noticeably."""
+
+SLACK = 0.02
+"""A fixed threshold may raise this many more false alarms, as a share, than the best adaptive
+policy: it is the easier one to reason about, and to reproduce."""
+
+
+def choose(rows: Sequence[Replayed]) -> tuple[Replayed, str]:
+    """Return the policy to recommend, and the reason.
+
+    Of those with few false alarms, those that catch the most spikes, first of the ones before a
+    spike of the loss; of these a fixed threshold, unless an adaptive policy has clearly fewer
+    false alarms; of these the one that removes least.
+    """
+    calm = [row for row in rows if row.false_alarm_rate <= ALARMS]
+    pool = calm or [min(rows, key=lambda row: row.false_alarm_rate)]
+    most = max((row.loss_spikes_caught, row.spikes_caught) for row in pool)
+    pool = [row for row in pool if (row.loss_spikes_caught, row.spikes_caught) == most]
+    least = min(row.false_alarm_rate for row in pool)
+    pool = [row for row in pool if row.false_alarm_rate <= least + SLACK]
+    fixed = [row for row in pool if row.policy.startswith("norm:")]
+    best = min(fixed or pool, key=lambda row: (row.removed, row.false_alarm_rate))
+    return best, _reason(best, bool(fixed))
+
+
+def _reason(best: Replayed, fixed: bool) -> str:
+    if best.spikes:
+        caught = f"It catches {best.spikes_caught} of {best.spikes} spikes"
+        if best.loss_spikes:
+            caught += (
+                f" ({best.loss_spikes_caught} of the {best.loss_spikes} that came before a spike "
+                "of the loss)"
+            )
+    else:
+        caught = "The run has no spikes, so it is a safety net"
+    kind = "no adaptive policy does clearly better" if fixed else "no fixed threshold does as well"
+    return (
+        f"{caught}, clips {best.clip_rate:.1%} of the steps, cuts {best.false_alarm_rate:.1%} of "
+        f"the ordinary ones noticeably, and removes {best.removed:.1%} of the norm; {kind}."
+    )

@@ -1,0 +1,68 @@
+"""Which policies are tried."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradclip.errors import PolicyError
+from gradclip.policy import AnyPolicy, Policy
+from gradclip.recipes import (
+    adagc,
+    autoclip,
+    by_norm,
+    mean_std,
+    moving_average,
+    quantile,
+    zclip,
+)
+from gradclip.record.trace import Floats, Trace
+from gradclip.spec import parse
+
+__all__ = ["QUANTILES", "current_policy", "policies_for", "rounded"]
+
+QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
+"""Of the norms, at which a fixed threshold is tried."""
+
+
+def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[AnyPolicy]:
+    """Return the grid for these norms.
+
+    Args:
+        norm: finite norms that the fixed thresholds are taken from, at least one above zero.
+        guess: one more fixed threshold.
+        layers: whether the norm of each layer is known at each step.
+    """
+    limits = [float(value) for value in np.quantile(norm, QUANTILES)]
+    limits += [guess] if guess is not None else []
+    fixed = sorted({rounded(limit) for limit in limits if limit > 0})
+    adaptive = [
+        autoclip(10),
+        autoclip(90),
+        quantile(0.9),
+        zclip(),
+        zclip(z=4),
+        mean_std(2),
+        mean_std(3),
+        moving_average(1.5),
+        moving_average(2),
+        moving_average(3),
+    ]
+    per_layer = [adagc(start=rounded(float(np.quantile(norm, 0.9))))] if layers else []
+    return [*(by_norm(limit) for limit in fixed), *adaptive, *per_layer]
+
+
+def rounded(value: float) -> float:
+    """Return a value to two digits, which is all that a threshold needs."""
+    return float(f"{value:.2g}")
+
+
+def current_policy(trace: Trace) -> Policy | None:
+    """Return the record's own policy, if it can be replayed: one rule on one global norm."""
+    try:
+        policy = parse(trace.policy or "none")
+    except (PolicyError, TypeError, ValueError):
+        return None
+    if not isinstance(policy, Policy):
+        return None
+    measure = policy.measure
+    return policy if measure.scope == "global" and measure.order == 2.0 else None

@@ -1,0 +1,59 @@
+"""`gradclip advise`: which policy a recorded run needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..advisor import Replayed
+from ..advisor import advise as advice_on
+from ..record import read_run
+from ..record.schema import encode_row
+from .failure import told
+
+__all__ = ["advise"]
+
+
+@told
+def advise(
+    run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
+    optimizer: Annotated[
+        int | None, typer.Option(help="Its id in the record. Default that with the most steps.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Replay a run's gradient norms under many policies, and recommend one."""
+    advice = advice_on(read_run(run), optimizer=optimizer)
+    if json:
+        typer.echo(encode_row(advice.to_dict()).decode(), nl=False)
+        return
+    console = Console(highlight=False, markup=False)
+    console.print(_table(advice.policies, advice.recommended, advice.steps))
+    console.print(f"Recommended: {advice.recommended}\n{advice.reason}\n", soft_wrap=True)
+    for caveat in advice.caveats:
+        console.print(f"- {caveat}", soft_wrap=True)
+    console.print(f"\n  {advice.code}\n  {advice.command}", soft_wrap=True)
+
+
+def _table(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
+    table = Table(title=f"{steps:,} steps, replayed", box=box.SIMPLE_HEAD)
+    table.add_column("policy", no_wrap=True)
+    for heading in ("clipped", "removed", "if clipped", "spikes caught", "false alarms"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        when = "–" if row.removed_when_clipped is None else f"{row.removed_when_clipped:.1%}"
+        table.add_row(
+            f"{row.policy} ←" if row.policy == recommended else row.policy,
+            f"{row.clip_rate:.1%}",
+            f"{row.removed:.1%}",
+            when,
+            f"{row.spikes_caught} of {row.spikes}",
+            f"{row.false_alarm_rate:.1%}",
+            style="bold" if row.policy == recommended else "",
+        )
+    return table

@@ -1,0 +1,52 @@
+"""`gradclip diagnose`: what a record shows to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..diagnosis import Finding
+from ..diagnosis import diagnose as findings_of
+from ..record import read_run
+from ..record.schema import encode_row
+from .failure import told
+
+__all__ = ["diagnose"]
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+@told
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Say what a run suffers from: since when, in which layer, and what to do.
+
+    The exit code is 0, whatever is found; --json has all numbers.
+    """
+    record = read_run(run)
+    found = findings_of(record)
+    if json:
+        rows = [finding.to_dict() for finding in found]
+        typer.echo(encode_row({"run": str(run), "findings": rows}).decode(), nl=False)
+        return
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not found:
+        steps = len(record.steps)
+        console.print(f"Nothing that needs attention in {steps:,} step{'s' * (steps != 1)}.")
+    for finding in found:
+        console.print(_headline(finding))
+        console.print(f"  {finding.sentence}\n  {finding.suggestion}\n  See {finding.link}\n")
+
+
+def _headline(finding: Finding) -> Text:
+    where = "" if finding.step is None else f", step {finding.step:,}"
+    of = f" (optimizer {finding.optimizer})" if finding.optimizer else ""
+    return Text.assemble(
+        (finding.severity, _STYLES[finding.severity]), f": {finding.kind}{where}{of}"
+    )

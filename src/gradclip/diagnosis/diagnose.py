@@ -1,0 +1,85 @@
+"""From a run to what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gradclip.diagnosis.exploding import find_exploding, find_exploding_depth
+from gradclip.diagnosis.finding import SEVERITIES, Finding
+from gradclip.diagnosis.nonfinite import find_nonfinite, find_skipped
+from gradclip.diagnosis.piles import find_double_clipping
+from gradclip.diagnosis.plateau import find_plateau
+from gradclip.diagnosis.spikes import find_spikes
+from gradclip.diagnosis.thresholds import find_thresholds
+from gradclip.diagnosis.unscaled import find_clip_before_unscale
+from gradclip.diagnosis.vanishing import find_dead_layers, find_vanished, find_vanishing
+from gradclip.record import Run, Trace, traces_of
+
+__all__ = ["diagnose", "diagnose_trace"]
+
+_DETECTORS: tuple[Callable[[Trace], list[Finding]], ...] = (
+    find_exploding,
+    find_exploding_depth,
+    find_vanishing,
+    find_vanished,
+    find_dead_layers,
+    find_nonfinite,
+    find_clip_before_unscale,
+    find_double_clipping,
+    find_thresholds,
+    find_spikes,
+    find_skipped,
+    find_plateau,
+)
+
+
+def diagnose(run: Run) -> tuple[Finding, ...]:
+    """Return what a record shows to be wrong, or worth knowing.
+
+    Each rule compares with medians and median deviations of the run itself; its thresholds are
+    named constants beside it.
+
+    Args:
+        run: as `gradclip.read_run` returned it; it may still be running. Not mutated.
+
+    Returns:
+        The findings, the worst first, then by step. A healthy run has none, or notes only.
+
+    Example:
+        >>> import tempfile
+        >>> from gradclip import diagnose, read_run
+        >>> from gradclip.record import RecordWriter
+        >>> path = tempfile.mkdtemp() + "/run.jsonl"
+        >>> with RecordWriter(path) as record:
+        ...     record.optimizer("SGD", [("a", (1,), "float32"), ("b", (1,), "float32")])
+        ...     for step in range(1, 10):
+        ...         bad = ["b"] if step == 7 else []
+        ...         record.step(step=step, norm=float("nan") if bad else 1.0, nonfinite=bad)
+        0
+        >>> [(finding.kind, finding.step) for finding in diagnose(read_run(path))]
+        [('non-finite', 7)]
+        >>> diagnose(read_run(path))[0].evidence["source"]
+        'b'
+
+    Source: none; the rules are ours.
+    """
+    found = [finding for trace in traces_of([run]) for finding in diagnose_trace(trace)]
+    return tuple(sorted(found, key=_rank))
+
+
+def diagnose_trace(trace: Trace) -> list[Finding]:
+    """Return the findings on one optimizer of a run, the worst first."""
+    if not len(trace.steps):
+        return []
+    with np.errstate(all="ignore"):
+        found = [finding for detector in _DETECTORS for finding in detector(trace)]
+    if any(finding.kind == "exploding" for finding in found):
+        # Spikes of a run that explodes are the explosion's, and no harmless ones.
+        found = [finding for finding in found if finding.kind != "norm-spike"]
+    return sorted(found, key=_rank)
+
+
+def _rank(finding: Finding) -> tuple[int, float]:
+    return SEVERITIES.index(finding.severity), -1.0 if finding.step is None else finding.step

@@ -1,0 +1,167 @@
+"""Norms that grow and do not come back, and the layer in which that began."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
+from gradclip.diagnosis.finding import Finding
+from gradclip.diagnosis.links import NORMALISATION
+from gradclip.diagnosis.spikes import LEAD, began_at
+from gradclip.diagnosis.window import WINDOW, Floats, median
+from gradclip.record.trace import Trace
+
+__all__ = ["explosion_step", "find_exploding", "find_exploding_depth"]
+
+GROWTH = 100.0
+"""Times the lowest level of the steps before: a learning-rate warm-up stays well under it."""
+
+LEVEL = 3
+"""Norms whose median is a level: one odd step does not make it."""
+
+LASTING = 10.0
+"""Times the old level at which the norms stay afterwards; a lone spike comes back."""
+
+AFTER = 20
+"""Steps after the growth that tell whether it lasts."""
+
+RISING = 3.0
+"""Times the old level from which a norm belongs to the growth."""
+
+
+def find_exploding(trace: Trace) -> list[Finding]:
+    """Return a finding if the norm grew for good, or until it was not finite."""
+    found = _onset(trace)
+    if found is None:
+        return []
+    first, top = found
+    norm = trace.column("norm")
+    before = max(first - 1, 0)
+    low, high = float(norm[before]), float(norm[top])
+    rate = (high / low) ** (1 / max(top - before, 1)) if low > 0 else float("inf")
+    layer, layer_ratio = _first_layer(trace, int(trace.steps[first]), int(trace.steps[top]))
+    loss = trace.column("loss")
+    end = median(loss[-AFTER:])
+    lost = bool(trace.nonfinite[-LEAD:].any()) or not end < began_at(loss[: first + 1])
+    step, reached = int(trace.steps[first]), int(trace.steps[top])
+    where = f", first in {layer}" if layer else ""
+    return [
+        Finding(
+            "exploding",
+            "error" if lost else "warning",
+            step,
+            f"The gradient explodes from step {step:,}{where}: its norm grows from {low:.3g} to "
+            f"{high:.3g} by step {reached:,}, a factor of {rate:.3g} a step.",
+            "Clip from the first step on (`gradclip advise` proposes a threshold), or lower the "
+            "learning rate.",
+            {
+                "norm_before": low,
+                "norm_reached": high,
+                "reached_at": reached,
+                "growth_per_step": rate,
+                "first_layer": layer,
+                "first_layer_ratio": layer_ratio,
+                "max_norm": float(np.max(norm[np.isfinite(norm)])),
+                "loss_start": began_at(loss[: first + 1]),
+                "loss_end": end,
+            },
+            trace.optimizer,
+        )
+    ]
+
+
+def find_exploding_depth(trace: Trace) -> list[Finding]:
+    """Return a finding if norms grow geometrically towards the input."""
+    every = profiles(trace)
+    steep = [p for p in every if p.trend <= -MONOTONE and p.ratio <= 1 / STEEP]
+    if not steep or (every[-1] is not steep[-1] and len(steep) < OFTEN * len(every)):
+        return []
+    lasts = every[-1] is steep[-1]
+    worst = min(steep, key=lambda profile: profile.ratio)
+    return [
+        Finding(
+            "exploding",
+            "warning" if lasts else "note",
+            steep[0].step,
+            f"The gradient explodes towards the input: its norm grows by a factor of about "
+            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the first "
+            f"ones get {1 / worst.ratio:.2g} times what the last ones get.",
+            "Scale the initialisation down, add residual connections or normalisation "
+            f"({NORMALISATION}); clip each layer by itself (`adagc`, `agc`, or scope=tensor), "
+            "since one global norm is only that of the first layers.",
+            {
+                "ratio": 1 / worst.ratio,
+                "per_layer": worst.per_layer,
+                "trend": worst.trend,
+                "profile": [[n, float(v)] for n, v in zip(worst.names, worst.norms, strict=True)],
+            },
+            trace.optimizer,
+        )
+    ]
+
+
+def explosion_step(trace: Trace) -> int | None:
+    """Return the step at which the gradient begins to explode; None if it does not."""
+    found = _onset(trace)
+    return None if found is None else int(trace.steps[found[0]])
+
+
+def _onset(trace: Trace) -> tuple[int, int] | None:
+    """Return the rows at which the growth begins and has reached `GROWTH`; None if it does not."""
+    norm, loss = trace.column("norm"), trace.column("loss")
+    bad = trace.nonfinite | (trace.seen("loss") & ~np.isfinite(loss))
+    base = _lowest_level(norm)
+    early = median(norm[:LEAD])
+    with np.errstate(over="ignore", invalid="ignore"):
+        high = np.isfinite(norm) & (norm > GROWTH * base) & (norm > early)
+    for row in np.flatnonzero(high).tolist():
+        start = max(row - WINDOW, 0)
+        calm = np.flatnonzero(norm[start:row] <= RISING * base[row])
+        first = start + int(calm[-1]) + 1 if len(calm) else start
+        if _lasts(norm, loss, bad, first, row, float(base[row])):
+            return first, row
+    return None
+
+
+def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, base: float) -> bool:
+    """Whether what was reached at `row` stays, and the loss is none the better for it."""
+    after = slice(row + 1, row + 1 + AFTER)
+    if bad[after].any():
+        return True
+    stays = row + 1 >= len(norm) or median(norm[after]) >= LASTING * base
+    before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
+    return stays and not now < before
+
+
+def _lowest_level(norm: Floats) -> Floats:
+    """Return the least median of `LEVEL` consecutive norms in the window before each norm.
+
+    Non-finite norms are passed over; inf where there is no level above zero to grow from.
+    """
+    finite = np.isfinite(norm)
+    kept = norm[finite]
+    if not len(kept):
+        return np.full(len(norm), np.inf)
+    padded = np.concatenate([np.repeat(kept[:1], LEVEL - 1), kept])
+    levels = np.median(sliding_window_view(padded, LEVEL), axis=1)
+    levels = np.concatenate([np.full(WINDOW, np.inf), np.where(levels > 0, levels, np.inf)])
+    base = sliding_window_view(levels, WINDOW).min(axis=1)
+    return base[np.cumsum(finite) - finite]
+
+
+def _first_layer(trace: Trace, first: int, last: int) -> tuple[str | None, float | None]:
+    """Return the parameter whose norm first stood `LASTING` times over its level, and how far."""
+    steps, names, matrix = trace.norms
+    before, during = steps < first, (steps >= first) & (steps <= last)
+    if not before.any() or not during.any():
+        return None, None
+    usual = np.array([median(column[-WINDOW:]) for column in matrix[before].T])
+    for row in matrix[during]:
+        with np.errstate(all="ignore"):
+            ratios = np.where(usual > 0, row / usual, np.nan)
+        known = np.where(np.isnan(ratios), -np.inf, ratios)
+        if known.max(initial=-np.inf) >= LASTING:
+            place = int(known.argmax())
+            return names[place], float(known[place])
+    return None, None

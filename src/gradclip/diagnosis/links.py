@@ -1,0 +1,30 @@
+"""Which page of the docs explains which kind of finding: the only place that names them."""
+
+from __future__ import annotations
+
+__all__ = ["PAGES"]
+
+_ROOT = "docs/explanation/"
+_EXPLODING = _ROOT + "exploding-gradients.md"
+_VANISHING = _ROOT + "vanishing-gradients.md"
+_THRESHOLD = _ROOT + "choosing-a-threshold.md"
+_SCALING = _ROOT + "mixed-precision.md"
+
+NORMALISATION = _ROOT + "batch-normalization.md"
+"""A remedy, not a fault: the suggestions on depth name it."""
+
+PAGES: dict[str, str] = {
+    "exploding": _EXPLODING,
+    "loss-spike": _EXPLODING,
+    "norm-spike": _EXPLODING,
+    "vanishing": _VANISHING,
+    "dead-layers": _VANISHING,
+    "plateau": _VANISHING,
+    "never-binds": _THRESHOLD,
+    "always-binds": _THRESHOLD,
+    "removes-most": _THRESHOLD,
+    "double-clipping": _THRESHOLD,
+    "clip-before-unscale": _SCALING,
+    "non-finite": _SCALING,
+    "skipped": _SCALING,
+}

@@ -1,0 +1,138 @@
+"""inf and NaN: in which parameter first, how often; and the steps that were left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+
+from gradclip.diagnosis.finding import Finding
+from gradclip.record.trace import Trace
+
+__all__ = ["find_nonfinite", "find_skipped", "stretches"]
+
+RARE = 0.01
+"""Share of the steps up to which a loss scaler's probing is a note."""
+
+OFTEN = 0.2
+"""Share of skipped steps from which the run is not training as planned."""
+
+ROW = 10
+"""Skipped steps in a row at which `attach` stops a run."""
+
+Stretch = tuple[int, int, tuple[str, ...]]
+
+
+def stretches(trace: Trace) -> list[Stretch]:
+    """Return (first step, last step, parameters) of each row of steps alike in what is not finite.
+
+    No parameters: only the total norm is known not to be finite.
+    """
+    names_at = dict(trace.nonfinite_names)
+    found: list[Stretch] = []
+    following = dict(pairwise(trace.steps.tolist()))
+    for step in np.unique(trace.steps[trace.nonfinite]).astype(int).tolist():
+        names = names_at.get(step, ())
+        if found and found[-1][2] == names and following.get(found[-1][1]) == step:
+            found[-1] = (found[-1][0], step, names)
+        else:
+            found.append((step, step, names))
+    return found
+
+
+def find_nonfinite(trace: Trace) -> list[Finding]:
+    """Return a finding if a gradient was not finite, with the parameter where that began."""
+    bad = trace.nonfinite
+    if not bad.any():
+        return []
+    row = int(np.flatnonzero(bad)[0])
+    step, count, share = int(trace.steps[row]), int(bad.sum()), float(bad.mean())
+    names = dict(trace.nonfinite_names).get(step, ())
+    every = _parameters(trace)
+    loss = trace.column("loss")[row]
+    of_loss = bool(trace.seen("loss")[row]) and not np.isfinite(loss)
+    source = _source(names, every)
+    skipped = bool(trace.marked("skipped")[bad].all())
+    lost = bool(bad[-1]) and count > 1
+    times: Counter[str] = Counter(n for _, listed in trace.nonfinite_names for n in listed)
+    if of_loss:
+        where = "the loss itself was not finite"
+    elif source:
+        where = f"first in {source}"
+    elif names:
+        where = f"in all of its {len(names)} parameters at once"
+    else:
+        where = "and which parameter it was is not recorded"
+    return [
+        Finding(
+            "non-finite",
+            "error" if lost else "note" if skipped and share <= RARE else "warning",
+            step,
+            f"The gradient was inf or NaN in {count:,} of {len(bad):,} steps, from step {step:,}: "
+            f"{where}.",
+            "Look at what that layer computes at that step (log or division of 0, overflow in "
+            "half precision); nonfinite='skip' keeps such a step from the weights."
+            if not of_loss
+            else "Look at the loss: its inputs at that step, log or division of 0, overflow.",
+            {
+                "steps": count,
+                "share": share,
+                "source": source,
+                "first_names": list(names[:20]),
+                "loss": float(loss) if trace.seen("loss")[row] else None,
+                "all_skipped": skipped,
+                "most_often": [[name, n] for name, n in times.most_common(10)],
+            },
+            trace.optimizer,
+        )
+    ]
+
+
+def _parameters(trace: Trace) -> tuple[str, ...]:
+    return trace.norms.names or tuple(
+        parameter.name
+        for optimizer in trace.run.optimizers
+        if optimizer.id == trace.optimizer
+        for parameter in optimizer.parameters
+    )
+
+
+def _source(names: tuple[str, ...], every: tuple[str, ...]) -> str | None:
+    """Return where it began: the bad parameter nearest to the output, unless all are bad.
+
+    The backward pass goes from the output to the input and carries NaN along, so that what lies
+    nearer to the output than the source stays finite.
+    """
+    known = [name for name in every if name in set(names)]
+    if not known or len(known) == len(every) > 1:
+        return None
+    return known[-1]
+
+
+def find_skipped(trace: Trace) -> list[Finding]:
+    """Return a finding if steps were left out."""
+    skipped = trace.marked("skipped")
+    if not skipped.any():
+        return []
+    count, share = int(skipped.sum()), float(skipped.mean())
+    edges = np.diff(np.concatenate([[0], skipped.astype(int), [0]]))
+    longest = int((np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)).max())
+    bad = int((skipped & trace.nonfinite).sum())
+    severity = "error" if (share >= OFTEN and count > 1) or longest >= ROW else "warning"
+    if severity == "warning" and share <= RARE:
+        severity = "note"
+    first = int(trace.steps[skipped][0])
+    return [
+        Finding(
+            "skipped",
+            severity,
+            first,
+            f"{count:,} of {len(skipped):,} steps were skipped, at most {longest:,} in a row, "
+            f"{bad:,} of them for a gradient that was not finite.",
+            "A few are what skipping is for. Many hide a fault: find the source of the inf or NaN, "
+            "or raise the threshold that skips.",
+            {"steps": count, "share": share, "longest": longest, "nonfinite": bad},
+            trace.optimizer,
+        )
+    ]

@@ -1,0 +1,121 @@
+"""Norms that were cut before they were measured: they pile up at exactly one value."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from gradclip.diagnosis.finding import Finding
+from gradclip.record.trace import Trace
+
+__all__ = ["Pile", "find_double_clipping", "find_pile", "script_limit"]
+
+WIDTH = 1e-5
+"""Relative width of a pile. torch's clipping leaves max·n/(n + 1e-6) up to float32's rounding;
+norms that nobody cut lie this close to one another in less than one of a thousand pairs."""
+
+LEAST = 8
+"""Steps in a pile."""
+
+SHARE = 0.05
+"""Share of the steps in a pile."""
+
+
+class Pile(NamedTuple):
+    """Where norms pile up, and how many do."""
+
+    value: float
+    steps: int
+    share: float
+    first: int
+    """The first step in it."""
+
+
+def find_pile(trace: Trace) -> Pile | None:
+    """Return the largest pile of equal norms before clipping; None if there is none.
+
+    All norms in it lie within `WIDTH` of each other, and few above it: what was cut at a limit
+    does not exceed the limit. Norms that are equal to the last bit were not cut: nothing varied.
+    """
+    norm = trace.column("norm")
+    order = np.argsort(norm, kind="stable")
+    order = order[np.isfinite(norm[order]) & (norm[order] > 0)]
+    values = norm[order]
+    if len(values) < LEAST or values[-1] == values[0]:
+        return None
+    end = np.searchsorted(values, values * (1 + WIDTH), side="right")
+    count = end - np.arange(len(values))
+    start = int(count.argmax())
+    steps, share = int(count[start]), float(count[start] / len(values))
+    if steps < LEAST or share < SHARE or len(values) - end[start] > steps:
+        return None
+    rows = order[start : end[start]]
+    return Pile(float(np.median(values[start : end[start]])), steps, share,
+                int(trace.steps[rows.min()]))  # fmt: skip
+
+
+def script_limit(trace: Trace) -> float | None:
+    """Return the limit with which the script clips by itself, if `gradclip run` noted one."""
+    for event in trace.run.events:
+        if event.name == "script-clips" and (told := re.search(r"\(…, (\S+)\)", event.text)):
+            try:
+                return float(told[1])
+            except ValueError:
+                return None
+    return None
+
+
+def find_double_clipping(trace: Trace) -> list[Finding]:
+    """Return a finding if the gradient was clipped before gradclip measured it.
+
+    A record tells this in two ways: `gradclip run` notes the script's own calls, and norms before
+    clipping pile up at one value. Clipping that scales each layer by itself leaves no such pile
+    in the global norm and cannot be told from a record.
+    """
+    clips = trace.policy not in (None, "none")
+    told = [
+        event for event in trace.run.events
+        if event.name == "script-clips" and "left out" not in event.text
+        and "with gradclip" not in event.text
+    ]  # fmt: skip
+    pile = find_pile(trace)
+    if not pile and not (told and clips):
+        return []
+    evidence: dict[str, object] = {"policy": trace.policy}
+    seen = []
+    if told:
+        evidence["event"] = told[0].text
+        seen.append(f"{told[0].text}, before gradclip measures it")
+    if pile:
+        evidence |= {"value": pile.value, "steps": pile.steps, "share": pile.share}
+        seen.append(
+            f"{pile.steps:,} norms ({pile.share:.0%}) before clipping are exactly {pile.value:.4g}"
+        )
+    step = told[0].step if told else pile.first if pile else None
+    sentence = "; ".join(seen)
+    twice = f", then by {trace.policy}" if clips else ""
+    return [
+        Finding(
+            "double-clipping",
+            "warning" if clips else "note",
+            step,
+            f"The gradient is clipped by something else{twice}: {sentence}.",
+            "Take one of the two out."
+            if clips
+            else "The norms in this record are those after that clipping: `gradclip advise` "
+            "cannot see over it. Take it out for a run that is to be advised on.",
+            evidence,
+            trace.optimizer,
+        )
+    ]
+
+
+def power_of_two_between(large: float, small: float, tolerance: float) -> int | None:
+    """Return k if large = small·2ᵏ within a tolerance in k; None if it is none."""
+    if not (0 < small < math.inf and 0 < large < math.inf):
+        return None
+    exponent = math.log2(large) - math.log2(small)
+    return round(exponent) if abs(exponent - round(exponent)) <= tolerance else None

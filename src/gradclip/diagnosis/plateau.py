@@ -1,0 +1,73 @@
+"""A loss that stopped falling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradclip.diagnosis.finding import Finding
+from gradclip.diagnosis.window import SIGMA
+from gradclip.record.trace import Trace
+
+__all__ = ["find_plateau"]
+
+LEAST = 100
+"""Losses that a judgement needs."""
+
+BLOCKS = 20
+"""Stretches whose medians are compared."""
+
+STILL = 0.4
+"""Share of the run at its end without progress that makes a plateau."""
+
+PROGRESS = 0.02
+"""Share of the whole fall that counts as progress."""
+
+NOISE = 2.0
+"""Standard errors of a stretch's median under which a fall is noise."""
+
+
+def find_plateau(trace: Trace) -> list[Finding]:
+    """Return a finding if the loss made no progress over the last part of the run."""
+    seen = trace.seen("loss") & np.isfinite(trace.column("loss"))
+    loss, steps = trace.column("loss")[seen], trace.steps[seen]
+    if len(loss) < LEAST:
+        return []
+    blocks = np.array_split(np.arange(len(loss)), BLOCKS)
+    level = np.array([np.median(loss[block]) for block in blocks])
+    spread = [np.median(np.abs(loss[b] - m)) for b, m in zip(blocks, level, strict=True)]
+    noise = NOISE * SIGMA * float(np.median(spread)) * 1.25 / np.sqrt(len(loss) / BLOCKS)
+    fall = float(level[0] - level.min())
+    enough = max(PROGRESS * fall, noise)
+    last = 0
+    for block in range(1, BLOCKS):
+        if level[block] < level[last] - enough:
+            last = block
+    still = 1 - (last + 1) / BLOCKS
+    if still < STILL:
+        return []
+    never = last == 0
+    step = int(steps[blocks[last][0] if never else blocks[last][-1]])
+    sentence = (
+        f"The loss has not fallen since the start: {level[0]:.4g} then, {level[-1]:.4g} now."
+        if never
+        else f"The loss made no progress after step {step:,}: {level[last]:.4g} there, "
+        f"{level[-1]:.4g} at the end."
+    )
+    return [
+        Finding(
+            "plateau",
+            "warning" if never else "note",
+            step,
+            sentence,
+            "See whether gradients vanish or are clipped away; else change the learning rate."
+            if never
+            else "It may have converged; if not, lower the learning rate.",
+            {
+                "level": float(level[last]),
+                "end": float(level[-1]),
+                "share_of_run": still,
+                "noise": noise,
+            },
+            trace.optimizer,
+        )
+    ]

@@ -1,0 +1,207 @@
+"""Spikes of the norm and of the loss, and which came first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradclip.diagnosis.finding import Finding
+from gradclip.diagnosis.window import LEAST, Floats, median, usual_before
+from gradclip.record.trace import Trace
+
+__all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
+
+DEVIATIONS = 6.0
+"""Robust standard deviations over the usual: norms are skewed, and 3 would mark healthy steps."""
+
+RATIO = 2.0
+"""A norm under twice the usual is no spike, however quiet the steps before were."""
+
+RISE = 0.1
+"""A rise of the loss under this share of the first loss undoes too little to tell."""
+
+HARMFUL = 0.25
+"""A rise of this share of the first loss over two steps makes a spike a warning, or one of the
+whole first loss in one step; less is a hard batch."""
+
+LEAD = 10
+"""Steps before a loss spike in which a norm spike counts as having come before it; also the gap
+within which two high losses are one spike."""
+
+FIRST = 10
+"""The first losses, whose median is what the run began at."""
+
+
+@dataclass(frozen=True)
+class LossSpike:
+    """A stretch of steps whose loss stood out."""
+
+    step: int
+    end: int
+    peak: int
+    high: int
+    """Steps in it whose loss stood out."""
+    rise: float
+    """Over the usual loss before it; inf if the loss was not finite."""
+    norm_step: int | None
+    """The last step before it whose norm was a spike, at most `LEAD` steps earlier."""
+    norm_ratio: float | None
+    """That norm over the usual one."""
+    norm_with: bool
+    """Whether the norm of its first step was a spike too, as that of a bad batch is."""
+
+
+@np.errstate(all="ignore")
+def norm_bound(norm: Floats, least: int = LEAST) -> Floats:
+    """Return what a norm must exceed to be a spike; NaN where fewer than `least` came before.
+
+    Formula: max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
+    """
+    usual = usual_before(norm, least=least)
+    return np.maximum(usual.median + DEVIATIONS * usual.deviation, RATIO * usual.median)
+
+
+def norm_spikes(norm: Floats) -> NDArray[np.bool_]:
+    """Tell which finite norms stand out from those before."""
+    return np.isfinite(norm) & (norm > norm_bound(norm))
+
+
+@np.errstate(all="ignore")
+def loss_spikes(trace: Trace) -> list[LossSpike]:
+    """Return the stretches in which the loss stood out from what came before."""
+    seen = trace.seen("loss")
+    loss, steps = trace.column("loss")[seen], trace.steps[seen]
+    usual = usual_before(loss)
+    least = RISE * abs(first_of(loss))
+    rise = loss - usual.median
+    high = rise > np.fmax(DEVIATIONS * usual.deviation, least)
+    # At the start nothing is usual yet: there a loss stands out over that of no training.
+    early = np.isnan(usual.median)
+    rise = np.where(early, loss - first_of(loss), rise)
+    high |= early & (rise > HARMFUL * abs(first_of(loss)))
+    bad = ~np.isfinite(loss)
+    rise = np.where(bad, np.inf, rise)
+    places = np.flatnonzero(high | bad)
+    if not len(places):
+        return []
+    norm = trace.column("norm")
+    spiking = norm > norm_bound(norm, least=1)
+    ratio = norm / usual_before(norm, least=1).median
+    found = []
+    for group in np.split(places, np.flatnonzero(np.diff(places) > LEAD) + 1):
+        first = int(steps[group[0]])
+        before = np.flatnonzero(spiking & (trace.steps < first) & (trace.steps >= first - LEAD))
+        found.append(
+            LossSpike(
+                step=first,
+                end=int(steps[group[-1]]),
+                peak=int(steps[group[rise[group].argmax()]]),
+                high=len(group),
+                rise=float(rise[group].max()),
+                norm_step=int(trace.steps[before[-1]]) if len(before) else None,
+                norm_ratio=float(ratio[before[-1]]) if len(before) else None,
+                norm_with=bool(spiking[trace.steps == first].any()),
+            )
+        )
+    return found
+
+
+def began_at(loss: Floats) -> float:
+    """Return the median of the first finite losses; NaN if there are none."""
+    return median(loss[np.isfinite(loss)][:FIRST])
+
+
+def first_of(loss: Floats) -> float:
+    """Return the first finite loss, that of no training; NaN if there is none."""
+    finite = loss[np.isfinite(loss)]
+    return float(finite[0]) if len(finite) else float("nan")
+
+
+def find_spikes(trace: Trace) -> list[Finding]:
+    """Return at most one finding on the losses and one on the norms."""
+    spikes = loss_spikes(trace)
+    found = []
+    if spikes:
+        found.append(_of_loss(trace, spikes))
+    norm = trace.column("norm")
+    alone = norm_spikes(norm)
+    for spike in spikes:  # told with the loss already
+        alone &= (trace.steps < spike.step - LEAD) | (trace.steps > spike.end)
+    if alone.any():
+        found.append(_of_norm(trace, norm, alone))
+    return found
+
+
+def _of_loss(trace: Trace, spikes: list[LossSpike]) -> Finding:
+    worst = max(spikes, key=lambda spike: spike.rise)
+    led = [spike for spike in spikes if spike.norm_step is not None]
+    level = abs(first_of(trace.column("loss")))
+    harmful = any(
+        not spike.rise < level or (spike.high > 1 and spike.rise >= HARMFUL * level)
+        for spike in spikes
+    )
+    times = f"The loss spiked {len(spikes)} times" if len(spikes) > 1 else "The loss spiked once"
+    rose = "became non-finite" if np.isinf(worst.rise) else f"rose by {worst.rise:.3g}"
+    sentence = f"{times}, worst at step {worst.peak:,}, where it {rose}; "
+    together = [spike for spike in spikes if spike.norm_with and spike not in led]
+    if led:
+        count = "it" if len(spikes) == 1 else f"{len(led)} of them"
+        sentence += f"a spike of the gradient norm came before {count}."
+        suggestion = (
+            "Clip: the norm gave warning. `gradclip advise` finds a threshold that catches these."
+        )
+    elif together:
+        count = "it" if len(spikes) == 1 else f"{len(together)} of them"
+        sentence += f"no spike of the gradient norm came before, but one came with {count}."
+        suggestion = (
+            "Look at the batches of these steps; clipping keeps their large gradients from the "
+            "weights."
+        )
+    else:
+        sentence += "no spike of the gradient norm came before."
+        suggestion = (
+            "Look at the batches of these steps, and at the learning rate: clipping would not "
+            "have caught what the norm did not show."
+        )
+    return Finding(
+        "loss-spike",
+        "warning" if harmful else "note",
+        spikes[0].step,
+        sentence,
+        suggestion,
+        {
+            "spikes": len(spikes),
+            "steps": [spike.step for spike in spikes[:20]],
+            "worst_step": worst.peak,
+            "worst_rise": worst.rise,
+            "after_a_norm_spike": len(led),
+            "with_a_norm_spike": len(together),
+            "norm_steps": [spike.norm_step for spike in led[:20]],
+            "norm_ratios": [spike.norm_ratio for spike in led[:20]],
+        },
+        trace.optimizer,
+    )
+
+
+def _of_norm(trace: Trace, norm: Floats, alone: NDArray[np.bool_]) -> Finding:
+    steps = trace.steps[alone].astype(int).tolist()
+    ratios = (norm / usual_before(norm).median)[alone]
+    worst = int(ratios.argmax())
+    times = f"{len(steps)} times" if len(steps) > 1 else "once"
+    return Finding(
+        "norm-spike",
+        "note",
+        steps[0],
+        f"The gradient norm spiked {times} with no spike of the loss, at most {ratios[worst]:.3g}"
+        f" times its usual value (step {steps[worst]:,}).",
+        "Nothing needs to be done; a threshold between the usual norm and these is a safety net.",
+        {
+            "spikes": len(steps),
+            "steps": steps[:20],
+            "worst_step": steps[worst],
+            "worst_ratio": float(ratios[worst]),
+        },
+        trace.optimizer,
+    )

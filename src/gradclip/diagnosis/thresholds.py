@@ -1,0 +1,110 @@
+"""A threshold that does nothing, one that does everything, and how much goes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradclip.describe import describe
+from gradclip.diagnosis.finding import Finding
+from gradclip.diagnosis.window import median
+from gradclip.errors import PolicyError
+from gradclip.record.trace import Trace
+from gradclip.spec import parse
+
+__all__ = ["changes_every_step", "find_thresholds"]
+
+ENOUGH = 50
+"""Steps before a threshold can be judged."""
+
+ALWAYS = 0.95
+"""Share of clipped steps from which clipping is normalisation; AutoClip's default has 0.9."""
+
+MOST = 0.9
+"""Share of the norm that goes at the median step from which little is left."""
+
+
+def find_thresholds(trace: Trace) -> list[Finding]:
+    """Return what there is to say about the limit in force."""
+    norm, limit = trace.column("norm"), trace.column("limit")
+    clipped = trace.marked("clipped")
+    usable = np.isfinite(norm) & ~trace.marked("skipped")
+    if usable.sum() < ENOUGH or trace.policy in (None, "none"):
+        return []
+    share = float(clipped[usable].mean())
+    limits = limit[usable & np.isfinite(limit)]
+    numbers = {
+        "clip_rate": share,
+        "limit": median(limits) if len(limits) else None,
+        "median_norm": median(norm[usable]),
+        "max_norm": float(norm[usable].max()),
+    }
+    found = []
+    fixed = len(limits) > 0 and bool(np.ptp(limits) == 0)
+    if fixed and not clipped.any():
+        found.append(_never(trace, numbers))
+    if share >= ALWAYS and not changes_every_step(trace.policy):
+        step = int(trace.steps[clipped][0])
+        found.append(_always(trace, step, numbers))
+    removed = _removed(trace)[usable]
+    typical = median(removed)
+    if typical >= MOST and not changes_every_step(trace.policy):
+        found.append(_most(trace, int(trace.steps[usable][removed >= MOST][0]), typical, removed))
+    return found
+
+
+def changes_every_step(policy: str | None) -> bool:
+    """Whether a policy is meant to change every gradient, as normalising is."""
+    try:
+        response = describe(parse(policy or "none")).response
+    except (PolicyError, TypeError, ValueError):  # of a later version, or the empty chain
+        return False
+    return any(kind in response for kind in ("Normalise", "Smooth"))
+
+
+def _removed(trace: Trace) -> np.ndarray:
+    """Return the share of the norm that went, from what the record has."""
+    if trace.seen("removed").any():
+        return trace.column("removed")
+    norm, after = trace.column("norm"), trace.column("clipped_norm")
+    with np.errstate(all="ignore"):
+        return np.where(norm > 0, 1 - after / norm, np.nan)
+
+
+def _never(trace: Trace, numbers: dict[str, object]) -> Finding:
+    return Finding(
+        "never-binds",
+        "note",
+        int(trace.steps[0]),
+        f"The threshold never binds: the limit is {numbers['limit']:.3g} and the largest norm "
+        f"was {numbers['max_norm']:.3g}.",
+        "As a safety net it may stay; if it should do something, `gradclip advise` proposes one.",
+        numbers,
+        trace.optimizer,
+    )
+
+
+def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
+    return Finding(
+        "always-binds",
+        "warning",
+        step,
+        f"The threshold always binds: {numbers['clip_rate']:.0%} of the steps are clipped, so "
+        "every step has the same norm and the learning rate alone sets the step's size.",
+        "Raise the threshold (`gradclip advise`), or, if it is what you want, say so with the "
+        "policy `normalise`.",
+        numbers,
+        trace.optimizer,
+    )
+
+
+def _most(trace: Trace, step: int, typical: float, removed: np.ndarray) -> Finding:
+    return Finding(
+        "removes-most",
+        "warning",
+        step,
+        f"Clipping removes most of the gradient: {typical:.1%} of its norm at the median step.",
+        "The threshold is far under the usual norm: raise it, or check that the gradient is not "
+        "still multiplied by a loss scale.",
+        {"median_removed": typical, "share_of_steps": float((removed >= MOST).mean())},
+        trace.optimizer,
+    )

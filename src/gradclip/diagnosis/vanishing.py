@@ -1,0 +1,123 @@
+"""Gradients that fade on their way to the input, and layers that get none at all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
+from gradclip.diagnosis.finding import Finding
+from gradclip.diagnosis.links import NORMALISATION
+from gradclip.diagnosis.spikes import began_at
+from gradclip.diagnosis.window import median
+from gradclip.record.trace import Trace
+
+__all__ = ["find_dead_layers", "find_vanished", "find_vanishing"]
+
+DEAD_STEPS = 5
+"""Steps in a row with a gradient of exactly zero, up to the end, that make a layer dead."""
+
+GONE = 1e-6
+"""A norm under this share of where it began has vanished, unless the loss fell with it."""
+
+LEARNED = 0.1
+"""A loss that fell by this share of where it began explains a small gradient."""
+
+TAIL = 20
+"""The last steps, which say how a run ended."""
+
+
+def find_vanishing(trace: Trace) -> list[Finding]:
+    """Return a finding if norms fall geometrically towards the input."""
+    every = profiles(trace)
+    steep = [p for p in every if p.trend >= MONOTONE and p.ratio >= STEEP]
+    if not steep or (every[-1] is not steep[-1] and len(steep) < OFTEN * len(every)):
+        return []
+    lasts = every[-1] is steep[-1]
+    worst = max(steep, key=lambda profile: profile.ratio)
+    until = "" if lasts else ", but no longer at the end"
+    return [
+        Finding(
+            "vanishing",
+            "warning" if lasts else "note",
+            steep[0].step,
+            f"The gradient vanishes towards the input: its norm changes by a factor of about "
+            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the first "
+            f"ones get {1 / worst.ratio:.1g} of what the last ones get{until}.",
+            "Clipping cannot help here. Use activations that do not saturate (ReLU, GELU), an "
+            f"initialisation that fits them, residual connections, or normalisation "
+            f"({NORMALISATION}).",
+            {
+                "ratio": worst.ratio,
+                "per_layer": worst.per_layer,
+                "trend": worst.trend,
+                "stretches": len(steep),
+                "of": len(every),
+                "profile": [[n, float(v)] for n, v in zip(worst.names, worst.norms, strict=True)],
+            },
+            trace.optimizer,
+        )
+    ]
+
+
+def find_dead_layers(trace: Trace) -> list[Finding]:
+    """Return a finding if parameters get a gradient of exactly zero until the end."""
+    steps, names, matrix = trace.norms
+    dead: list[tuple[int, str]] = []
+    for index, name in enumerate(names):
+        known = np.flatnonzero(~np.isnan(matrix[:, index]))
+        alive = np.flatnonzero(matrix[known, index] != 0)
+        since = int(alive[-1]) + 1 if len(alive) else 0
+        if len(known) - since >= DEAD_STEPS:
+            dead.append((int(steps[known[since]]), name))
+    if not dead:
+        return []
+    first = min(step for step, _ in dead)
+    shown = ", ".join(name for _, name in dead[:3])
+    more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+    return [
+        Finding(
+            "dead-layers",
+            "warning",
+            first,
+            f"{len(dead)} of {len(names)} parameters get a gradient of exactly zero, from step "
+            f"{first:,} to the end: {shown}{more}.",
+            "These do not learn: units that are off for every input, an output that does not "
+            "reach the loss, or a gradient that underflowed. A smaller learning rate, another "
+            f"activation, or normalisation ({NORMALISATION}) keeps units alive.",
+            {
+                "dead": [name for _, name in dead],
+                "since": [step for step, _ in dead],
+                "parameters": len(names),
+            },
+            trace.optimizer,
+        )
+    ]
+
+
+def find_vanished(trace: Trace) -> list[Finding]:
+    """Return a finding if the whole gradient faded while the loss did not fall."""
+    norm = trace.column("norm")
+    norm = norm[np.isfinite(norm)]
+    if len(norm) < 2 * TAIL:
+        return []
+    start, end = float(norm[0]), median(norm[-TAIL:])
+    if not end < GONE * start:
+        return []
+    loss = trace.column("loss")
+    began, ended = began_at(loss), median(loss[-TAIL:])
+    if ended < began - LEARNED * abs(began):
+        return []
+    low = np.flatnonzero(trace.column("norm") < GONE * start)
+    return [
+        Finding(
+            "vanishing",
+            "error",
+            int(trace.steps[low[0]]),
+            f"The whole gradient vanished: its norm fell from {start:.3g} to {end:.3g} and the "
+            "loss did not fall with it.",
+            "The model is saturated, often after a step that was too large: use a smaller "
+            "learning rate, clip from the first step on, and look at the initialisation.",
+            {"start": start, "end": end, "loss_start": began, "loss_end": ended},
+            trace.optimizer,
+        )
+    ]
