@@ -1,3 +1,4 @@
+#define _GNU_SOURCE /* RTLD_DEFAULT */
 #include "pool.h"
 
 #ifndef GRADCLIP_THREADS
@@ -9,6 +10,7 @@ void gradclip_parallel(void (*work)(void *), void *arg, int threads) {
 
 #else
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -33,13 +35,30 @@ struct pool {
 static struct pool pool = NEW_POOL;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Threads do not survive a fork, and the locks may have been held by one of them. */
+/* The entry of an OpenMP runtime that the process has already, PyTorch's say. Its threads spin
+ * for a while after each of its loops: threads of our own would have to share the cores with
+ * them, while these take our work at once. */
+typedef void (*openmp)(void (*work)(void *), void *arg, unsigned threads, unsigned flags);
+static openmp team;
+static int forked;
+
+/* Threads do not survive a fork, and the locks may have been held by one of them. OpenMP would
+ * wait in the child for threads that are gone. */
 static void start_anew(void) {
     const struct pool fresh = NEW_POOL;
     memcpy(&pool, &fresh, sizeof pool);
+    team = NULL;
+    forked = 1;
 }
 
-static void watch_forks(void) { pthread_atfork(NULL, NULL, start_anew); }
+__attribute__((constructor)) static void watch_forks(void) {
+    pthread_atfork(NULL, NULL, start_anew);
+}
+
+static void find_team(void) {
+    void *found = forked ? NULL : dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    memcpy(&team, &found, sizeof team);
+}
 
 static void *worker(void *unused) {
     (void)unused;
@@ -75,7 +94,11 @@ static void hire(int wanted) {
 
 void gradclip_parallel(void (*work)(void *), void *arg, int threads) {
     int helpers = threads - 1 < MOST_WORKERS ? threads - 1 : MOST_WORKERS;
-    pthread_once(&once, watch_forks);
+    pthread_once(&once, find_team);
+    if (helpers > 0 && team) {
+        team(work, arg, (unsigned)threads, 0);
+        return;
+    }
     if (helpers < 1 || pthread_mutex_trylock(&pool.turn) != 0) {
         work(arg); /* alone: the pool is busy with another call */
         return;

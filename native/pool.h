@@ -1,4 +1,5 @@
-/* A small persistent thread pool (not OpenMP: a second runtime would fight torch's). */
+/* The threads of the process's OpenMP runtime, if it has one, else a small pool of our own: a
+ * second runtime would fight the first. */
 #ifndef GRADCLIP_POOL_H
 #define GRADCLIP_POOL_H
 

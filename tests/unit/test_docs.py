@@ -70,6 +70,13 @@ def test_the_catalogue_in_the_docs_is_the_catalogue() -> None:
     assert (ROOT / "docs/methods.md").read_text() == shown.output, "run make docs-methods"
 
 
+def test_every_finding_is_explained_on_a_page() -> None:
+    from gradclip.diagnosis.links import NORMALISATION, PAGES
+
+    for page in {*PAGES.values(), NORMALISATION}:
+        assert (ROOT / page).exists(), page
+
+
 def recipe_lines() -> dict[str, int]:
     """Return the lines of code of each recipe, without its signature and docstring."""
     found = {}

@@ -168,9 +168,10 @@ class Clipper:
                 max_skips steps in a row were skipped; the gradients are untouched. On an
                 accelerator the row is looked at once in max_skips + 1 steps.
         """
-        pairs = zip(self.params, self._holes, strict=True)
-        tensors = [hole if p.grad is None else p.grad for p, hole in pairs]
-        present = [p.grad is not None for p in self.params]
+        found = [p.grad for p in self.params]
+        present = [grad is not None for grad in found]
+        pairs = zip(found, self._holes, strict=True)
+        tensors = [hole if grad is None else grad for grad, hole in pairs]
         grads = Gradients(tensors, self.names, self.params, present, _number(loss))
         self.host = grads.host
         if fold is not None and not fold.fits(grads):

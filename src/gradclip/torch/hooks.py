@@ -6,9 +6,10 @@ import atexit
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class StepHooks:
         self._undo = ExitStack()
         self._left: Left | None = None
         self.id = -1
-        self._clipped: list[tuple[Tensor | None, int]] | None = None
+        self._clipped: _Seen | None = None
         self._waiting: str | None = repr(clipper)
         _unseen[self._waiting] += 1
 
@@ -113,7 +114,7 @@ class StepHooks:
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         # A subclass's step() that calls its parent's runs the hooks twice in one step.
-        if self._clipped is not None and _same(self._clipped, self._gradients()):
+        if self._clipped is not None and self._clipped.same(_Seen.of(self._clipper.params)):
             return
         self._undo.close()
         self._follow(optimizer)
@@ -146,7 +147,7 @@ class StepHooks:
         elif overflow is not None and not clipper.measures_only:
             zero_momentum(optimizer)  # The scaler may skip the first step.
         # With the factor lent, gradients seen again are not clipped ones.
-        self._clipped = None if fold is not None and fold.taken else self._gradients()
+        self._clipped = None if fold is not None and fold.taken else _Seen.of(clipper.params)
 
     def _keep_from_weights(
         self, optimizer: torch.optim.Optimizer, skipped: Tensor, overflow: Tensor | None
@@ -162,11 +163,6 @@ class StepHooks:
             for parameter, _ in hidden:
                 parameter.grad = None
             self._undo.callback(_show, hidden)
-
-    def _gradients(self) -> list[tuple[Tensor | None, int]]:
-        """Return each gradient and how often it was written; held, so that no id comes back."""
-        grads = [p.grad for p in self._clipper.params]
-        return [(g, -1 if g is None else g._version) for g in grads]
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Notice parameters that were added to the optimizer since the last step."""
@@ -185,10 +181,21 @@ def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
     return [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
-def _same(one: list[tuple[Tensor | None, int]], other: list[tuple[Tensor | None, int]]) -> bool:
-    return len(one) == len(other) and all(
-        a is b and v == w for (a, v), (b, w) in zip(one, other, strict=True)
-    )
+class _Seen(NamedTuple):
+    """Gradients, held so that no id comes back, and how often each was written."""
+
+    grads: list[Tensor | None]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, params: Sequence[Tensor]) -> _Seen:
+        """Return those of the parameters, in two lists: of pairs there would be thousands."""
+        grads = [p.grad for p in params]
+        return cls(grads, [-1 if grad is None else grad._version for grad in grads])
+
+    def same(self, other: _Seen) -> bool:
+        """Whether these are the same tensors, and no one wrote to them in between."""
+        return self.versions == other.versions and all(map(is_, self.grads, other.grads))
 
 
 def _show(hidden: list[tuple[Tensor, Tensor]]) -> None:
