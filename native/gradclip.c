@@ -21,8 +21,8 @@ typedef int64_t counter;
 
 enum {
     CHUNK = 1 << 16,   /* elements of a big buffer per task */
-    VISIT = 64,        /* what visiting a buffer costs, in elements */
-    ALONE = 1 << 17,   /* below this much work, waking a thread costs more than it saves */
+    VISIT = 16,        /* what visiting a buffer costs, in elements */
+    ALONE = 1 << 20,   /* below this much work (0.1 ms) a thread that is not scheduled costs more */
     MOST_PARTS = 3     /* doubles per chunk: clamp's */
 };
 

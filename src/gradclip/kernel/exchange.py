@@ -49,7 +49,7 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
     if library is None or read is None:
         return None
     n = len(tensors)
-    objects = np.fromiter(map(id, tensors), np.uint64, n)
+    objects = np.fromiter(tensors, np.object_, n)  # An array of their addresses, to C.
     found = Buffers(np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8))
     try:
         code = library.gradclip_gather(
@@ -69,7 +69,7 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
 def reader(kind: type) -> int | None:
     """Address of the function that describes objects of this type; None if there is none."""
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
-    if capsule is None or sys.implementation.name != "cpython":  # id() must be the address.
+    if capsule is None or sys.implementation.name != "cpython":  # An object is an address.
         return None
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)

@@ -44,7 +44,8 @@ def runs(tensors: Sequence[Tensor]) -> kernel.Buffers | None:
     memory = kernel.gather(tensors, Tensor)
     if memory is None:
         return None
-    starts = np.sort(memory.pointers[memory.sizes > 0])
+    full = memory.sizes.all()
+    starts = np.sort(memory.pointers if full else memory.pointers[memory.sizes > 0])
     return None if (starts[1:] == starts[:-1]).any() else memory
 
 
