@@ -24,6 +24,7 @@ __all__ = ["CASES", "RIVALS", "expect_clipping", "torch_sides"]
 OURS = ("gradclip clip_grad_norm_", "gradclip Clipper")
 RIVALS = ("torch foreach", "torch loop")
 FLAT = "torch.sum, flat"
+SLOW = ("giant", "vit", "lstm-untied")
 FAR = 10.0
 """A limit that nothing reaches: the gradients' norm is 1, or 2 after doubling."""
 
@@ -178,7 +179,7 @@ CASES = tuple(
     Case(
         f"norm-{target.key}{'-bf16' if target.dtype == torch.bfloat16 else ''}",
         functools.partial(_run, target),
-        slow=target.key == "giant",
+        slow=target.key in SLOW or target.dtype == torch.bfloat16,
     )
     for target in TARGETS
 )
