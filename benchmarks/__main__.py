@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def main(
     if markdown:
         print(page(json.loads((RESULTS / "full.json").read_text())), end="")
         return
-    chosen = [c for c in CASES if only in c.name and not (quick and c.slow)]
+    chosen = [c for c in CASES if (only in c.name if only else not (quick and c.slow))]
     if not chosen:
         raise typer.BadParameter(f"no case has {only!r} in its name; --list prints all names")
     if names:
@@ -63,40 +64,55 @@ def _child(case: Case, effort: Effort, out: Path) -> None:
 
 def _parent(cases: list[Case], quick: bool, store: Path) -> int:
     """Run the cases, print and store what they found; return the exit code."""
-    machine, started = describe(), time.perf_counter()
     _say_if_busy()
-    rows: list[Row] = []
-    failed: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    for case in cases:
-        begun = time.perf_counter()
-        found = _run(case, quick)
-        seconds[case.name] = round(time.perf_counter() - begun, 1)
-        if isinstance(found, str):
-            failed[case.name] = found
-        else:
-            rows += found
-        state = "failed" if case.name in failed else "done"
-        console.print(f"[dim]{case.name}: {state} in {seconds[case.name]} s[/dim]")
-    wide.print(table.terminal(rows))
-    for name, reason in failed.items():
-        console.print(f"[red]{name} failed[/red]: {reason}", markup=True)
-    results: dict[str, Any] = {
-        "quick": quick,
-        "machine": machine | {"load_after": load()},
-        "seconds": seconds | {"all": round(time.perf_counter() - started, 1)},
-        "failed": failed,
-        "rows": [row.to_dict() for row in rows],
-    }
-    store.parent.mkdir(exist_ok=True)
-    store.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    targets = [row for row in rows if row.limit is not None]
+    done = _Done(quick, describe(), store)
+    try:
+        for case in cases:
+            begun = time.perf_counter()
+            done.enter(case.name, _run(case, quick), time.perf_counter() - begun)
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted: this is what there is.[/]")
+    wide.print(table.terminal(done.rows))
+    for name, reason in done.failed.items():
+        console.print(f"[red]{name} failed[/red]:", end=" ")
+        console.print(reason, markup=False)
+    targets = [row for row in done.rows if row.limit is not None]
     console.print(
         f"{sum(bool(row.met) for row in targets)} of {len(targets)} targets met, "
-        f"{len(failed)} cases failed, {results['seconds']['all']:.0f} s; "
+        f"{len(done.failed)} cases failed, {sum(done.seconds.values()):.0f} s; "
         f"stored in {store.relative_to(ROOT)}"
     )
-    return 1 if failed else 0
+    return 1 if done.failed or len(done.seconds) < len(cases) else 0
+
+
+@dataclass
+class _Done:
+    """What the cases so far have found; stored after each, so that nothing is lost."""
+
+    quick: bool
+    machine: dict[str, Any]
+    store: Path
+    rows: list[Row] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def enter(self, name: str, found: list[Row] | str, seconds: float) -> None:
+        """Take a case's rows, or the reason why it has none."""
+        self.seconds[name] = round(seconds, 1)
+        if isinstance(found, str):
+            self.failed[name] = found
+        else:
+            self.rows += found
+        results = {
+            "quick": self.quick,
+            "machine": self.machine | {"load_after": load()},
+            "seconds": self.seconds,
+            "failed": self.failed,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+        self.store.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        state = "failed" if name in self.failed else "done"
+        console.print(f"[dim]{name}: {state} in {seconds:.1f} s[/dim]")
 
 
 def _run(case: Case, quick: bool) -> list[Row] | str:

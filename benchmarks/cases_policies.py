@@ -194,12 +194,13 @@ def _expect(wanted: bool) -> Callable[[Any], None]:
 
 def _cases() -> Iterator[Case]:
     for key in ("gpt2", "resnet50"):
-        yield Case(f"stateful-{key}", functools.partial(_stateful, key))
+        yield Case(f"stateful-{key}", functools.partial(_stateful, key), slow=key == "gpt2")
     for key, clipped in itertools.product(("gpt2", "resnet50"), (False, True)):
         name = f"groups-{key}-{'clipped' if clipped else 'free'}"
-        yield Case(name, functools.partial(_grouped, key, clipped))
+        yield Case(name, functools.partial(_grouped, key, clipped), slow=key == "gpt2")
     for clipped in (True, False):
-        yield Case(f"agc-{'clipped' if clipped else 'free'}", functools.partial(_agc, clipped))
+        name = f"agc-{'clipped' if clipped else 'free'}"
+        yield Case(name, functools.partial(_agc, clipped), slow=not clipped)
 
 
 CASES = tuple(_cases())

@@ -45,7 +45,7 @@ def _run(effort: Effort) -> list[Row]:
             Side(WITHOUT, lambda: sum(plain.step().step for _ in range(BLOCK))),
             Side(WITH, lambda: sum(recorded.step().step for _ in range(BLOCK))),
         ]
-        budget = effort.budget(40.0, least=3)
+        budget = effort.budget(30.0, least=3)
         times = alternate(sides, budget)
         alone = _alone(recorder, clippers[WITH], effort)
         recorder.close()

@@ -120,7 +120,8 @@ def _cases() -> Iterator[Case]:
     for model in ("char-LM", "transformer"):
         for threads in (1, None):
             name = f"steps-{model.lower()}-{'threads' if threads is None else threads}"
-            yield Case(name, functools.partial(_run, model, threads))
+            slow = model != "char-LM" or threads is None
+            yield Case(name, functools.partial(_run, model, threads), slow)
 
 
 CASES = tuple(_cases())

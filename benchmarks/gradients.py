@@ -133,6 +133,8 @@ def norm64(flat: Tensor) -> float:
 
 def worst(got: Tensor, first: Tensor, factor: float) -> float:
     """Return the largest relative error of values that should be first · factor."""
+    if factor == 1 and torch.equal(got, first):  # Quick, and NaN is not equal to itself.
+        return 0.0
     largest = 0.0
     for mine, was in zip(got.flatten().split(_CHUNK), first.flatten().split(_CHUNK), strict=True):
         want = was.double() * factor

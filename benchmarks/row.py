@@ -108,7 +108,7 @@ class Case:
     Attributes:
         name: what `--only` looks at.
         run: measures.
-        slow: left out of a quick run.
+        slow: left out of a quick run, unless `--only` names it.
     """
 
     name: str
