@@ -65,6 +65,8 @@ def _run(key: str, clipped: bool, effort: Effort) -> list[Row]:
 
 def _row(times: Times, title: str) -> Row:
     rival = times.fastest(*RIVALS)
+    if times.extra(rival, BARE) <= 0:  # A ratio to it would mean nothing.
+        raise RuntimeError(f"too noisy: a step with {rival} was faster than one without")
     return Row(
         f"{title}: added to the step",
         Figure(OURS, times.extra(OURS, BARE)),

@@ -115,6 +115,17 @@ def test_what_is_added_is_compared_above_the_base() -> None:
     assert times.extra("rival", "base") == 40
 
 
+def test_no_ratio_to_a_rival_that_seems_to_add_nothing() -> None:
+    from benchmarks import cases_optimizer as cases
+
+    names = (cases.OURS, *cases.RIVALS, cases.BARE)
+    sound = Times(names, np.array([[110.0] * 9, [140.0] * 9, [150.0] * 9, [100.0] * 9]))
+    assert cases._row(sound, "case").value.value == 0.25
+    noisy = Times(names, np.array([[90.0] * 9, [80.0] * 9, [80.0] * 9, [100.0] * 9]))
+    with pytest.raises(RuntimeError, match="too noisy"):
+        cases._row(noisy, "case")
+
+
 def _times() -> Times:
     return Times(("ours", "slow", "fast"), np.array([[100.0] * 9, [400.0] * 9, [200.0] * 9]))
 
