@@ -51,15 +51,15 @@ static inline float widen_f16(f16 value) {
 static inline float narrow_f32(double value) { return (float)value; }
 static inline double narrow_f64(double value) { return value; }
 
-static inline bf16 narrow_bf16(double value) {
-    uint32_t bits = bits32((float)value);
+static inline bf16 narrow_bf16(float value) {
+    uint32_t bits = bits32(value);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     uint32_t nan = (bits >> 16) | 0x40u;
     return (bf16)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
-static inline f16 narrow_f16(double value) {
-    uint32_t bits = bits32((float)value);
+static inline f16 narrow_f16(float value) {
+    uint32_t bits = bits32(value);
     uint32_t sign = (bits >> 16) & 0x8000u;
     uint32_t magnitude = bits & 0x7fffffffu;
     /* Normals: rebias and round to nearest even; a carry runs into inf as it should. */

@@ -57,9 +57,9 @@ GRADCLIP_API int gradclip_norm2(const gradclip_buffers *buffers, int threads, do
 /* out[i] = max |x|; NaN if an element is NaN; 0 for an empty buffer. */
 GRADCLIP_API int gradclip_maxabs(const gradclip_buffers *buffers, int threads, double *out);
 
-/* x = round(x * factors[i]) in place, the product taken in float64 and rounded to nearest
- * even, for 16-bit dtypes by way of float32. A buffer whose factor is exactly 1 is neither
- * read nor written. */
+/* x = round(x * factors[i]) in place, rounded to nearest even. The product is taken in
+ * float64; for 16-bit dtypes in float32, by the factor rounded to that, if it is a normal
+ * number there. A buffer whose factor is exactly 1 is neither read nor written. */
 GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *factors,
                                 int threads);
 

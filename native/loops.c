@@ -3,6 +3,7 @@
  * depend on the instruction set. */
 #include "loops.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -91,10 +92,29 @@ DEFINE_MAXABS(f16, int16_t, INT16_MAX)
         for (int64_t i = 0; i < n; i++) x[i] = narrow_##T((double)widen_##T(x[i]) * factor);  \
     }
 
+/* A 16-bit value has so few bits that a float32 product is precise enough, and three times as
+ * fast; but not by a factor that is no normal float32. */
+#define DEFINE_SCALE_HALF(T)                                                                  \
+    static CLONES void scale_exactly_##T(void *data, int64_t n, double factor) {              \
+        T *x = data;                                                                          \
+        for (int64_t i = 0; i < n; i++) x[i] = narrow_##T((float)(widen_##T(x[i]) * factor)); \
+    }                                                                                         \
+    static CLONES void scale_fast_##T(void *data, int64_t n, float factor) {                  \
+        T *x = data;                                                                          \
+        for (int64_t i = 0; i < n; i++) x[i] = narrow_##T(widen_##T(x[i]) * factor);          \
+    }                                                                                         \
+    static void scale_##T(void *data, int64_t n, double factor) {                             \
+        double size = fabs(factor);                                                           \
+        if (size >= FLT_MIN && size <= FLT_MAX)                                               \
+            scale_fast_##T(data, n, (float)factor);                                           \
+        else                                                                                  \
+            scale_exactly_##T(data, n, factor);                                               \
+    }
+
 DEFINE_SCALE(f32)
 DEFINE_SCALE(f64)
-DEFINE_SCALE(bf16)
-DEFINE_SCALE(f16)
+DEFINE_SCALE_HALF(bf16)
+DEFINE_SCALE_HALF(f16)
 
 /* ---- clamp --------------------------------------------------------------------------- */
 

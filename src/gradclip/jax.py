@@ -115,7 +115,9 @@ def clip(
         last |= {name: none > 0 for name in _FLAGS}  # noqa: C420 - typed
         last["norms"] = jnp.zeros(len(names), zero.dtype)
         recent = jnp.zeros((10 if max_skips is None else max_skips) + 1, zero.dtype)
-        return ClipState(memory, none, none, none, none, recent, last)
+        state = ClipState(memory, none, none, none, none, recent, last)
+        # Each leaf an array of its own: one that is there twice cannot be donated to a step.
+        return jax.tree.map(jnp.copy, state)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, loss: Any = None, **_extra: Any

@@ -404,6 +404,16 @@ def test_multi_steps_clips_the_mean() -> None:
     assert int(state.inner_opt_state[0].steps) == 2
 
 
+def test_a_state_can_be_donated_to_the_step() -> None:
+    for policy in ("norm:1.0", "zclip", "agc"):
+        tx = clip(policy)
+        step = jax.jit(lambda g, s, tx=tx: tx.update(g, s, GRADS), donate_argnums=1)
+        state: Any = tx.init(GRADS)
+        for _ in range(3):
+            _, state = step(GRADS, state)
+        assert int(state.steps) == 3
+
+
 def test_apply_if_finite_keeps_our_state_too() -> None:
     inner = optax.chain(clip("norm:1.0", nonfinite="propagate"), optax.sgd(1.0))
     params, state = _run(optax.apply_if_finite(inner, 3), [GRADS, BAD, GRADS])

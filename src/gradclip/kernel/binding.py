@@ -85,8 +85,8 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
         RuntimeError: The kernel is not available.
         ValueError: ``factors`` has another shape, or a buffer is not valid; nothing changed.
 
-    Numerics: the product is taken in float64 and rounded to nearest even, for 16-bit dtypes by
-    way of float32; NaN stays NaN.
+    Numerics: the product is taken in float64, for 16-bit dtypes in float32 (unless the factor is
+    no normal number there), and rounded to nearest even; NaN stays NaN.
     """
     n = len(buffers)
     one = np.ndim(factors) == 0
