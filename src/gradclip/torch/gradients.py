@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 import array_api_compat.torch as torch_xp
@@ -204,7 +204,7 @@ class Gradients:
         if self._buffers:
             mine = each[self._native] if self._rest else each
             kernel.scale(self._buffers, mine, self._threads)
-            self._tell_autograd([self._native[i] for i in np.flatnonzero(mine != 1)])
+            self._tell_autograd(list(compress(self._native, (mine != 1).tolist())))
         for i in self._rest:
             if each[i] != 1:
                 _multiply(self._tensors[i], float(each[i]))
@@ -340,7 +340,9 @@ class Gradients:
 
     def _tell_autograd(self, members: Sequence[int]) -> None:
         """Count the kernel's writes as in-place changes, which torch cannot see by itself."""
-        torch.autograd.graph.increment_version([self._tensors[i] for i in members])
+        all_of_them = len(members) == len(self._tensors)
+        changed = self._tensors if all_of_them else [self._tensors[i] for i in members]
+        torch.autograd.graph.increment_version(changed)
 
     def _refuse_complex(self, members: Sequence[int]) -> None:
         """Refuse what has no order, before anything is changed."""
