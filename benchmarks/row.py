@@ -120,31 +120,29 @@ def at_least(
     limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
 ) -> Row:
     """Return the row that says how many times faster we are than the fastest rival."""
-    rival = times.fastest(*rivals)
-    return Row(
-        case,
-        Figure(ours, times.median(ours)),
-        Figure(rival, times.median(rival)),
-        times.ratio(rival, ours),
-        "rival ÷ ours",
-        None if limit is None else Limit("at least", limit),
-        times.rounds,
-        note,
-    )
+    bound = None if limit is None else Limit("at least", limit)
+    return _against(times.fastest(*rivals), bound, case, times, ours, note, faster=True)
 
 
 def at_most(
     limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
 ) -> Row:
     """Return the row that says how long we take, in units of the fastest rival."""
-    rival = times.fastest(*rivals)
+    bound = None if limit is None else Limit("at most", limit)
+    return _against(times.fastest(*rivals), bound, case, times, ours, note, faster=False)
+
+
+def _against(
+    rival: str, limit: Limit | None, case: str, times: Times, ours: str, note: str, *, faster: bool
+) -> Row:
+    pair = (rival, ours) if faster else (ours, rival)
     return Row(
         case,
         Figure(ours, times.median(ours)),
         Figure(rival, times.median(rival)),
-        times.ratio(ours, rival),
-        "ours ÷ rival",
-        None if limit is None else Limit("at most", limit),
+        times.ratio(*pair),
+        "rival ÷ ours" if faster else "ours ÷ rival",
+        limit,
         times.rounds,
         note,
     )
