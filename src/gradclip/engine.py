@@ -24,6 +24,11 @@ __all__ = ["Backend", "NonFinite", "Plan", "init", "run"]
 
 NonFinite = Literal["skip", "zero", "raise", "propagate"]
 Memory = Any  # Dictionaries and lists, nested, of arrays.
+Units = tuple[Any, Any, list[int]]
+"""What `Backend.unit_norms` returns."""
+
+# The squares of these, and their sums, stay far within float64.
+_SMALL, _LARGE = 1e-75, 1e75
 
 
 class Backend(Protocol):
@@ -120,6 +125,10 @@ class Backend(Protocol):
         """
         ...
 
+    def refuse_complex(self, members: Sequence[int]) -> None:
+        """Refuse values that have no order, before anything is changed."""
+        ...
+
     def get(self, member: int) -> Any:
         """Return one gradient, in at least float32, for arithmetic."""
         ...
@@ -161,11 +170,12 @@ def run(
     xp = grads.xp
     everything = range(len(grads.names))
     order = _common_order(plan, len(everything))
-    raw = grads.norms(everything, order, None)
+    units = _first_units(plan, grads, order)
+    raw = grads.norms(everything, order, None) if units is None else _of_units(units, grads)
     ledger = Ledger.start(raw, order, xp)
     finite = xp.isfinite(ledger.total)
     skipped = ~finite if nonfinite == "skip" else finite & ~finite
-    work = _Pass(grads, ledger, skipped, {}, None)
+    work = _Pass(grads, ledger, skipped, {}, None, units)
     memory = work.layers(plan, memory)
     return memory, work.pending(), work.result()
 
@@ -184,6 +194,31 @@ def _common_order(plan: Plan, count: int) -> float:
     return orders.pop() if len(orders) == 1 else 2.0
 
 
+def _first_units(plan: Plan, grads: Backend, order: float) -> Units | None:
+    """Return the norms of all units, if the plan begins with them and all else follows from them.
+
+    Then one read of the gradients does for both. Only on the host, which can look whether the
+    squares stay within float64.
+    """
+    stage = plan[0][0] if plan and len(plan[0]) == 1 else None
+    if not grads.host or not isinstance(stage, Stage):
+        return None
+    measure = stage.policy.measure
+    whole = stage.members and len(stage.members) == len(grads.names)
+    if not whole or measure.scope != "unit" or not measure.power == order == 2.0:
+        return None
+    units = grads.unit_norms(stage.members, 2.0, measure.axis)
+    norms, xp = units[0], grads.xp
+    plain = (norms == 0) | ((norms > _SMALL) & (norms < _LARGE))
+    return units if bool(xp.all(plain)) else None
+
+
+def _of_units(units: Units, grads: Backend) -> Any:
+    """Return the members' 2-norms, from those of their units."""
+    norms, _, counts = units
+    return grads.unit_dots(norms, norms, counts, root=True)
+
+
 @dataclass
 class _Pass:
     """One run over the plan: what is being worked on, and what is known of it."""
@@ -193,6 +228,8 @@ class _Pass:
     skipped: Any
     raws: dict[int, Any]
     limit: Any
+    units: Units | None
+    """The norms of all units, which the first stage is about to ask for."""
     watched: bool = False
 
     def layers(self, plan: Plan, memory: Memory) -> Memory:
@@ -303,6 +340,8 @@ class _Pass:
         assert not isinstance(response, ValueResponse)
         factors = response.factors(norms, limits, xp)
         factors = xp.where(self.skipped, xp.ones_like(factors), factors)
+        if self.grads.host and bool(xp.all(factors == 1)):
+            return state
         self._turn_units(stage, norms, factors, counts)
         self.grads.scale_units(members, factors, measure.axis)
         return state
@@ -338,7 +377,10 @@ class _Pass:
 
     def _unit_norms(self, what: Backend, stage: Stage) -> tuple[Any, list[int]]:
         measure = stage.policy.measure
-        norms, sizes, counts = what.unit_norms(stage.members, measure.power, measure.axis)
+        known = None
+        if what is self.grads:
+            known, self.units = self.units, None  # Of the first stage, and before its factors.
+        norms, sizes, counts = known or what.unit_norms(stage.members, measure.power, measure.axis)
         return measure.per_size(norms, sizes, self.grads.xp), counts
 
     def _values(self, stage: Stage, state: Memory) -> Memory:
@@ -529,10 +571,12 @@ def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
 
 def _init_values(stage: Stage, grads: Backend) -> Memory:
     policy, vxp = stage.policy, grads.values_xp
+    members = [member for member in stage.members if grads.present[member]]
+    grads.refuse_complex(members)
+    if not policy.threshold.init(grads.norms(range(0), 2.0, None), grads.xp):
+        return {str(member): {} for member in members}  # A copy of the values for nothing.
     memory = {}
-    for member in stage.members:
-        if not grads.present[member]:
-            continue
+    for member in members:
         value = vxp.abs(grads.get(member))
         if policy.measure.scope == "singular":
             basis = grads.singular(member)

@@ -329,12 +329,16 @@ class _Arrays:
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None
 
+    def refuse_complex(self, members: Sequence[int]) -> None:
+        for member in members:
+            dtype = self.leaves[member].dtype
+            if jnp.issubdtype(dtype, jnp.complexfloating):
+                remedy = "values of complex gradients have no order: clip them by norm"
+                raise PolicyError.of(f"{self.names[member]}.dtype", str(dtype), remedy)
+
     def get(self, member: int) -> Any:
-        x = self.leaves[member]
-        if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            remedy = "values of complex gradients have no order: clip them by norm"
-            raise PolicyError.of(f"{self.names[member]}.dtype", str(x.dtype), remedy)
-        return _at_least_single(x)
+        self.refuse_complex([member])
+        return _at_least_single(self.leaves[member])
 
     def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
         old = self.leaves[member]

@@ -169,11 +169,16 @@ class _Arrays:
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None
 
+    def refuse_complex(self, members: Sequence[int]) -> None:
+        for member in members:
+            dtype = self._get(member).dtype
+            if dtype.kind == "c":
+                remedy = "values of complex gradients have no order: clip them by norm"
+                raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(dtype), remedy)
+
     def get(self, member: int) -> np.ndarray:
+        self.refuse_complex([member])
         array = self._get(member)
-        if array.dtype.kind == "c":
-            remedy = "values of complex gradients have no order: clip them by norm"
-            raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(array.dtype), remedy)
         return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
 
     def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:

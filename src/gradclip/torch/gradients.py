@@ -276,7 +276,7 @@ class Gradients:
 
     def clamp_all(self, limits: Limits) -> None:
         """Clamp every gradient between two numbers, measuring nothing."""
-        self._refuse_complex(range(len(self._tensors)))
+        self.refuse_complex(range(len(self._tensors)))
         self._install()
         if self._buffers:
             kernel.clamp(self._buffers, *_bounds(limits), self._threads)
@@ -285,9 +285,17 @@ class Gradients:
             value = _comparable(self._tensors[i])
             self._tensors[i].copy_(Clamp().values(value, None, limits, torch_xp))
 
+    def refuse_complex(self, members: Sequence[int]) -> None:
+        """Refuse what has no order, before anything is changed."""
+        for i in members:
+            if self._tensors[i].dtype.is_complex:
+                argument = f"gradient {self.names[i]} dtype".replace("  ", " ")
+                remedy = "complex values have no order: clip by norm"
+                raise PolicyError.of(argument, str(self._tensors[i].dtype), remedy)
+
     def get(self, member: int) -> Tensor:
         """Return a copy of one gradient in at least float32."""
-        self._refuse_complex([member])
+        self.refuse_complex([member])
         tensor = self._tensors[member]
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
@@ -343,14 +351,6 @@ class Gradients:
         all_of_them = len(members) == len(self._tensors)
         changed = self._tensors if all_of_them else [self._tensors[i] for i in members]
         torch.autograd.graph.increment_version(changed)
-
-    def _refuse_complex(self, members: Sequence[int]) -> None:
-        """Refuse what has no order, before anything is changed."""
-        for i in members:
-            if self._tensors[i].dtype.is_complex:
-                argument = f"gradient {self.names[i]} dtype".replace("  ", " ")
-                remedy = "complex values have no order: clip by norm"
-                raise PolicyError.of(argument, str(self._tensors[i].dtype), remedy)
 
     def _writable(self, index: int, tensor: Tensor) -> Tensor:
         """Return a dense tensor over the gradient's values, noting what must be replaced."""
