@@ -8,12 +8,15 @@ from .functional import (
     clip_grads_with_norm_,
     get_total_norm,
 )
+from .in_backward import InBackward, attach_in_backward
 from .recorder import Recorder, record
 
 __all__ = [
     "Clipper",
+    "InBackward",
     "Recorder",
     "attach",
+    "attach_in_backward",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",

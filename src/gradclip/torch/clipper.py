@@ -23,7 +23,7 @@ from .fold import Fold
 from .gradients import Gradients
 from .memory import alike, holds_anything, map_arrays
 
-__all__ = ["Clipper"]
+__all__ = ["Clipper", "as_tensors", "hole"]
 
 _SCHEMA = 1
 _ALONE = "the clipper is not attached to an optimizer"
@@ -136,7 +136,7 @@ class Clipper:
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
         self.plan, self._memory = plan(self.policy, names), None
-        self._holes = [_hole(param) for param in found]
+        self._holes = [hole(param) for param in found]
         self.names, self.params = names, found
 
     @torch.no_grad()
@@ -170,6 +170,8 @@ class Clipper:
         """
         found = [p.grad for p in self.params]
         present = [grad is not None for grad in found]
+        if not any(present):
+            self._tell_empty()
         pairs = zip(found, self._holes, strict=True)
         tensors = [hole if grad is None else grad for grad, hole in pairs]
         grads = Gradients(tensors, self.names, self.params, present, _number(loss))
@@ -177,6 +179,18 @@ class Clipper:
         if fold is not None and not fold.fits(grads):
             fold = None
         return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+
+    def _tell_empty(self) -> None:
+        """Say once that there was nothing to clip, where that is likely to be a mistake."""
+        if self.handles or self._warned:
+            return
+        self._warned = True
+        text = (
+            "no parameter has a gradient: nothing was clipped. Call clip_() between backward and "
+            "zero_grad(); for optimizers that step inside of backward there is "
+            "gradclip.torch.attach_in_backward"
+        )
+        warnings.warn(text, GradclipWarning, stacklevel=4)
 
     @torch.no_grad()
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
@@ -224,7 +238,7 @@ class Clipper:
                 grads.scale(factors if fold is None else fold.rest(factors))
             elif scaled_by is not None:
                 result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
-        result = _as_tensors(result) if grads.host else result
+        result = as_tensors(result) if grads.host else result
         self._memory = memory
         self.last = result
         self._count(result, lost)
@@ -352,7 +366,7 @@ def _skips(layers: Plan) -> bool:
     return any(isinstance(stage.policy.response, Skip) for stage in stages)
 
 
-def _hole(param: Tensor) -> Tensor:
+def hole(param: Tensor) -> Tensor:
     """Stands in for a missing gradient: no values, but as many units as the parameter has."""
     shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
     return torch.empty(shape, dtype=param.dtype, device=param.device)
@@ -364,7 +378,7 @@ def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
     return replace(result, **{name: getattr(result, name) / scale for name in names})
 
 
-def _as_tensors(result: ClipResult) -> ClipResult:
+def as_tensors(result: ClipResult) -> ClipResult:
     """Return the host's numbers as tensors: one allocation for all of a kind."""
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
     values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))

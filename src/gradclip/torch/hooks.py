@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .clipper import Clipper
-from .fold import Fold, honours_found_inf, refusal, zero_momentum
+from .fold import Fold, refusal, zero_momentum
 from .lend import Left, lend, mend
+from .skip import keep_from_weights
 
 __all__ = ["StepHooks"]
 
@@ -143,26 +144,18 @@ class StepHooks:
         if divisor is not scale:
             lend(self._undo, optimizer, "grad_scale", divisor)
         if clipper.may_skip:
-            self._keep_from_weights(optimizer, result.skipped, overflow)
+            keep_from_weights(
+                self._undo,
+                optimizer,
+                clipper.params,
+                result.skipped,
+                host=clipper.host,
+                overflow=overflow,
+            )
         elif overflow is not None and not clipper.measures_only:
             zero_momentum(optimizer)  # The scaler may skip the first step.
         # With the factor lent, gradients seen again are not clipped ones.
         self._clipped = None if fold is not None and fold.taken else _Seen.of(clipper.params)
-
-    def _keep_from_weights(
-        self, optimizer: torch.optim.Optimizer, skipped: Tensor, overflow: Tensor | None
-    ) -> None:
-        """See to it that a skipped step changes neither weights nor the optimizer's memory."""
-        if not self._clipper.host and honours_found_inf(optimizer):
-            zero_momentum(optimizer)
-            flag = skipped.float()
-            both = flag if overflow is None else torch.maximum(overflow, flag.to(overflow.device))
-            lend(self._undo, optimizer, "found_inf", both)
-        elif bool(skipped):  # On an accelerator this waits for the device: there is no other way.
-            hidden = [(p, p.grad) for p in self._clipper.params if p.grad is not None]
-            for parameter, _ in hidden:
-                parameter.grad = None
-            self._undo.callback(_show, hidden)
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Notice parameters that were added to the optimizer since the last step."""
@@ -196,13 +189,6 @@ class _Seen(NamedTuple):
     def same(self, other: _Seen) -> bool:
         """Whether these are the same tensors, and no one wrote to them in between."""
         return self.versions == other.versions and all(map(is_, self.grads, other.grads))
-
-
-def _show(hidden: list[tuple[Tensor, Tensor]]) -> None:
-    """Give gradients back to their parameters, unless there are newer ones."""
-    for parameter, grad in hidden:
-        if parameter.grad is None:
-            parameter.grad = grad
 
 
 @atexit.register
