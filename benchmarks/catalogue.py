@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     cases_growth,
+    cases_hot,
     cases_jax,
     cases_memory,
     cases_norm,
@@ -25,4 +26,5 @@ CASES: tuple[Case, ...] = (
     *cases_growth.CASES,
     *cases_memory.CASES,
     *cases_steps.CASES,
+    *cases_hot.CASES,
 )

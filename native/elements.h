@@ -12,10 +12,6 @@
 #define CLONES
 #endif
 
-/* Independent accumulators of a sum. They let a loop vectorise without -ffast-math and, added
- * up in a fixed order, give the same bits on every instruction set. */
-enum { LANES = 16 };
-
 typedef float f32;
 typedef double f64;
 typedef uint16_t bf16;

@@ -10,7 +10,10 @@
 #include "elements.h"
 #include "gradclip.h"
 
-enum { BLOCK = 1024 }; /* elements clamp looks at before it decides to write */
+enum {
+    BLOCK = 1024, /* elements clamp looks at before it decides to write */
+    LANES = 16    /* see sumsq.c */
+};
 
 const char *gradclip_isa(void) {
 #ifdef GRADCLIP_CLONES

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,13 @@ def test_images_have_a_text() -> None:
 def test_the_catalogue_in_the_docs_is_the_catalogue() -> None:
     shown = CliRunner().invoke(app, ["methods", "--markdown"])
     assert (ROOT / "docs/methods.md").read_text() == shown.output, "run make docs-methods"
+
+
+def test_the_page_on_steps_in_backward_has_the_figures_of_its_experiment() -> None:
+    command = [sys.executable, "experiments/in_backward.py", "--markdown"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.count("\n") > 5
+    assert shown in (ROOT / "docs/step-in-backward.md").read_text()
 
 
 def test_every_finding_is_explained_on_a_page() -> None:
