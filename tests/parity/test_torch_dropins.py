@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradclip.torch as ours
 import oracle
 from conftest import PATHS, OnPath
 from gradclip import GradclipWarning, NonFiniteError, PolicyError
-from gradclip.torch import Clipper, clip_grad_norm_, clip_grad_value_, get_total_norm
+from gradclip.torch import (
+    Clipper,
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
 
 theirs = torch.nn.utils
 ORDERS = (0.5, 1, 1.5, 2, 4, math.inf, "inf")
@@ -468,6 +475,49 @@ def test_the_drop_ins_compile_in_one_graph(backend: str, max_norm: float) -> Non
     torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
     for a, b in zip(mine, twins, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("number_of_values", [1, 2])
+def test_a_limit_that_is_a_tensor_is_its_number(path: str, number_of_values: int) -> None:
+    limit = torch.full((number_of_values,), 0.5)
+    for clip in (clip_grad_norm_, clip_grad_value_):
+        mine, twins = _pair(torch.float32, 8)
+        if number_of_values > 1:
+            with pytest.raises(PolicyError, match="one value"):
+                clip(mine, limit)
+            continue
+        clip(mine, limit)
+        clip(twins, 0.5)
+        for a, b in zip(mine, twins, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+        if path != "device":  # There nobody looks.
+            with pytest.raises(PolicyError, match=">= 0"):
+                clip(mine, torch.tensor(-1.0))
+
+
+def test_a_limit_that_is_a_tensor_compiles_once() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def both(params: list[Tensor], limit: Tensor) -> Tensor:
+        norm = clip_grad_norm_(params, limit)
+        clip_grads_with_norm_(params, limit / 2, norm)
+        clip_grad_value_(params, limit / 4)
+        return norm
+
+    compiled = torch.compile(both, fullgraph=True, backend=counter)
+    mine, _ = _pair(torch.float32, 8)
+    for limit in (0.5, 0.25, 1e6):
+        fresh, twins = _pair(torch.float32, 8)
+        for a, b in zip(mine, fresh, strict=True):
+            assert a.grad is not None
+            assert b.grad is not None
+            a.grad.copy_(b.grad)
+        norm, expected = compiled(mine, torch.tensor(limit)), both(twins, torch.tensor(limit))
+        torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+        for a, b in zip(mine, twins, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-9)
+    assert counter.frame_count == 1
 
 
 class Reads(TorchDispatchMode):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number
-from ..errors import GradclipWarning, NonFiniteError
+from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..measure import combine
 from ..response import Rescale
 from ..threshold import Limits
@@ -29,7 +29,7 @@ Tensors = Tensor | Iterable[Tensor]
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensors,
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
@@ -41,7 +41,9 @@ def clip_grad_norm_(
     Args:
         parameters: a tensor or an iterable of tensors; their `.grad` is mutated. A parameter
             listed twice counts once.
-        max_norm: the largest norm that stays as it is, ≥ 0.
+        max_norm: the largest norm that stays as it is, ≥ 0. Under `torch.compile` a tensor of one
+            value does not compile again when it changes; there, and on an accelerator, nobody
+            looks at it, and a negative one counts as 0.
         norm_type: p > 0 of the p-norm, or inf.
         error_if_nonfinite: raise, with the gradients untouched, if the norm is inf or NaN.
         foreach: accepted as torch has it, and not needed: the tensors decide what runs.
@@ -68,7 +70,7 @@ def clip_grad_norm_(
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
     grads = _gradients(parameters, "clip_grad_norm_")
-    limit = number("max_norm", max_norm, low=0)
+    limit = _limit("max_norm", max_norm, grads)
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
     _rescale(grads, total, limit)
@@ -78,14 +80,14 @@ def clip_grad_norm_(
 @torch.no_grad()
 def clip_grad_value_(
     parameters: Tensors,
-    clip_value: float,
+    clip_value: float | Tensor,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
 ) -> None:
     """Clamp every value of the gradients to [-clip_value, clip_value], in place.
 
     Args:
         parameters: a tensor or an iterable of tensors; their `.grad` is mutated.
-        clip_value: the largest magnitude, ≥ 0.
+        clip_value: the largest magnitude, ≥ 0; a tensor as in `clip_grad_norm_`.
         foreach: accepted as torch has it, and not needed.
 
     Raises:
@@ -104,7 +106,7 @@ def clip_grad_value_(
     Source: Mikolov 2012, PhD thesis, section 3.2.
     """
     grads = _gradients(parameters, "clip_grad_value_")
-    bound = number("clip_value", clip_value, low=0)
+    bound = _limit("clip_value", clip_value, grads)
     grads.clamp_all(Limits(-bound, bound))
 
 
@@ -149,7 +151,7 @@ def get_total_norm(
 @torch.no_grad()
 def clip_grads_with_norm_(
     parameters: Tensors,
-    max_norm: float,
+    max_norm: float | Tensor,
     total_norm: Tensor,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
 ) -> None:
@@ -157,7 +159,9 @@ def clip_grads_with_norm_(
 
     Args:
         parameters: a tensor or an iterable of tensors; their `.grad` is mutated.
-        max_norm: the largest norm that stays as it is, ≥ 0.
+        max_norm: the largest norm that stays as it is, ≥ 0. Under `torch.compile` a tensor of one
+            value does not compile again when it changes; there, and on an accelerator, nobody
+            looks at it, and a negative one counts as 0.
         total_norm: shape (); the norm that the gradients have, from `get_total_norm`.
         foreach: accepted as torch has it, and not needed.
 
@@ -177,7 +181,7 @@ def clip_grads_with_norm_(
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
     grads = _gradients(parameters, "clip_grads_with_norm_")
-    limit = number("max_norm", max_norm, low=0)
+    limit = _limit("max_norm", max_norm, grads)
     total: Any = torch.as_tensor(total_norm).detach()
     _rescale(grads, total.double().cpu().numpy() if grads.host else total, limit)
 
@@ -197,6 +201,19 @@ def _gradients(parameters: Tensors, name: str) -> Gradients:
     return found
 
 
+def _limit(argument: str, value: float | Tensor, grads: Gradients) -> Any:
+    """Return a limit, checked unless that would wait for a device or break a graph."""
+    if not isinstance(value, Tensor):
+        return number(argument, value, low=0)
+    if value.numel() != 1:
+        shape = f"a tensor of shape {tuple(value.shape)}"
+        raise PolicyError.of(argument, shape, "give one number, or a tensor of one value")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return number(argument, float(value), low=0)
+    limit = value.detach().reshape(()).to(grads.device).clamp(min=0)
+    return float(limit) if grads.host else limit
+
+
 def _total(grads: Gradients, norm_type: float) -> Any:
     order = number("norm_type", float(norm_type), low=0, above=True)
     norms = grads.norms(range(len(grads.names)), order)
@@ -206,7 +223,7 @@ def _total(grads: Gradients, norm_type: float) -> Any:
         return combine(norms, order, grads.xp)
 
 
-def _rescale(grads: Gradients, total: Any, limit: float) -> None:
+def _rescale(grads: Gradients, total: Any, limit: Any) -> None:
     grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
 
 
