@@ -20,7 +20,7 @@ from gradclip.record import RecordWriter
 
 FLAGS = {
     "": {"--version", "--help"},
-    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
+    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
