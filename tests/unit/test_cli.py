@@ -92,6 +92,10 @@ FAULTS = {
         ["run", "--max-skips", "3", "s.py"],
         "--max-skips=3 is not usable: without ",
     ),
+    "no such sink": (
+        ["run", "--sink", "visdom:x", "s.py"],
+        "sink='visdom:x' is not usable: give one of tensorboard:WHERE (a folder, for event",
+    ),
     "no place for the record": (["run", "--record", ".", "s.py"], ". cannot be written"),
     "no such record": (
         ["report", "r.jsonl"],
