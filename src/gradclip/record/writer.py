@@ -30,8 +30,8 @@ class RecordWriter:
     there, and the training goes on. In a forked child the writer does nothing.
 
     Each batch of steps also goes to the sinks. One that raises is left out from then on, which is
-    told in a `GradclipWarning` and in an event of the record; the training goes on. What is left
-    of a full disk is nothing, but the sinks go on.
+    told in a `GradclipWarning` and in an event of the record; the training goes on. When the disk
+    is full the sinks still get every step.
 
     Args:
         path: The file. Parent directories are created; **an existing file is replaced**.
