@@ -1,10 +1,12 @@
-"""Recording: what a recorder adds to a training step of the character model."""
+"""Recording: what a recorder, and a sink of its steps, add to a training step of small models."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import gradclip.torch
 from .gradients import WrongOutput
 from .measure import Estimate, Side, alternate
 from .row import Case, Effort, Figure, Limit, Row
-from .training import Training
+from .training import MODELS, Training
 
 __all__ = ["CASES"]
 
@@ -26,10 +28,10 @@ WITH, WITHOUT = "recorded", "not recorded"
 LIMIT = 0.01
 
 
-def _run(effort: Effort) -> list[Row]:
+def _run(model: str, effort: Effort) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "run.jsonl"
-        plain, recorded = (Training("char-LM", threads=1) for _ in range(2))
+        plain, recorded = (Training(model, threads=1) for _ in range(2))
         clippers = {
             name: gradclip.torch.attach(training.optimizer, "norm:0.25", model=training.model)
             for name, training in ((WITHOUT, plain), (WITH, recorded))
@@ -47,37 +49,58 @@ def _run(effort: Effort) -> list[Row]:
         ]
         budget = effort.budget(30.0, least=3)
         times = alternate(sides, budget)
-        alone = _alone(recorder, clippers[WITH], effort)
+        alone = {"no sink": _alone(recorder, clippers[WITH], effort)}
         recorder.close()
         _verify(record, clippers)
+        for name, sink in SINKS.items():
+            path = Path(folder) / "sunk.jsonl"
+            with gradclip.torch.record(
+                clippers[WITH],
+                path,
+                optimizer=recorded.optimizer,
+                loss=lambda: recorded.loss,
+                sinks=[sink(folder)],
+            ) as sunk:
+                alone[name] = _alone(sunk, clippers[WITH], effort)
     whole = times.ratio(WITH, WITHOUT)
     step = times.median(WITHOUT) / BLOCK
-    direct = np.quantile(alone, [0.5, 0.025, 0.975]) / step
-    figures = [
-        Figure(WITH, times.median(WITH) / BLOCK),
-        Figure(WITHOUT, step),
-    ]
     return [
         Row(
-            "char-LM, a whole step, 1 thread",
-            figures[0],
-            figures[1],
+            f"{model}, a whole step, 1 thread",
+            Figure(WITH, times.median(WITH) / BLOCK),
+            Figure(WITHOUT, step),
             Estimate(whole.value - 1, whole.low - 1, whole.high - 1),
             "recorded ÷ not recorded - 1",
             Limit("at most", LIMIT),
             times.rounds,
         ),
-        Row(
-            "char-LM, the recorder alone, writing included",
-            Figure("recorder", float(np.median(alone))),
-            figures[1],
-            Estimate(*map(float, direct)),
-            "recorder ÷ step",
-            Limit("at most", LIMIT),
-            len(alone),
-            "the same calls without the training around them, where noise is smaller",
+        *(
+            Row(
+                f"{model}, the recorder alone, writing included, {name}",
+                Figure("recorder", float(np.median(found))),
+                Figure(WITHOUT, step),
+                Estimate(*map(float, np.quantile(found, [0.5, 0.025, 0.975]) / step)),
+                "recorder ÷ step",
+                Limit("at most", LIMIT),
+                len(found),
+                "the same calls without the training around them, where noise is smaller",
+            )
+            for name, found in alone.items()
         ),
     ]
+
+
+class _Nothing:
+    """A logger that does nothing with what it gets."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Take it."""
+
+
+SINKS: dict[str, Callable[[str], object]] = {
+    "a sink that does nothing": lambda _: _Nothing(),
+    "TensorBoard's event files": lambda folder: f"tensorboard:{folder}/events",
+}
 
 
 def _alone(
@@ -106,4 +129,4 @@ def _verify(record: Path, clippers: dict[str, gradclip.torch.Clipper]) -> None:
         raise WrongOutput("steps are missing from the record")
 
 
-CASES = (Case("recording", _run),)
+CASES = tuple(Case(f"recording, {model}", partial(_run, model)) for model in MODELS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradclip import ClipResult, NonFiniteError, PolicyError, RecordError, read_run
+from gradclip import ClipResult, NonFiniteError, PolicyError, RecordError, kernel, read_run
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper, Recorder, attach, record
 
@@ -225,3 +225,43 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be written"):
         record(clipper, tmp_path)
     assert not clipper.observers
+
+
+# ---- What ran
+
+
+def test_what_ran_is_in_the_record(path: str, tmp_path: Path) -> None:
+    """On each path of gradclip.torch; a fallback on the host is an event, told once."""
+    model = net()
+    clipper = Clipper(model.named_parameters(), "norm:0.5")
+    with record(clipper, tmp_path / "r", every=2):
+        for step in range(5):
+            scripted_gradients(model, step)
+            clipper.clip_()
+    run = read_run(tmp_path / "r")
+    ran = f"c-{kernel.status().isa}" if path == "kernel" else "torch"
+    assert run.paths() == [(1, ran)]
+    assert [row.get("path") for row in _rows(tmp_path / "r", "step")] == [ran, *[None] * 4]
+    told = [(event.name, event.step) for event in run.events]
+    assert told == ([("fallback", 1)] if path == "fallback" else [])
+    if told:
+        assert run.events[0].text.startswith("torch did the clipping, slower than the C kernel")
+
+
+def test_what_ran_changes_with_the_gradients(tmp_path: Path) -> None:
+    if not kernel.available():
+        pytest.skip("the C kernel is not built")
+    weight, bias = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    clipper = Clipper([("weight", weight), ("bias", bias)], "norm:0.5")
+    native = f"c-{kernel.status().isa}"
+    with record(clipper, tmp_path / "r"):
+        for step in range(6):
+            weight.grad, bias.grad = torch.ones(4, 4), torch.ones(4)
+            if step in (2, 3):
+                bias.grad = torch.ones(8)[::2]  # With gaps: not for the kernel.
+            clipper.clip_()
+    run = read_run(tmp_path / "r")
+    assert run.paths() == [(1, native), (3, f"{native}+torch"), (5, native)]
+    (event,) = run.events
+    assert (event.name, event.step) == ("fallback", 3)
+    assert "some of the gradients" in event.text

@@ -20,6 +20,7 @@ from gradclip.record import read_run
 
 from . import train_all
 from .interpreter import Interpreter
+from .test_sinks import events_in
 from .training import same
 
 Ran = subprocess.CompletedProcess[str]
@@ -350,6 +351,21 @@ def test_a_killed_run_leaves_a_readable_record(
     run = read_run(tmp_path / "run.jsonl")
     assert run.end is None
     assert len(run.steps) >= 100  # All but the last batches.
+
+
+def test_a_sink_gets_the_steps_of_the_record(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboardX")
+    write(TRAIN)
+    ran = gradclip_run("--clip", "norm:1", "--sink", "tensorboard:tb", "script.py", 60)
+    assert ran.returncode == 0, ran.stderr
+    run = read_run(tmp_path / "run.jsonl")
+    assert not run.events
+    stored = events_in(tmp_path / "tb")
+    for name, column in {"grad_norm/pre": "norm", "clip/coef": "coef", "loss": "loss"}.items():
+        assert list(stored[name]) == run.steps.tolist() == list(range(1, 61))
+        np.testing.assert_allclose(list(stored[name].values()), run.column(column), rtol=1e-6)
 
 
 def test_the_scripts_own_clipping_is_told(

@@ -20,7 +20,7 @@ from gradclip.record import RecordWriter
 
 FLAGS = {
     "": {"--version", "--help"},
-    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "-m", "--help"},
+    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
     "report": {"--output", "-o", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
@@ -91,6 +91,10 @@ FAULTS = {
     "max-skips alone": (
         ["run", "--max-skips", "3", "s.py"],
         "--max-skips=3 is not usable: without ",
+    ),
+    "no such sink": (
+        ["run", "--sink", "visdom:x", "s.py"],
+        "sink='visdom:x' is not usable: give one of tensorboard:WHERE (a folder, for event",
     ),
     "no place for the record": (["run", "--record", ".", "s.py"], ". cannot be written"),
     "no such record": (

@@ -79,6 +79,25 @@ def test_the_page_on_steps_in_backward_has_the_figures_of_its_experiment() -> No
     assert shown in (ROOT / "docs/step-in-backward.md").read_text()
 
 
+def _table(page: str, head: str) -> dict[str, str]:
+    """Return the first two columns of the table that begins with this head."""
+    rows = page.partition(f"\n| {head} |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [row.strip("|").split(" | ") for row in rows]
+    return {cell[0].strip(" `"): cell[1].strip() for cell in cells}
+
+
+def test_the_page_of_the_record_has_every_field_and_every_name() -> None:
+    from gradclip.record import STEP_FIELDS
+    from gradclip.sinks import KINDS, SCALARS
+
+    page = (ROOT / "docs/record.md").read_text()
+    assert tuple(_table(page, "field | meaning")) == (*STEP_FIELDS, "path", "nonfinite", "norms")
+    assert _table(page, "name | meaning") == SCALARS
+    texts = _table(page, "text | install | what it is")
+    assert [text.partition(":")[0] for text in texts] == list(KINDS)
+    assert list(texts.values()) == [f"`gradclip[{kind}]`" for kind in KINDS]
+
+
 def test_every_finding_is_explained_on_a_page() -> None:
     from gradclip.diagnosis.links import NORMALISATION, PAGES
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradclip.errors import GradclipWarning, RecordError
-from gradclip.record import SCHEMA, Parameter, RecordWriter, read_run
+from gradclip.errors import GradclipError, GradclipWarning, RecordError
+from gradclip.record import SCHEMA, STEP_FIELDS, Parameter, RecordWriter, Run, read_run
 
 any_float = st.floats(allow_nan=True, allow_infinity=True, width=64)
 any_name = st.text(max_size=20)
@@ -167,6 +167,8 @@ def test_pandas(path):
         record.step(step=1, loss=2.0, clipped=True, batch=32)
     frame = read_run(path).to_pandas()
     assert frame.loc[0, ["step", "loss", "clipped", "batch"]].tolist() == [1, 2.0, True, 32.0]
+    assert frame["clipped_total"].tolist() == [1]
+    assert "path" not in frame
     assert frame["step"].dtype == np.int64
     assert frame["clipped"].dtype == np.bool_
 
@@ -185,6 +187,177 @@ def test_counts_and_status(path):
     assert end is not None
     assert (end.steps, end.clipped, end.skipped) == (3, 1, 1)
     assert end.status == "error: ZeroDivisionError: by zero"
+
+
+def test_counters_are_of_each_optimizer_alone(path):
+    with RecordWriter(path) as record:
+        record.step(step=1, optimizer=0, norm=1.0, clipped=True)
+        record.step(step=1, optimizer=1, norm=math.nan, skipped=True)
+        record.step(step=2, optimizer=0, norm=1.0, nonfinite=["w"])
+        record.step(step=2, optimizer=1, norm=1.0, clipped=True)
+        record.step(step=3, optimizer=0, norm=math.inf, clipped=True)
+        record.step(step=3, optimizer=1)  # A norm that nobody saw is not a non-finite one.
+    run = read_run(path)
+    clipped, skipped, nonfinite = run.counters()
+    assert clipped.tolist() == [1, 0, 1, 1, 2, 1]
+    assert skipped.tolist() == [0, 1, 0, 1, 0, 1]
+    assert nonfinite.tolist() == [0, 1, 1, 1, 2, 1]
+    assert run.counters(1).nonfinite.tolist() == [1, 1, 1]
+    assert run.counters(7).clipped.shape == (0,)
+
+
+def test_what_ran_is_written_when_it_changes(path):
+    with RecordWriter(path) as record:
+        for step, (one, two) in enumerate([("c", "t"), ("c", "t"), ("c+fold", "t"), ("c", None)]):
+            record.step(step=step + 1, optimizer=0, path=one)
+            record.step(step=step + 1, optimizer=1, path=two)
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()][1:-1]
+    assert [row.get("path") for row in rows] == ["c", "t", None, None, "c+fold", None, "c", None]
+    run = read_run(path)
+    assert run.paths() == [(1, "c"), (3, "c+fold"), (4, "c")]
+    assert run.paths(1) == [(1, "t")]
+    assert run.paths(2) == []
+    assert "path" not in run.names
+
+
+def test_the_schema_lists_the_keys_that_are_written(path):
+    with RecordWriter(path) as record:
+        record.step(step=1, path="c", nonfinite=["w"], norms=[1.0])
+    row = json.loads(path.read_text("utf-8").splitlines()[1])
+    assert tuple(row) == ("kind", *STEP_FIELDS, "path", "nonfinite", "norms")
+
+
+# Records of other versions.
+
+
+def test_a_record_of_schema_1_is_read():
+    """Real, and older than the key `path`: a later version must not change a figure here."""
+    run = read_run(Path(__file__).parent / "records" / "schema-1.jsonl")
+    assert (run.header.schema, run.header.policy, run.torn) == (1, "norm:1.0", False)
+    assert run.header.command[-3:] == ("--clip", "norm:1.0", "train.py")
+    assert set(run.header.versions) == {"python", "torch", "numpy"}
+    (optimizer,) = run.optimizers
+    assert (optimizer.id, optimizer.class_name, optimizer.policy) == (0, "AdamW", "norm:1.0")
+    assert optimizer.parameters[0] == ("0.weight", (4, 3), "float32")
+    assert [parameter.name for parameter in optimizer.parameters] == list(run.norms().names)
+    assert run.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.names == STEP_FIELDS
+    last = [run.column(name)[-1] for name in STEP_FIELDS]
+    assert last == [
+        *(6, 0, 5.074466, 0.15854904055595398, 0.01, 1.327638686822115, 0.9999999999999999),
+        *(1.0, 0.753216978328371, 0.24678302167162902, 1.0, 1, 0),
+    ]
+    assert run.column("norm")[3] == math.inf
+    assert run.seen("limit").tolist() == [True, True, True, False, True, True]
+    assert run.norms().matrix.shape == (6, 4)
+    assert run.norms().matrix[5, 1] == 0.14471584570291138
+    assert run.nonfinite == [(4, ("2.bias",))]
+    assert [count.tolist() for count in run.counters()] == [
+        [0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1],
+    ]
+    assert run.paths() == []
+    (event,) = run.events
+    assert (event.name, event.step) == ("script-clips", 7)
+    assert run.end is not None
+    assert (run.end.status, run.end.steps, run.end.clipped, run.end.skipped) == ("ok", 6, 1, 1)
+
+
+# Parquet.
+
+
+def assert_same(one: Run, two: Run) -> None:
+    for name in ("header", "optimizers", "events", "end", "torn", "names", "nonfinite"):
+        assert getattr(one, name) == getattr(two, name), name
+    for name in one.names:
+        np.testing.assert_array_equal(one.column(name), two.column(name), name)
+        np.testing.assert_array_equal(one.seen(name), two.seen(name), name)
+    for id in {0, *one.column("optimizer").astype(int)}:
+        assert one.paths(id) == two.paths(id)
+        for a, b in zip(one.norms(id), two.norms(id), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            any_float,
+            st.none() | any_float,
+            st.none() | st.lists(st.none() | any_float, max_size=3),
+            st.sampled_from([None, "c-avx2", "torch"]),
+        ),
+        max_size=8,
+    ),
+    name=st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+    ended=st.booleans(),
+)
+def test_parquet_round_trip(tmp_path_factory, rows, name, ended):
+    pytest.importorskip("pyarrow")
+    folder = tmp_path_factory.mktemp("parquet")
+    record = RecordWriter(folder / "r", policy=name, command=[name], batch=32)
+    for id in range(2):
+        record.optimizer(name, [Parameter(name, (2, 3), "float32")], id=id, note=[name])
+    record.event(name, name, step=3, more=1.5)
+    for step, (id, norm, loss, norms, path) in enumerate(rows, 1):
+        record.step(
+            step=step, optimizer=id, norm=norm, loss=loss, norms=norms, path=path, extra=2.5,
+            clipped=step % 2, nonfinite=[name] if step == 4 else (),
+        )  # fmt: skip
+    record.end() if ended else record.flush()
+    run = read_run(folder / "r")
+    run.to_parquet(folder / "new" / "r.parquet")
+    assert_same(read_run(folder / "new" / "r.parquet"), run)
+    record.end()
+
+
+def test_parquet_for_other_readers(path, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with RecordWriter(path) as record:
+        record.optimizer("SGD", [("w", (2,), "float32"), ("b", (1,), "float32")])
+        record.step(step=1, norm=1.0, clipped=True, path="c-avx2", norms=[3.0, 4.0])
+        record.step(step=2, norm=math.nan, skipped=True, nonfinite=["b"])
+    read_run(path).to_parquet(tmp_path / "r.parquet")
+    rows = parquet.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["clipped"] for row in rows] == [True, False]
+    assert [row["loss"] for row in rows] == [None, None]
+    assert math.isnan(rows[1]["norm"])
+    assert [row["path"] for row in rows] == ["c-avx2", "c-avx2"]
+    assert [row["norms"] for row in rows] == [[3.0, 4.0], None]
+    assert [row["nonfinite"] for row in rows] == [None, ["b"]]
+    assert [row["skipped_total"] for row in rows] == [0, 1]
+
+
+def test_parquet_that_is_no_record(path, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    foreign = tmp_path / "foreign.parquet"
+    parquet.write_table(pa.table({"step": [1]}), foreign)
+    with pytest.raises(RecordError, match="is a Parquet file, but no gradclip record: give one"):
+        read_run(foreign)
+    RecordWriter(path).end()
+    read_run(path).to_parquet(tmp_path / "r.parquet")
+    whole = (tmp_path / "r.parquet").read_bytes()
+    for cut in (4, 10, len(whole) - 1):
+        foreign.write_bytes(whole[:cut])
+        with pytest.raises(RecordError, match=r"foreign\.parquet is damaged \(.*: give one"):
+            read_run(foreign)
+    with pytest.raises(RecordError, match="cannot be written"):
+        read_run(path).to_parquet(tmp_path)
+
+
+def test_without_pyarrow_parquet_says_what_is_missing(path, monkeypatch):
+    RecordWriter(path).end()
+    run = read_run(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(GradclipError, match=r"to_parquet needs pyarrow: .*gradclip\[parquet\]"):
+        run.to_parquet(path.with_suffix(".parquet"))
+    path.write_bytes(b"PAR1PAR1")
+    with pytest.raises(GradclipError, match="a Parquet file needs pyarrow"):
+        read_run(path)
 
 
 def test_a_read_column_belongs_to_the_caller(path):

@@ -52,6 +52,14 @@ def run(
             help="With --clip, more skipped steps in a row than this stop the run. Default 10.",
         ),
     ] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:WHERE",
+            help="Where the steps go as well: tensorboard:FOLDER, wandb:PROJECT, "
+            "mlflow:EXPERIMENT or trackio:PROJECT. May be given again.",
+        ),
+    ] = None,
     module: Annotated[
         bool, typer.Option("-m", help="TARGET is a module, as for python -m.")
     ] = False,
@@ -72,7 +80,8 @@ def run(
 
     writer, path = None, record or _default_path(target, module)
     if os.environ.get("RANK", "0") == "0":  # One record a job; torchrun numbers its processes.
-        writer = RecordWriter(path, policy=clip, command=["gradclip", *sys.argv[1:]])
+        command = ["gradclip", *sys.argv[1:]]
+        writer = RecordWriter(path, policy=clip, command=command, sinks=sink or ())
     session = Session(
         policy,
         nonfinite=nonfinite or "skip",  # type: ignore[arg-type]

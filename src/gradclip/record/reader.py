@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from gradclip.errors import RecordError
+from gradclip.record import parquet
 from gradclip.record.run import End, Event, Floats, Header, Optimizer, Run
 from gradclip.record.schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
 
@@ -21,7 +22,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`; a last line that was cut off is left out.
 
     Args:
-        path: A file that `gradclip run --record` or `RecordWriter` wrote.
+        path: A file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
+            or `Run.to_parquet`.
 
     Returns:
         The run; its `end` is None if it has not ended.
@@ -33,7 +35,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            if file.read(1) != b"{":
+            start = file.read(4)
+            if start == parquet.MAGIC:
+                return parquet.read(path)
+            if start[:1] != b"{":
                 what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
                 raise RecordError(f"{path} {what}: {_REMEDY}")
             file.seek(0)
@@ -58,6 +63,7 @@ class _Reading:
         self.lines: list[int] = []
         self.norms: dict[int, list[tuple[int, Floats]]] = {}
         self.nonfinite: list[tuple[int, tuple[str, ...]]] = []
+        self.paths: list[tuple[int, str]] = []
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, file: IO[bytes]) -> Run:
@@ -99,6 +105,7 @@ class _Reading:
             _seen=seen,
             _norms={key: tuple(rows) for key, rows in self.norms.items()},
             _nonfinite=tuple(self.nonfinite),
+            _paths=tuple(self.paths),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
@@ -160,6 +167,8 @@ class _Reading:
         optimizer = int(row["optimizer"])
         bad = row.pop("nonfinite", [])
         norms = row.pop("norms", None)
+        if (path := row.pop("path", None)) is not None:
+            self.paths.append((len(self.steps), str(path)))
         if norms is not None:
             values, odd = _floats(norms)
             if odd:

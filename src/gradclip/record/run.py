@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,17 @@ class End:
     extra: Mapping[str, object] = field(default_factory=dict)
 
 
+class Counters(NamedTuple):
+    """Running counts, one a row: of the steps so far, this one included."""
+
+    clipped: NDArray[np.int64]
+    """How many the policy changed."""
+    skipped: NDArray[np.int64]
+    """How many were kept from the weights."""
+    nonfinite: NDArray[np.int64]
+    """How many had a gradient with inf or NaN."""
+
+
 class Norms(NamedTuple):
     """Per-parameter gradient norms of the sampled steps."""
 
@@ -93,6 +105,7 @@ class Run:
     _seen: Mapping[str, NDArray[np.bool_]]
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
     _nonfinite: tuple[tuple[int, tuple[str, ...]], ...]
+    _paths: tuple[tuple[int, str], ...] = ()
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
@@ -153,8 +166,33 @@ class Run:
             if optimizer is None or ids[row] == optimizer
         ]
 
+    def paths(self, optimizer: int = 0) -> list[tuple[int, str]]:
+        """Return (step, what ran from this step on); empty for a record that does not say."""
+        steps, ids = self.steps, self._columns["optimizer"]
+        return [(int(steps[row]), path) for row, path in self._paths if ids[row] == optimizer]
+
+    def counters(self, optimizer: int | None = None) -> Counters:
+        """Return the running counts at every step row, each optimizer counted by itself.
+
+        Args:
+            optimizer: Only the rows of this one; None: of all.
+        """
+        norm = self._columns["norm"]
+        bad = self._seen["norm"] & ~np.isfinite(norm)
+        bad[[row for row, _ in self._nonfinite]] = True
+        flags = [np.nan_to_num(self._columns[name]) != 0 for name in ("clipped", "skipped")]
+        found = np.zeros((3, len(norm)), np.int64)
+        ids = self._columns["optimizer"]
+        for one in np.unique(ids):
+            own = ids == one
+            found[:, own] = np.cumsum([flag[own] for flag in (*flags, bad)], axis=1)
+        return Counters(*(found if optimizer is None else found[:, ids == optimizer]))
+
     def to_pandas(self) -> pandas.DataFrame:
-        """Return the step rows as a DataFrame, one column for each of `names`.
+        """Return the step rows as a DataFrame.
+
+        Its columns are those of `names`; `path`, what ran, if the record says; and the running
+        counts `clipped_total`, `skipped_total` and `nonfinite_total`, from `counters`.
 
         Raises:
             GradclipError: pandas is not installed.
@@ -164,12 +202,43 @@ class Run:
         except ImportError as error:
             raise GradclipError("to_pandas needs pandas: pip install 'gradclip[pandas]'") from error
         exact = {"step": np.int64, "optimizer": np.int64, "clipped": np.bool_, "skipped": np.bool_}
-        return pandas.DataFrame(
-            {
-                name: values.astype(exact[name]) if name in exact else values.copy()
-                for name, values in self._columns.items()
-            }
-        )
+        columns: dict[str, Any] = {
+            name: values.astype(exact[name]) if name in exact else values.copy()
+            for name, values in self._columns.items()
+        }
+        if self._paths:
+            columns["path"] = self._path_of_rows()
+        for name, counts in self.counters()._asdict().items():
+            columns[f"{name}_total"] = counts
+        return pandas.DataFrame(columns)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the run as a Parquet file, which `gradclip.read_run` reads as the same run.
+
+        A row is a step, as in `to_pandas`, and holds the lists `norms` and `nonfinite` too. The
+        header, the optimizers, the events and the end are JSON in the file's metadata, under
+        "gradclip".
+
+        Args:
+            path: The file. Parent directories are created; an existing file is replaced.
+
+        Raises:
+            GradclipError: pyarrow is not installed.
+            RecordError: The file cannot be written.
+        """
+        from gradclip.record import parquet
+
+        parquet.write(self, Path(path))
+
+    def _path_of_rows(self) -> list[str | None]:
+        """Return what ran at each row: what the optimizer's last row that says so says."""
+        said, last = dict(self._paths), dict[float, str]()
+        found: list[str | None] = []
+        for row, optimizer in enumerate(self._columns["optimizer"].tolist()):
+            if row in said:
+                last[optimizer] = said[row]
+            found.append(last.get(optimizer))
+        return found
 
     def _pick(
         self, columns: Mapping[str, NDArray[_T]], name: str, optimizer: int | None

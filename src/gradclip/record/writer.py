@@ -17,6 +17,7 @@ from typing import Self
 
 from gradclip.errors import GradclipWarning, RecordError
 from gradclip.record.schema import SCHEMA, Parameter, encode_row
+from gradclip.sinks import Feed
 
 
 class RecordWriter:
@@ -28,6 +29,10 @@ class RecordWriter:
     steps. If the disk fills up mid-run, that is told once in a `GradclipWarning`, the record stops
     there, and the training goes on. In a forked child the writer does nothing.
 
+    Each batch of steps also goes to the sinks. One that raises is left out from then on, which is
+    told in a `GradclipWarning` and in an event of the record; the training goes on. When the disk
+    is full the sinks still get every step.
+
     Args:
         path: The file. Parent directories are created; **an existing file is replaced**.
         policy: Text form of the run's policy; None when the run only records.
@@ -35,10 +40,12 @@ class RecordWriter:
         versions: Name to version; default Python's, NumPy's and (where installed) torch's.
         every: Rows in a batch, 1 or more.
         seconds: Seconds a row may wait, and between two syncs to the disk; 0 or more.
+        sinks: Where each step goes as well: see `gradclip.sinks`.
         extra: Further keys of the header.
 
     Raises:
         RecordError: The file cannot be opened, or an argument is wrong.
+        PolicyError: A sink is nothing that a step can be given to.
 
     Examples:
         >>> import tempfile
@@ -61,6 +68,7 @@ class RecordWriter:
         versions: Mapping[str, str] | None = None,
         every: int = 50,
         seconds: float = 2.0,
+        sinks: Iterable[object] = (),
         **extra: object,
     ) -> None:
         if every < 1:
@@ -74,12 +82,15 @@ class RecordWriter:
         self._rows: list[bytes] = []
         self._counts = {"steps": 0, "clipped": 0, "skipped": 0}
         self._optimizers = 0
+        self._paths: dict[int, str] = {}
         self._process = os.getpid()
         self._start = self._written = self._synced = clock.perf_counter()
+        self._feed = Feed(sinks)  # First: a sink that is wrong must not cost an old record.
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb", buffering=0)
         except OSError as error:
+            self._feed.close()
             raise RecordError(
                 f"{self.path} cannot be written ({error.strerror}): give a path that can"
             ) from error
@@ -143,6 +154,7 @@ class RecordWriter:
         cosine: object = None,
         clipped: object = False,
         skipped: object = False,
+        path: str | None = None,
         nonfinite: Sequence[str] = (),
         norms: object = None,
         **extra: object,
@@ -163,6 +175,7 @@ class RecordWriter:
             cosine: Cosine of the clipped to the raw gradient, where the direction changed.
             clipped: Whether the gradient was changed.
             skipped: Whether the optimizer's update was left out.
+            path: What ran, as in `ClipResult.path`; written when it has changed.
             nonfinite: Names of the parameters whose gradient held inf or NaN.
             norms: Norm of each parameter's gradient, None for one without; None: not sampled.
             extra: Further keys of the row.
@@ -183,6 +196,8 @@ class RecordWriter:
             "clipped": bool(clipped),
             "skipped": bool(skipped),
         }
+        if path is not None and path != self._paths.get(optimizer):
+            row["path"] = self._paths[optimizer] = path
         if len(nonfinite):
             row["nonfinite"] = list(nonfinite)
         if norms is not None:
@@ -191,6 +206,10 @@ class RecordWriter:
         self._counts["steps"] += 1
         self._counts["clipped"] += bool(clipped)
         self._counts["skipped"] += bool(skipped)
+        if self._feed.sinks and self._here:
+            self._feed.add(row)
+            if not self._rows:  # The batch has just gone to the file, or there is no file any more.
+                self._deliver()
 
     def event(self, name: str, text: str, *, step: int | None = None, **extra: object) -> None:
         """Tell something worth knowing, such as that the script clips by itself.
@@ -212,14 +231,19 @@ class RecordWriter:
         """
         if self._file.closed:
             return
+        if self._here:
+            self._deliver()
+            self._tell_failures(self._feed.close())
         self._add({"kind": "end", "status": status}, self._counts | extra)
         self._write(sync=True)
         with contextlib.suppress(OSError):  # whatever close could tell, the write has told
             self._file.close()
 
-    def flush(self) -> None:
-        """Hand every row over to the operating system and to the disk now."""
-        self._write(sync=True)
+    def flush(self, *, sync: bool = True) -> None:
+        """Hand every row over to the operating system and the sinks; with `sync`, to the disk."""
+        self._write(sync=sync)
+        if self._here:
+            self._deliver()
 
     def __enter__(self) -> Self:
         return self
@@ -233,9 +257,25 @@ class RecordWriter:
         self.end("ok" if kind is None else f"error: {kind.__name__}: {error}")
 
     @property
+    def _here(self) -> bool:
+        """Whether this is the process that began the record, not a fork of it."""
+        return os.getpid() == self._process
+
+    @property
     def _stopped(self) -> bool:
         """Whether rows go nowhere: the disk refused one, or this is a forked child."""
-        return self.error is not None or os.getpid() != self._process
+        return self.error is not None or not self._here
+
+    def _deliver(self) -> None:
+        """Give the sinks the steps that they have not had."""
+        if self._feed.sinks:
+            self._tell_failures(self._feed.deliver())
+
+    def _tell_failures(self, failures: Iterable[str]) -> None:
+        """Tell of sinks that were left out, in the record and in a warning each."""
+        for text in failures:
+            self.event("sink-stopped", text, step=self._feed.last)
+            warnings.warn(text, GradclipWarning, stacklevel=4)
 
     def _add(self, row: Mapping[str, object], extra: Mapping[str, object]) -> None:
         if self._file.closed:

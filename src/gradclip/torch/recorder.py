@@ -6,7 +6,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .. import kernel
 from ..checks import integer
 from ..record import Parameter, RecordWriter
 from ..result import ClipResult
@@ -65,6 +66,8 @@ class Recorder:
 
     A model of more than 256 parameters has the norm of each at its first step and at every
     ⌈parameters/256⌉-th after that, and at the first step of each row of non-finite ones.
+    A killed process loses at most the steps held back. The first time that the C kernel could not
+    do the work for gradients in the host's memory, the record has an event "fallback".
 
     Args:
         writer: where the rows go.
@@ -102,6 +105,7 @@ class Recorder:
         self._flushed = time.perf_counter()
         self._held: list[_Held] = []
         self._was_finite = True
+        self._fell_back = False
         self._id: int | None = None
         self.steps = self.clipped = self.skipped = 0
         self._describe(clipper)
@@ -126,6 +130,9 @@ class Recorder:
                 absent=[i for i, p in enumerate(clipper.params) if p.grad is None],
             )
         )
+        if clipper.host and not self._fell_back and "torch" in result.path.split("+"):
+            self._fell_back = True
+            self.event("fallback", _why_torch(result.path))
         if len(self._held) >= self._every or now - self._flushed >= SECONDS:
             self.flush()
 
@@ -137,8 +144,9 @@ class Recorder:
         for step, own in zip(held, tensors, strict=True):
             self._write(step, [next(values) for _ in own])
         now = time.perf_counter()
-        if now - self._flushed >= SECONDS:
-            self._writer.flush()  # To the disk; faster batches go as the writer sees fit.
+        due = now - self._flushed >= SECONDS
+        self._writer.flush(sync=due)  # Each batch is safe from a kill, these from a power cut.
+        if due:
             self._flushed = now
 
     def close(self, status: str = "ok") -> None:
@@ -203,6 +211,7 @@ class Recorder:
             limit=None if math.isnan(limit) else limit,
             clipped=clipped,
             skipped=skipped,
+            path=step.result.path,
             nonfinite=bad if sampled else (),
             norms=norms if sampled else None,
             **numbers,
@@ -216,6 +225,7 @@ def record(
     optimizer: torch.optim.Optimizer | None = None,
     every: int = 50,
     loss: Callable[[], Tensor | float | None] = lambda: None,
+    sinks: Iterable[object] = (),
 ) -> Recorder:
     """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
 
@@ -225,6 +235,9 @@ def record(
         optimizer: where the learning rate is read.
         every: steps held back before they are written, ≥ 1.
         loss: called at each step for its loss.
+        sinks: where each step goes as well, in batches: text such as "tensorboard:runs/a" or
+            "wandb:PROJECT", a SummaryWriter, or anything with `log(values, step=...)`; see
+            `gradclip.sinks` for the names that they get. One that raises is left out from then on.
 
     Returns:
         The recorder: a context manager; else call its `close()` when the training is over.
@@ -232,6 +245,7 @@ def record(
     Raises:
         PolicyError: an argument is wrong.
         RecordError: the file cannot be written.
+        GradclipError: a sink cannot be opened.
 
     Example:
         >>> import tempfile, torch
@@ -249,8 +263,19 @@ def record(
     Source: none.
     """
     integer("every", every, low=1)
-    writer = RecordWriter(path, policy=str(clipper.policy))
+    writer = RecordWriter(path, policy=str(clipper.policy), sinks=sinks)
     return Recorder(writer, clipper, optimizer, every=every, loss=loss)
+
+
+def _why_torch(path: str) -> str:
+    """Say why torch did the work that the C kernel is for, or a part of it."""
+    if not kernel.available():
+        return f"torch did the clipping, slower than the C kernel would: {kernel.status().reason}"
+    what = "the gradients" if path.startswith("torch") else "some of the gradients"
+    return (
+        f"torch did the clipping of {what}, slower than the C kernel would: they are sparse, have "
+        "gaps in memory, or are of a dtype that it does not read"
+    )
 
 
 def _copy(value: Any) -> float | Tensor | None:

@@ -1,0 +1,33 @@
+"""A run of its own in MLflow."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gradclip.sinks.opened import Steps
+
+_AT_ONCE = 1000
+"""How many numbers MLflow takes in one call."""
+
+
+def open_(experiment: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+    """Return what logs steps to a new run of an experiment, and what ends it.
+
+    The script's own active run is left alone; a batch is one call, not one for each number.
+    """
+    mlflow = importlib.import_module("mlflow")
+    client, metric = mlflow.MlflowClient(), mlflow.entities.Metric
+    known = client.get_experiment_by_name(experiment)
+    id = client.create_experiment(experiment) if known is None else known.experiment_id
+    run = client.create_run(id).info.run_id
+
+    def write(steps: Steps) -> None:
+        now = int(time.time() * 1000)
+        metrics = [metric(n, v, now, step) for step, values in steps for n, v in values.items()]
+        for start in range(0, len(metrics), _AT_ONCE):
+            client.log_batch(run, metrics[start : start + _AT_ONCE])
+
+    return write, lambda: client.set_terminated(run)

@@ -1,0 +1,48 @@
+"""Sinks that are named by a text, KIND:WHERE, and opened and closed by us."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gradclip.errors import GradclipError, PolicyError
+
+__all__ = ["KINDS", "Steps", "open_sink"]
+
+Steps = Sequence[tuple[int, dict[str, float]]]
+"""Some steps in their order: the number of each, and its names and values."""
+
+KINDS = {
+    "tensorboard": "a folder, for event files",
+    "wandb": "a project; WANDB_MODE=offline keeps it here",
+    "mlflow": "an experiment; MLFLOW_TRACKING_URI says where the store is",
+    "trackio": "a project",
+}
+"""The kinds of text, each a module of this package and an extra: what WHERE is."""
+
+
+def open_sink(text: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+    """Open the sink of a text such as "tensorboard:runs/a".
+
+    Returns:
+        What takes a batch of steps, and what closes it.
+
+    Raises:
+        PolicyError: the text is of no known kind, or says no place.
+        GradclipError: its package is not installed, or it refuses to open.
+    """
+    kind, _, where = text.partition(":")
+    if kind not in KINDS or not where:
+        places = ", ".join(f"{name}:WHERE ({place})" for name, place in KINDS.items())
+        raise PolicyError.of("sink", text, f"give one of {places}")
+    try:
+        return importlib.import_module(f"gradclip.sinks.{kind}").open_(where)
+    except ImportError as error:
+        raise GradclipError(
+            f"the sink {text} needs {error.name}: pip install 'gradclip[{kind}]'"
+        ) from error
+    except Exception as error:
+        raise GradclipError(
+            f"the sink {text} cannot be opened: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,83 @@
+"""From a step row of a record to the names and numbers that every sink gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["SCALARS", "Counts", "scalars"]
+
+SCALARS = {
+    "grad_norm/pre": "the norm before clipping",
+    "grad_norm/post": "the norm after clipping",
+    "grad_norm/limit": "the limit in force; left out where there is none, or several",
+    "clip/coef": "the clip coefficient; 1 for an untouched gradient",
+    "clip/removed": "the share of the gradient's norm that was cut",
+    "clip/cosine": "the cosine of the clipped to the raw gradient",
+    "clip/rate": "the share of the steps so far that were clipped",
+    "clip/skipped": "how many steps so far were skipped",
+    "clip/nonfinite": "how many steps so far had a gradient with inf or NaN",
+    "loss": "the loss; left out where nobody saw it",
+    "lr": "the learning rate",
+}
+"""What a sink gets of each step: the name, and what it means."""
+
+# The keys of a step row that are handed on as they are.
+_KEYS = {
+    "grad_norm/pre": "norm",
+    "grad_norm/post": "clipped_norm",
+    "grad_norm/limit": "limit",
+    "clip/coef": "coef",
+    "clip/removed": "removed",
+    "clip/cosine": "cosine",
+    "loss": "loss",
+    "lr": "lr",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many steps of one optimizer there were so far, and what became of them."""
+
+    steps: int = 0
+    clipped: int = 0
+    skipped: int = 0
+    nonfinite: int = 0
+
+    def after(self, row: Mapping[str, object]) -> Counts:
+        """Return the counts with one more step."""
+        norm = _number(row.get("norm"))
+        bad = bool(row.get("nonfinite")) or (norm is not None and not math.isfinite(norm))
+        return Counts(
+            self.steps + 1,
+            self.clipped + bool(row.get("clipped")),
+            self.skipped + bool(row.get("skipped")),
+            self.nonfinite + bad,
+        )
+
+
+def scalars(row: Mapping[str, object], counts: Counts) -> dict[str, float]:
+    """Return what a sink gets of a step row; what the row does not know is left out.
+
+    Args:
+        row: a step row, as `RecordWriter.step` takes it. Not mutated.
+        counts: of its optimizer, this step included.
+
+    Example:
+        >>> row = {"step": 1, "optimizer": 0, "norm": 4.0, "clipped_norm": 1.0, "clipped": True}
+        >>> values = scalars(row, Counts().after(row))
+        >>> values["grad_norm/pre"], values["grad_norm/post"], values["clip/rate"]
+        (4.0, 1.0, 1.0)
+    """
+    found = {name: _number(row.get(key)) for name, key in _KEYS.items()}
+    found["clip/rate"] = counts.clipped / counts.steps
+    found["clip/skipped"] = float(counts.skipped)
+    found["clip/nonfinite"] = float(counts.nonfinite)
+    optimizer = row.get("optimizer")
+    suffix = f"_{optimizer}" if optimizer else ""
+    return {name + suffix: value for name, value in found.items() if value is not None}
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(value)  # type: ignore[arg-type]

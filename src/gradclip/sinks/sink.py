@@ -1,0 +1,63 @@
+"""What a sink is, and how anything that takes numbers of a step becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gradclip.errors import PolicyError
+from gradclip.sinks.opened import Steps, open_sink
+
+__all__ = ["Sink", "Steps", "as_sink"]
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Something that takes steps.
+
+    Attributes:
+        name: for messages.
+        write: takes a batch of steps, in their order.
+        close: called once at the end; None leaves that to whoever made what is written to.
+    """
+
+    name: str
+    write: Callable[[Steps], Any]
+    close: Callable[[], Any] | None = None
+
+
+def as_sink(given: object) -> Sink:
+    """Return what was given as a sink: see `gradclip.sinks`.
+
+    Raises:
+        PolicyError: it is nothing that takes numbers of a step, or a text of no known kind.
+        GradclipError: what a text names cannot be opened.
+    """
+    if isinstance(given, str):
+        return Sink(given, *open_sink(given))
+    name = getattr(given, "__name__", type(given).__name__)
+    for method, spread in _SPREAD.items():
+        if callable(call := getattr(given, method, None)):
+            return Sink(name, partial(spread, call))
+    raise PolicyError.of(
+        "sinks",
+        given,
+        'give text such as "tensorboard:runs/a", or an object with log(values, step=...), '
+        "log_metrics(values, step=...) or add_scalar(name, value, step)",
+    )
+
+
+def _by_step(call: Callable[..., Any], steps: Steps) -> None:
+    for step, values in steps:
+        call(values, step=step)
+
+
+def _by_number(call: Callable[..., Any], steps: Steps) -> None:
+    for step, values in steps:
+        for name, value in values.items():
+            call(name, value, step)
+
+
+_SPREAD = {"log": _by_step, "log_metrics": _by_step, "add_scalar": _by_number}

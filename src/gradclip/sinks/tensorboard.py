@@ -1,0 +1,27 @@
+"""Event files for TensorBoard."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from gradclip.sinks.opened import Steps
+
+
+def open_(folder: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+    """Return what writes steps into event files of a folder, and what closes it.
+
+    A step is one event with all its numbers: `SummaryWriter.add_scalar` makes an event of each,
+    which takes several times as long.
+    """
+    writer = importlib.import_module("tensorboardX").FileWriter(folder)
+    summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
+
+    def write(steps: Steps) -> None:
+        for step, values in steps:
+            told = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            writer.add_summary(summary(value=told), step)
+        writer.flush()
+
+    return write, writer.close

@@ -1,0 +1,25 @@
+"""A run of its own in trackio."""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from gradclip.sinks.opened import Steps
+
+
+def open_(project: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+    """Return what logs steps to a new run of a project, and what finishes it."""
+    trackio = importlib.import_module("trackio")
+    # trackio ends the run that its context knows: ours and the script's must not meet.
+    run = contextvars.Context().run(
+        trackio.init, project, embed=False, auto_log_gpu=False, auto_log_cpu=False
+    )
+
+    def write(steps: Steps) -> None:
+        for step, values in steps:
+            run.log(values, step=step)
+
+    return write, run.finish
