@@ -14,6 +14,7 @@ from .doctor import doctor
 from .methods import methods
 from .report import report
 from .run import run
+from .watch import watch
 
 __all__ = ["app"]
 
@@ -43,6 +44,7 @@ def main(
 
 # Everything after the script belongs to the script, so its options are not ours to read.
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
+app.command()(watch)
 app.command()(report)
 app.command()(diagnose)
 app.command()(advise)
