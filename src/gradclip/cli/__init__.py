@@ -11,6 +11,7 @@ from .advise import advise
 from .demo import demo
 from .diagnose import diagnose
 from .doctor import doctor
+from .export import export
 from .methods import methods
 from .report import report
 from .run import run
@@ -46,6 +47,7 @@ def main(
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
 app.command()(watch)
 app.command()(report)
+app.command()(export)
 app.command()(diagnose)
 app.command()(advise)
 app.command()(methods)

@@ -39,7 +39,6 @@ def watch(
 
     The exit code is 0 once the run has ended, however it did, and 130 after Ctrl-C.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # restores the screen
     live = LiveRun(run)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
@@ -63,7 +62,12 @@ def _looks(live: LiveRun, every: float) -> Iterator[bool]:
         behind = live.look()
         if behind and time.monotonic() - shown < every:
             continue
-        now = (live.restarts, live.state, live.event_count, *map(_steps, live.optimizers.values()))
+        now = (
+            live.restarts,
+            live.state,
+            live.event_count,
+            *(each.steps for each in live.optimizers.values()),
+        )
         if now != seen:
             live.study()
         yield now != seen
@@ -72,10 +76,6 @@ def _looks(live: LiveRun, every: float) -> Iterator[bool]:
             return
         if not behind:
             time.sleep(every)
-
-
-def _steps(optimizer: object) -> int:
-    return optimizer.steps  # type: ignore[attr-defined]
 
 
 def _once(live: LiveRun, console: Console, json: bool) -> None:
@@ -102,11 +102,13 @@ def _news(live: LiveRun) -> list[str]:
 
 def _screen(live: LiveRun, console: Console, every: float) -> None:
     """Show it on a screen of its own, and leave the last picture on the terminal."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with Live(Screen(live), console=console, screen=True, auto_refresh=False) as screen:
             for _ in _looks(live, every):
                 screen.refresh()
     finally:
+        signal.signal(signal.SIGTERM, before)
         console.print(Screen(live), soft_wrap=False)
 
 

@@ -41,6 +41,8 @@ def one_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
 
 def counts(optimizer: LiveOptimizer) -> list[str]:
     """Tell the clip rate and what was skipped or not finite."""
+    if not optimizer.steps:
+        return ["no step yet"]
     recent = f"{percent(optimizer.recent_clip_rate)} of the last {len(optimizer.recent)}"
     parts = [f"clipped {percent(optimizer.clip_rate)} ({recent})"]
     if optimizer.skipped:

@@ -117,7 +117,7 @@ def _curve(
     low, high = span(scale, log=log)
     drawn = bars(values, room, low=low, high=high, log=log, blocks=blocks)
     own = span([values])
-    told = "" if np.isnan(own[0]) else f"{number(own[0])} to {number(own[1])}"
+    told = "" if np.isnan(own[0]) else " to ".join(dict.fromkeys(map(number, own)))
     line = Text(f"{name:<{_NAME}}{number(value):>{_VALUE}}  ")
     for char in drawn:
         line.append(char, "bold red" if char in "×x" else "cyan")
@@ -141,9 +141,8 @@ def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> li
     columns = [column for column in columns if column[1]]
     if not columns or room < 2:
         return []
-    if (
-        len(columns) > 2 and width < WIDE
-    ) or width < 60:  # one under the other, each with fewer rows
+    if (len(columns) > 2 and width < WIDE) or width < 60:
+        # One under the other, each with fewer rows.
         each = max(room // len(columns) - 1, 1)
         blocks = [_column(heading, rows[:each], width) for heading, rows in columns]
         return [line for block in blocks for line in block][:room]

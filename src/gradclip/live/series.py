@@ -70,7 +70,7 @@ def fold(table: Floats, keep: Literal["mean", "max"]) -> Floats:
     if keep == "max":
         found = np.where(known, table, -np.inf).max(axis=1, initial=-np.inf)
     else:
-        # Halved: the sum of huge losses is no overflow.
+        # Divided first: the sum of huge losses would overflow.
         count = np.maximum(known.sum(axis=1), 1)
         found = (np.where(known, table, 0.0) / count[:, None]).sum(axis=1)
     return np.where(known.any(axis=1), found, np.nan)
@@ -100,7 +100,8 @@ def bars(
         values = fold(padded.reshape(-1, by), "max")
     with np.errstate(all="ignore"):
         if log:
-            values, (low, high) = np.log10(np.where(values > 0, values, low)), np.log10([low, high])
+            values = np.log10(np.where(values <= 0, low, values))
+            low, high = np.log10([low, high])
         place = (values / 2 - low / 2) / (high / 2 - low / 2)  # halves: the range may be huge
     return "".join(_bar(value, share, blocks) for value, share in zip(values, place, strict=True))
 

@@ -179,7 +179,8 @@ class LiveRun:
     @property
     def step(self) -> int | None:
         """The latest step of any optimizer."""
-        return max((int(o.last["step"] or 0) for o in self.optimizers.values()), default=None)
+        steps = [each.last.get("step") for each in self.optimizers.values()]
+        return max((int(step) for step in steps if step is not None), default=None)
 
     @property
     def speed(self) -> float | None:
