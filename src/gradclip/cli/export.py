@@ -53,9 +53,7 @@ def export(
     panels = tuple(panel or ("loss", "norm"))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", GradclipWarning)
-        path = write_figure(
-            list(runs), output, panels=panels, width=width, height=height, dpi=dpi
-        )
+        path = write_figure(list(runs), output, panels=panels, width=width, height=height, dpi=dpi)
     for one in warned:
         typer.echo(f"gradclip: warning: {one.message}", err=True)
     if json:

@@ -22,6 +22,9 @@ __all__ = ["FORMATS", "PANELS", "write_figure"]
 PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
 FORMATS = ("svg", "pdf", "png")
 
+LETTERS = 17
+"""Letters of the legend in an inch."""
+
 RunLike = str | os.PathLike[str] | Run
 
 
@@ -53,7 +56,7 @@ def write_figure(
 
     Raises:
         RecordError: A record cannot be read.
-        GradclipError: An argument is wrong, Matplotlib is not installed, or `out` cannot be written.
+        GradclipError: An argument is wrong, Matplotlib is missing, or `out` cannot be written.
     """
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
@@ -114,9 +117,9 @@ def _figure(
     traces: Sequence[Trace], panels: Sequence[str], width: float, height: float | None
 ) -> Figure:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    from gradclip.export.panels import DRAW, draw_layers
+    from gradclip.export.panels import DRAW, draw_layers, plain, whole
 
     layered = [trace for trace in traces if trace.norms.matrix.size] if "layers" in panels else []
     rows: list[tuple[str, Trace | None]] = []
@@ -134,11 +137,13 @@ def _figure(
             DRAW[name](axes, traces)
         else:
             scale = figure.colorbar(draw_layers(axes, trace), ax=axes, pad=0.02, aspect=18)
+            scale.ax.yaxis.set_major_formatter(plain)
+            scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
             scale.set_label(f"norm: {one_line(trace.label, 28)}" if len(traces) > 1 else "norm")
         if name != "distribution":
             on_steps.append(axes)
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_formatter(whole)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _join(on_steps, traces)
     if len(traces) > 1:
@@ -172,5 +177,6 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     legend = figure.legend(
         handles, ["name"] * len(handles), loc="outside upper left", frameon=False, handlelength=3.2
     )
+    room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
-        text.set_text(one_line(trace.label))
+        text.set_text(one_line(trace.label, room))

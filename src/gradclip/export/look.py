@@ -10,7 +10,7 @@ __all__ = ["MARKERS", "RC", "dashes", "line_style", "one_line"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "text.parse_math": False,  # a parameter may be called $x$
     "axes.unicode_minus": True,
     "font.family": "sans-serif",

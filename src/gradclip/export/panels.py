@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gradclip.export.look import MARKERS, line_style, one_line
 from gradclip.record.trace import Floats, Trace
-from gradclip.report.downsample import bucket_max, envelope, rate, thin
+from gradclip.report.downsample import bucket_max, envelope, histogram, rate, thin
 
-__all__ = ["DRAW", "draw_layers"]
+__all__ = ["DRAW", "draw_layers", "label_log"]
 
-MARKS = 60
+MARKS = 40
 """Markers of one kind on a line of print; more would run together."""
+
+plain = FuncFormatter(lambda value, _: f"{value:g}")
+"""Numbers as text: Matplotlib's own powers of ten are TeX, which is off here."""
+
+whole = FuncFormatter(lambda value, _: _steps(value))
+"""Numbers of steps; a tick between two steps has no label."""
 
 
 def draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
@@ -27,12 +34,14 @@ def draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
         axes.set_yscale("log")
+        label_log(axes.yaxis)
     axes.set_ylabel("loss")
 
 
 def draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the norm before clipping, the limit, and the steps that were clipped or left out."""
     axes.set_yscale("log")
+    label_log(axes.yaxis)
     for index, trace in enumerate(traces):
         norm = _positive(trace.column("norm"))
         _line(axes, index, trace, norm)
@@ -80,18 +89,18 @@ def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
 
 def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw how often each norm came, and the median limit."""
-    logs = [np.log10(norm[norm > 0]) for norm in (_known(trace.column("norm")) for trace in traces)]
-    every = np.concatenate(logs)
-    if len(every):
-        edges = np.histogram_bin_edges(every, bins=min(60, max(10, int(len(every) ** 0.5))))
-        for index, (trace, values) in enumerate(zip(traces, logs, strict=True)):
-            counts = np.histogram(values, edges)[0] / max(len(values), 1)
-            axes.stairs(counts, 10**edges, fill=False, **line_style(index))
-            limit = _known(trace.column("limit"))
-            if len(limit) and (middle := float(np.median(limit))) > 0:
-                style = line_style(index) | {"linestyle": (0, (1, 1))}
-                axes.axvline(middle, linewidth=0.7, **style)
+    heights, edges = histogram([_positive(trace.column("norm")) for trace in traces])
+    if len(edges):
+        for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
+            axes.stairs(height, 10**edges, fill=False, **line_style(index))
+            limit = _positive(trace.column("limit"))
+            if np.isfinite(limit).any():
+                axes.axvline(
+                    float(np.nanmedian(limit)), color=line_style(index)["color"],
+                    linestyle=(0, (1, 1)), linewidth=0.7,
+                )  # fmt: skip
         axes.set_xscale("log")
+        label_log(axes.xaxis)
     axes.set_xlabel("gradient norm")
     axes.set_ylabel("share of steps")
 
@@ -115,6 +124,13 @@ def draw_layers(axes: Axes, trace: Trace) -> Any:
     return picture
 
 
+def label_log(axis: Any) -> None:
+    """Write the powers of ten of a logarithmic axis as plain numbers, and no others."""
+    axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(NullFormatter())
+
+
 DRAW: dict[str, Callable[[Axes, Sequence[Trace]], None]] = {
     "loss": draw_loss,
     "norm": draw_norm,
@@ -122,6 +138,12 @@ DRAW: dict[str, Callable[[Axes, Sequence[Trace]], None]] = {
     "rate": draw_rate,
     "distribution": draw_distribution,
 }
+
+
+def _steps(value: float) -> str:
+    if value != round(value):
+        return ""
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.0f}"
 
 
 def _line(axes: Axes, index: int, trace: Trace, values: Floats, **look: Any) -> None:
@@ -134,7 +156,3 @@ def _line(axes: Axes, index: int, trace: Trace, values: Floats, **look: Any) -> 
 
 def _positive(column: Floats) -> Floats:
     return np.where(np.isfinite(column) & (column > 0), column, np.nan)
-
-
-def _known(column: Floats) -> Floats:
-    return column[np.isfinite(column)]
