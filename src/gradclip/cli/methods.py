@@ -49,9 +49,11 @@ def methods(
 
 
 def _plain(row: Recipe) -> dict[str, object]:
-    told = dict(zip(_HEADINGS[1:5], describe_recipe(row), strict=True))
-    return {"name": row.name, "summary": row.summary, "example": row.example} | {
-        **told,
+    return {
+        "name": row.name,
+        "summary": row.summary,
+        "example": row.example,
+        **dict(zip(_HEADINGS[1:5], describe_recipe(row), strict=True)),
         "paper": row.paper,
         "call": f"gradclip.{row.function.__name__}{inspect.signature(row.function)}",
     }

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gradclip.export.look import MARKERS, line_style, one_line
 from gradclip.record.trace import Floats, Trace
-from gradclip.report.downsample import bucket_max, envelope, histogram, rate, thin
+from gradclip.report.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
 
 __all__ = ["DRAW", "draw_layers", "label_log"]
 
@@ -92,7 +92,7 @@ def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
     heights, edges = histogram([_positive(trace.column("norm")) for trace in traces])
     if len(edges):
         for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
-            axes.stairs(height, 10**edges, fill=False, **line_style(index))
+            axes.stairs(height, power_of_ten(edges), fill=False, **line_style(index))
             limit = _positive(trace.column("limit"))
             if np.isfinite(limit).any():
                 axes.axvline(

@@ -65,7 +65,7 @@ def histogram(columns: Sequence[Floats], most: int = 80) -> tuple[list[Floats], 
 
     Returns:
         For each column the shares, which add up to 1 (to 0 where it is all NaN), and the edges of
-        the bins as powers of ten; no edges where there is no value at all.
+        the bins as exponents of ten; no edges where there is no value at all.
     """
     logs = [np.log10(column[np.isfinite(column)]) for column in columns]
     every = np.concatenate(logs)
@@ -76,6 +76,11 @@ def histogram(columns: Sequence[Floats], most: int = 80) -> tuple[list[Floats], 
         low, high = low - 0.05, high + 0.05
     edges = np.linspace(low, high, int(np.clip(2 * len(every) ** 0.5, 8, most)) + 1)
     return [np.histogram(one, edges)[0] / max(len(one), 1) for one in logs], edges
+
+
+def power_of_ten(exponents: Floats) -> Floats:
+    """Return 10 to each of `exponents`, within what a float64 holds."""
+    return 10.0 ** np.clip(exponents, -323.0, 308.25)
 
 
 def bucket_max(

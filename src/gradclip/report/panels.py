@@ -9,7 +9,7 @@ from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
 from gradclip.record.trace import Floats, Trace
 from gradclip.report import style as look
-from gradclip.report.downsample import envelope, histogram, rate, thin
+from gradclip.report.downsample import envelope, histogram, power_of_ten, rate, thin
 from gradclip.report.figure import (
     EDGE,
     Axis,
@@ -121,7 +121,8 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     if not len(edges):
         return None
     pad = 0.02 * (edges[-1] - edges[0])
-    shown = Range1d(start=10 ** float(edges[0] - pad), end=10 ** float(edges[-1] + pad))
+    start, end = power_of_ten(np.array([edges[0] - pad, edges[-1] + pad]))
+    shown = Range1d(start=float(start), end=float(end))
     panel = Panel(
         "spread",
         "Distribution of the norm",
@@ -133,7 +134,7 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     fig = panel.figure
     fig.xaxis.axis_label = "gradient norm"
     label_log(fig.xaxis[0], float(edges[0]), float(edges[-1]))
-    x, outlines = np.repeat(10**edges, 2), []
+    x, outlines = np.repeat(power_of_ten(edges), 2), []
     for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
         style = style_of(index)
         y = np.concatenate([[0.0], np.repeat(height, 2), [0.0]])
