@@ -120,8 +120,13 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     heights, edges = histogram(norms)
     if not len(edges):
         return None
-    pad = 0.02 * (edges[-1] - edges[0])
-    start, end = power_of_ten(np.array([edges[0] - pad, edges[-1] + pad]))
+    limits = [positive(trace.column("limit")) for trace in traces]
+    middles = [float(np.nanmedian(one)) for one in limits if np.isfinite(one).any()]
+    # Room for the limits too, unless they lie so far off that the norms would be a needle.
+    near = [log for log in np.log10(middles) if edges[0] - 2 < log < edges[-1] + 2]
+    low, high = min([edges[0], *near]), max([edges[-1], *near])
+    pad = 0.02 * (high - low)
+    start, end = power_of_ten(np.array([low - pad, high + pad]))
     shown = Range1d(start=float(start), end=float(end))
     panel = Panel(
         "spread",
@@ -133,9 +138,9 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     plot = Plotter(panel)
     fig = panel.figure
     fig.xaxis.axis_label = "gradient norm"
-    label_log(fig.xaxis[0], float(edges[0]), float(edges[-1]))
+    label_log(fig.xaxis[0], float(low), float(high))
     x, outlines = np.repeat(power_of_ten(edges), 2), []
-    for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
+    for index, (limit, height) in enumerate(zip(limits, heights, strict=True)):
         style = style_of(index)
         y = np.concatenate([[0.0], np.repeat(height, 2), [0.0]])
         source = ColumnDataSource({"x": x, "y": y})
@@ -145,7 +150,6 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
             "x", "y", source=source, line_color=style.colour, line_dash=style.dash, line_width=1.6
         )
         outlines.append(plot.keep(index, look.SPREAD, outline))
-        limit = positive(trace.column("limit"))
         if np.isfinite(limit).any():
             upright = fig.line(
                 [float(np.nanmedian(limit))] * 2, [0, 1], y_range_name=EDGE,
