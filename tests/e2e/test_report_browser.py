@@ -27,7 +27,7 @@ EVIL = "<script>alert(1)</script>"
 EVIL_IMAGE = "<img src=x onerror=alert(2)>"
 TEX = "$$\\frac{1}{2}$$"  # Bokeh would fetch MathJax for it
 LAYERS = ("embed.weight", EVIL, EVIL_IMAGE, TEX, "@norm{safe}", "head.bias")
-PANELS = ("loss", "norm", "coef", "rate", "heat-0", "heat-1")
+PANELS = ("loss", "norm", "spread", "coef", "rate", "heat-0", "heat-1")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -183,14 +183,18 @@ def test_every_panel_draws_and_nothing_is_fetched(opened, report, width, scheme)
 
 
 def ranges(page) -> list[list[float]]:
-    return page.evaluate("Bokeh.documents[0].roots().map(p => [p.x_range.start, p.x_range.end])")
+    """Return the range of each panel over the steps: all but the distribution."""
+    return page.evaluate(
+        "Bokeh.documents[0].roots().filter(p => p.name != 'spread')"
+        ".map(p => [p.x_range.start, p.x_range.end])"
+    )
 
 
 def test_panels_move_together(opened, report):
     page, told, _ = opened(report)
     before = {name: pixels(page, name) for name in ("norm", "heat-1")}
     page.evaluate("Bokeh.documents[0].roots()[0].x_range.setv({start: 100, end: 150})")
-    assert ranges(page) == [[100, 150]] * len(PANELS)
+    assert ranges(page) == [[100, 150]] * (len(PANELS) - 1)
     for name, picture in before.items():
         assert (pixels(page, name) != picture).any(axis=2).mean() > 0.02, name
     assert page.input_value("#from") == "100"
@@ -210,14 +214,14 @@ def test_panels_move_together(opened, report):
     page.keyboard.up("Control")
     page.wait_for_timeout(200)
     zoomed = ranges(page)
-    assert zoomed == [zoomed[0]] * len(PANELS)
+    assert zoomed == [zoomed[0]] * (len(PANELS) - 1)
     assert zoomed[0][1] - zoomed[0][0] < whole[1] - whole[0]
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     page.wait_for_timeout(200)
     panned = ranges(page)
-    assert panned == [panned[0]] * len(PANELS)
+    assert panned == [panned[0]] * (len(PANELS) - 1)
     assert panned[0][0] < zoomed[0][0]
     assert told == []
 
@@ -251,7 +255,7 @@ def test_a_run_and_a_mark_can_be_hidden(opened, report):
     first, second = style_of(0).colour, style_of(1).colour
     page.click("button.run[data-trace='0']")
     assert page.get_attribute("button.run[data-trace='0']", "aria-pressed") == "false"
-    for name in ("loss", "norm", "coef", "rate"):
+    for name in ("loss", "norm", "spread", "coef", "rate"):
         picture = pixels(page, name)
         assert count(picture, first) == 0, name
         assert count(picture, second) > 50, name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,13 +22,15 @@ from gradclip.kernel import KernelStatus
 from gradclip.record import RecordWriter
 
 FLAGS = {
-    "": {"--version", "--help"},
+    "": {"--version", "--install-completion", "--show-completion", "--help"},
     "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
-    "report": {"--output", "-o", "--help"},
+    "watch": {"--once", "--json", "--every", "--help"},
+    "report": {"--output", "-o", "--json", "--help"},
+    "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
-    "methods": {"--markdown", "--help"},
-    "doctor": {"--help"},
+    "methods": {"--markdown", "--json", "--help"},
+    "doctor": {"--json", "--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
 }
 
@@ -42,6 +47,16 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return result.exit_code, result.stdout, result.stderr
 
     return run
+
+
+@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
+def test_the_help_has_an_example_that_can_be_typed(command: str, invoke) -> None:
+    code, out, _ = invoke(command, "--help")
+    (example,) = re.findall(r"^  Example:  gradclip (.*)$", out, re.MULTILINE)
+    assert code == 0
+    assert example.split()[0] == command
+    flags = {word for word in example.split() if word.startswith("-")}
+    assert flags <= FLAGS[command]
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -110,6 +125,15 @@ FAULTS = {
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
     ),
+    "no such format": (
+        ["export", "ok.jsonl", "-o", "f.doc"],
+        "out='f.doc' is not usable: end its name in one of .svg, .pdf, .png",
+    ),
+    "no such panel": (["export", "ok.jsonl", "--panel", "x"], "panel='x' is not usable: choose"),
+    "no place for the figure": (
+        ["export", "ok.jsonl", "-o", "s.py/f.svg"],
+        "s.py/f.svg cannot be written (",
+    ),
     "no such explanation": (
         ["methods", "nrm"],
         "method='nrm' is not usable: did you mean 'norm'? the methods are ",
@@ -133,12 +157,59 @@ def test_a_fault_is_one_line(fault: str, invoke, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ok.jsonl", "s.py"]
 
 
+TAKES_RUN = {
+    "report": ["report", "bad"],
+    "export": ["export", "bad"],
+    "watch": ["watch", "bad", "--once"],
+    "watch in JSON": ["watch", "bad", "--once", "--json"],
+    "diagnose": ["diagnose", "bad"],
+    "diagnose in JSON": ["diagnose", "bad", "--json"],
+    "advise": ["advise", "bad"],
+    "two reported": ["report", "good.jsonl", "bad"],
+    "two exported": ["export", "good.jsonl", "bad"],
+}
+HEADER = b'{"kind":"header","schema":1}\n'
+BAD = {
+    "missing": (None, "bad cannot be read (No such file or directory): give a file that"),
+    "a folder": ("folder", "bad cannot be read (Is a directory): give a file that"),
+    "empty": (b"", "bad is empty: give a file that"),
+    "foreign": (b"a,b\n1,2\n", "bad is not a gradclip record: give a file that"),
+    "JSON": (b'{"a": 1}\n', "bad is not a gradclip record (no whole header): give a file"),
+    "binary": (bytes(range(256)) * 99, "bad is not a gradclip record: give a file that"),
+    "binary with a brace": (b"{" + bytes(range(256)), "bad is not a gradclip record (no whole"),
+    "newer": (b'{"kind":"header","schema":99}\n', "bad has schema 99, and this gradclip reads"),
+    "damaged": (HEADER + b'here\n{"kind":"step","step":1}\n', "bad, line 2 is damaged ("),
+    "two in one": (HEADER + HEADER, "bad, line 2 is damaged (a second header"),
+}
+
+
+@pytest.mark.parametrize("command", TAKES_RUN)
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_file_is_one_line(command: str, bad: str, invoke, tmp_path: Path) -> None:
+    content, text = BAD[bad]
+    if content == "folder":
+        (tmp_path / "bad").mkdir()
+    elif content is not None:
+        (tmp_path / "bad").write_bytes(content)
+    with RecordWriter(tmp_path / "good.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = invoke(*TAKES_RUN[command])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"gradclip: {text}")
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
 USAGE = {
     "a wrong flag": ["run", "--clp", "norm:1", "s.py"],
     "a negative number": ["run", "--clip", "norm:1", "--max-skips", "-1", "s.py"],
     "no script": ["run"],
     "no run": ["report"],
     "no run to diagnose": ["diagnose"],
+    "no run to watch": ["watch"],
+    "too often": ["watch", "ok.jsonl", "--every", "0"],
+    "no run to export": ["export"],
     "no run to advise on": ["advise"],
     "no such command": ["rum", "s.py"],
     "no step": ["demo", "--steps", "0"],
@@ -157,6 +228,7 @@ def test_wrong_usage_says_so(fault: str, invoke, tmp_path: Path) -> None:
 EXTRAS = {
     "torch": (["run", "s.py"], "torch]'"),
     "bokeh": (["report", "ok.jsonl"], "report]'"),
+    "matplotlib": (["export", "ok.jsonl"], "figure]'"),
     "torch and demo": (["demo"], "demo]'"),
 }
 
@@ -264,3 +336,64 @@ def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
     (installed / "examples").mkdir(parents=True)
     (installed / "examples" / "char_lm.py").touch()
     assert _script() == installed / "examples" / "char_lm.py"
+
+
+# ---- For programs
+
+
+def test_json_is_one_line(invoke, tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "ok.jsonl") as record:
+        for step in range(1, 60):
+            record.step(step=step, norm=1.0 + step % 3, loss=float("nan"))
+    keys = {
+        "report ok.jsonl --json": {"report", "runs"},
+        "export ok.jsonl --json": {"figure", "runs", "panels"},
+        "diagnose ok.jsonl --json": {"run", "findings"},
+        "methods --json": {"methods"},
+        "methods zclip --json": {"methods"},
+    }
+    for command, wanted in keys.items():
+        code, out, _ = invoke(*command.split())
+        assert (code, out.count("\n")) == (0, 1), command
+        assert json.loads(out, parse_constant=pytest.fail).keys() == wanted, command
+    for command in ("watch ok.jsonl --once --json", "advise ok.jsonl --json", "doctor --json"):
+        code, out, _ = invoke(*command.split())
+        assert (code, out.count("\n")) == (0, 1), command
+        assert json.loads(out, parse_constant=pytest.fail)
+    assert len(json.loads(invoke("methods", "--json")[1])["methods"]) == len(CATALOGUE)
+
+
+# ---- Completion
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    """As bash does: install it, read what was installed, and ask for what it offers."""
+    bash = shutil.which("bash")
+    command = Path(sys.executable).parent / "gradclip"
+    if bash is None or not command.exists():
+        pytest.skip("needs bash and the installed command")
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path)}
+    installed = subprocess.run(
+        [command, "--install-completion", "bash"],
+        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "completion installed" in installed.stdout
+    script = """
+        source "$HOME/.bashrc" 2>/dev/null || true
+        offers() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            "$(complete -p gradclip | sed 's/.*-F \\([^ ]*\\).*/\\1/')" "$1"
+            echo "${COMPREPLY[*]}"
+        }
+        offers gradclip me
+        offers gradclip methods zcl
+        offers gradclip run --clip norm
+        offers gradclip export --panel dis
+    """
+    told = subprocess.run(
+        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    examples = sorted(row.example for row in CATALOGUE.values() if row.example.startswith("norm"))
+    assert told.stdout.splitlines() == ["methods", "zclip", " ".join(examples), "distribution"]

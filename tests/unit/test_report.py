@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from gradclip.errors import GradclipError, RecordError
 from gradclip.record import RecordWriter, read_run
 from gradclip.report import summarise, traces_of, worst_spike, write_report
-from gradclip.report.downsample import bucket_edges, bucket_max, envelope, rate, thin
+from gradclip.report.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
 from gradclip.report.events import events_of
 from gradclip.report.summary import number, percent
 
@@ -108,6 +108,26 @@ def test_an_envelope_of_two_columns_keeps_the_spikes_of_both():
     rows = envelope([first, second])
     assert {43_210, 76_543} <= set(rows.tolist())
     assert len(rows) <= 2002
+
+
+@given(
+    parts=st.lists(
+        arrays(np.float64, st.integers(0, 40), elements=st.floats(1e-300, 1e300)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_histogram_s_shares_add_up(parts):
+    heights, edges = histogram([np.append(part, math.nan) for part in parts])
+    if not sum(map(len, parts)):
+        assert len(edges) == 0
+        return
+    assert (np.diff(edges) > 0).all()
+    for part, height in zip(parts, heights, strict=True):
+        assert height.sum() == pytest.approx(1.0 if len(part) else 0.0)
+        for low, high, share in zip(edges, edges[1:], height, strict=False):
+            inside = [low - 1e-9 <= math.log10(value) <= high + 1e-9 for value in part]
+            assert share <= sum(inside) / max(len(part), 1) + 1e-9
 
 
 def test_thinned_marks_keep_the_highest():
@@ -299,7 +319,8 @@ def test_the_page_has_its_panels_and_numbers(tmp_path):
     rows = [row | {"loss": 2.0, "norms": [1.0, 2.0], "limit": 1.0} for row in healthy]
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", rows, policy="norm:1.0"))
     assert headings(page) == [
-        "numbers", "diagnosis", "h-loss", "h-norm", "h-coef", "h-rate", "h-heat-0", "events",
+        "numbers", "diagnosis", "h-loss", "h-norm", "h-spread", "h-coef", "h-rate", "h-heat-0",
+        "events",
         "records",
     ]  # fmt: skip
     assert "clipped 67 % of 30 steps; 0 skipped; loss seen" in page.text
@@ -324,7 +345,7 @@ def test_the_page_fetches_nothing(tmp_path):
 
 def test_panels_without_data_are_left_out(tmp_path):
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", [{"norm": 1.0}] * 3))
-    assert headings(page) == ["numbers", "diagnosis", "h-norm", "events", "records"]
+    assert headings(page) == ["numbers", "diagnosis", "h-norm", "h-spread", "events", "records"]
 
 
 def test_names_are_escaped(tmp_path):
@@ -417,8 +438,8 @@ def test_panels_share_one_step_axis(tmp_path):
     traces = traces_of([read_run(write(tmp_path / "run.jsonl", rows, policy="norm:1"))])
     axis = axis_of(traces)
     made = [*panels(traces, axis), *heat_panels(traces, axis)]
-    assert len(made) == 5
-    assert all(panel.figure.x_range is axis.steps for panel in made)
+    assert len(made) == 6
+    assert all(panel.figure.x_range is axis.steps for panel in made if panel.name != "spread")
     assert (axis.first, axis.last) == (1, 30)
 
 

@@ -11,16 +11,23 @@ from .advise import advise
 from .demo import demo
 from .diagnose import diagnose
 from .doctor import doctor
+from .export import export
 from .methods import methods
 from .report import report
 from .run import run
+from .watch import watch
 
 __all__ = ["app"]
 
+EXIT_CODES = """Exit codes: 0 done; 1 the reader of the output went away; 2 a wrong argument,
+file or record, or a missing package, told in one line; 130 Ctrl-C. `run` gives the script's own
+code, or 3 if it ended well but no optimizer step was seen. Findings of `diagnose` and a run that
+failed under `watch` are no errors: 0."""
+
 app = typer.Typer(
     help="Gradient clipping that is exact, fast, and shows what it did.",
+    epilog=EXIT_CODES.replace("\n", " "),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,10 +49,18 @@ def main(
 
 
 # Everything after the script belongs to the script, so its options are not ours to read.
-app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
-app.command()(report)
-app.command()(diagnose)
-app.command()(advise)
-app.command()(methods)
-app.command()(doctor)
-app.command()(demo)
+_SCRIPT = {"allow_extra_args": True, "allow_interspersed_args": False}
+_COMMANDS = (
+    (run, "gradclip run --clip norm:1.0 --record runs/a.jsonl train.py"),
+    (watch, "gradclip watch runs/a.jsonl"),
+    (report, "gradclip report runs/a.jsonl runs/b.jsonl -o report.html"),
+    (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
+    (diagnose, "gradclip diagnose runs/a.jsonl --json"),
+    (advise, "gradclip advise runs/a.jsonl"),
+    (methods, "gradclip methods zclip"),
+    (doctor, "gradclip doctor"),
+    (demo, "gradclip demo --steps 100"),
+)
+for command, example in _COMMANDS:
+    settings = _SCRIPT if command is run else None
+    app.command(epilog=f"Example:  {example}", context_settings=settings)(command)

@@ -20,6 +20,7 @@ from ..record import read_run
 from ..report import Summary, summarise, write_report
 from ..report.summary import number
 from ..spec import parse
+from .complete import policies
 from .failure import told, wants_extra
 
 __all__ = ["demo"]
@@ -43,7 +44,9 @@ def demo(
     ),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 400,
     seed: Annotated[int, typer.Option(help="The seed of both runs.")] = 0,
-    clip: Annotated[str, typer.Option(help="The policy of the second run.")] = CLIP,
+    clip: Annotated[
+        str, typer.Option(help="The policy of the second run.", autocompletion=policies)
+    ] = CLIP,
 ) -> None:
     """Train a small language model without and with clipping, and compare.
 

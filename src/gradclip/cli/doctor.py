@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import platform
 import sys
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from .. import __version__, kernel
+from ..record.schema import encode_row
 
 __all__ = ["doctor"]
 
@@ -21,23 +24,39 @@ _PACKAGES = (
     ("jax", "gradclip.jax", "jax"),
     ("optax", "gradclip.jax", "jax"),
     ("bokeh", "report, demo", "report"),
+    ("matplotlib", "export", "figure"),
     ("pandas", "Run.to_pandas", "pandas"),
 )
 
 
-def doctor() -> None:
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
     """Say which paths will run here: the C kernel, each framework, the report."""
+    rows = _rows()
+    if json:
+        found = {name.strip(): text for name, text in rows}
+        typer.echo(encode_row({**found, "kernel": asdict(kernel.status())}).decode(), nl=False)
+        return
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("gradclip", __version__)
-    table.add_row("Python", f"{platform.python_version()}, {platform.platform()}")
-    table.add_row("C kernel", _kernel(kernel.status()))
-    for name, purpose, extra in _PACKAGES:
-        table.add_row(name, _package(name, purpose, extra))
-        if name == "torch" and "torch" in sys.modules:
-            table.add_row("  fold", _fold())
+    for name, text in rows:
+        table.add_row(name, text)
     Console(highlight=False, markup=False).print(table)
+
+
+def _rows() -> list[tuple[str, str]]:
+    rows = [
+        ("gradclip", __version__),
+        ("Python", f"{platform.python_version()}, {platform.platform()}"),
+        ("C kernel", _kernel(kernel.status())),
+    ]
+    for name, purpose, extra in _PACKAGES:
+        rows.append((name, _package(name, purpose, extra)))
+        if name == "torch" and "torch" in sys.modules:
+            rows.append(("  fold", _fold()))
+    return rows
 
 
 def _kernel(status: kernel.KernelStatus) -> str:

@@ -12,6 +12,8 @@ from rich.table import Table
 from .. import recipes  # noqa: F401 - importing it fills the catalogue
 from ..catalogue import CATALOGUE, Recipe, lookup
 from ..describe import describe_recipe
+from ..record.schema import encode_row
+from .complete import method_names
 from .failure import told
 
 __all__ = ["methods"]
@@ -21,12 +23,21 @@ _HEADINGS = ("method", "scope", "threshold", "response", "state", "paper")
 
 @told
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, explained.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One method, explained.", autocompletion=method_names),
+    ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The catalogue as a page in Markdown.")
     ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """List every clipping method, or explain one."""
+    if json:
+        rows = [lookup(name)] if name is not None else [*CATALOGUE.values()]
+        found = [_plain(row) for row in sorted(rows, key=lambda row: row.name)]
+        typer.echo(encode_row({"methods": found}).decode(), nl=False)
+        return
     console = Console(highlight=False, markup=False)
     if name is not None:
         _explain(lookup(name), console)
@@ -35,6 +46,17 @@ def methods(
     else:
         console.print(_table())
         console.print("\nExplain one:  gradclip methods NAME")
+
+
+def _plain(row: Recipe) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "summary": row.summary,
+        "example": row.example,
+        **dict(zip(_HEADINGS[1:5], describe_recipe(row), strict=True)),
+        "paper": row.paper,
+        "call": f"gradclip.{row.function.__name__}{inspect.signature(row.function)}",
+    }
 
 
 def _explain(row: Recipe, console: Console) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..record import read_run
+from ..record.schema import encode_row
 from .failure import told
 
 __all__ = ["report"]
@@ -18,8 +21,15 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The page to write; an old one is replaced.")
     ] = Path("report.html"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """Show one run, or compare several, in one offline HTML page."""
-    from ..report import write_report
+    from ..report import summarise, traces_of, write_report
 
-    typer.echo(write_report(runs, output))
+    read = [read_run(run) for run in runs]
+    page = write_report(read, output)
+    if json:
+        rows = [asdict(summarise(trace)) for trace in traces_of(read)]
+        typer.echo(encode_row({"report": str(page), "runs": rows}).decode(), nl=False)
+    else:
+        typer.echo(page)

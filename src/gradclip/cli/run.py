@@ -13,6 +13,7 @@ import typer
 
 from ..errors import PolicyError
 from ..spec import parse
+from .complete import policies
 from .failure import told, wants_extra
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def run(
     target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
     clip: Annotated[
         str | None,
-        typer.Option(help="The policy, such as norm:1.0. Without it the run is only recorded."),
+        typer.Option(
+            help="The policy, such as norm:1.0. Without it the run is only recorded.",
+            autocompletion=policies,
+        ),
     ] = None,
     record: Annotated[
         Path | None,

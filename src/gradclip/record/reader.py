@@ -42,9 +42,14 @@ def read_run(path: str | os.PathLike[str]) -> Run:
                 what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
                 raise RecordError(f"{path} {what}: {_REMEDY}")
             file.seek(0)
-            return _Reading(path).read(file)
+            return read_lines(path, file)
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
+
+
+def read_lines(path: Path, lines: IO[bytes]) -> Run:
+    """Read the lines of a record, or a header and some of the lines; `path` is for messages."""
+    return _Reading(path).read(lines)
 
 
 _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"

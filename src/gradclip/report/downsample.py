@@ -56,6 +56,33 @@ def rate(marked: NDArray[np.bool_], window: int) -> Floats:
     return (total[end] - total[start]) / (end - start)
 
 
+def histogram(columns: Sequence[Floats], most: int = 80) -> tuple[list[Floats], Floats]:
+    """Return the share of each column's values in each of equal bins of their logarithm.
+
+    Args:
+        columns: Values over 0; NaN is left out. Not mutated.
+        most: Bins at most.
+
+    Returns:
+        For each column the shares, which add up to 1 (to 0 where it is all NaN), and the edges of
+        the bins as exponents of ten; no edges where there is no value at all.
+    """
+    logs = [np.log10(column[np.isfinite(column)]) for column in columns]
+    every = np.concatenate(logs)
+    if not len(every):
+        return [np.empty(0) for _ in columns], np.empty(0)
+    low, high = float(every.min()), float(every.max())
+    if high - low < 0.1:  # all alike: a bar, not a needle
+        low, high = low - 0.05, high + 0.05
+    edges = np.linspace(low, high, int(np.clip(2 * len(every) ** 0.5, 8, most)) + 1)
+    return [np.histogram(one, edges)[0] / max(len(one), 1) for one in logs], edges
+
+
+def power_of_ten(exponents: Floats) -> Floats:
+    """Return 10 to each of `exponents`, within what a float64 holds."""
+    return 10.0 ** np.clip(exponents, -323.0, 308.25)
+
+
 def bucket_max(
     steps: NDArray[np.int64], matrix: Floats, buckets: int = 600
 ) -> tuple[Floats, Floats]:

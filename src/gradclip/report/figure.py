@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from bokeh.core.properties import value
 from bokeh.models import (
+    BasicTicker,
     BasicTickFormatter,
     BoxZoomTool,
     ColumnDataSource,
@@ -29,6 +30,7 @@ from bokeh.models import (
     WheelZoomTool,
 )
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
 from gradclip.record.trace import Floats, Trace
 from gradclip.report.downsample import thin
@@ -78,15 +80,17 @@ def new_figure(
     axis: Axis,
     *,
     y: Literal["linear", "log", "share"] = "linear",
+    norms: Range1d | None = None,
     height: int = 260,
     **options: Any,
 ) -> Any:
-    """Return an empty figure that pans and zooms along the shared step axis."""
+    """Return an empty figure that pans and zooms along the shared step axis, or one of norms."""
     fig = figure(
         name=name,
         height=height,
         sizing_mode="stretch_width",
-        x_range=axis.steps,
+        x_range=axis.steps if norms is None else norms,
+        x_axis_type="linear" if norms is None else "log",
         y_axis_type="log" if y == "log" else "linear",
         tools=[
             PanTool(dimensions="width"),
@@ -94,7 +98,7 @@ def new_figure(
             BoxZoomTool(),
             ResetTool(),
             SaveTool(filename=f"gradclip-{name}"),
-            CrosshairTool(overlay=axis.pointer),
+            *([CrosshairTool(overlay=axis.pointer)] if norms is None else []),
         ],
         toolbar_location="above",
         background_fill_color=None,
@@ -105,8 +109,10 @@ def new_figure(
         **options,
     )
     fig.toolbar.update(logo=None, stylesheets=[InlineStyleSheet(css=_DIVIDER)])
-    fig.xaxis.axis_label = "step"
-    fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
+    if norms is None:
+        fig.xaxis.axis_label = "step"
+        fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        fig.xaxis.ticker = BasicTicker(min_interval=1)  # there is no step 1.5
     if y == "share":
         fig.yaxis.formatter = NumeralTickFormatter(format="0%")
     fig.xgrid.grid_line_color = None
@@ -152,6 +158,13 @@ class Plotter:
         look = {"line_color": style.colour, "line_dash": style.dash, "line_join": "round"}
         look |= (mark.line or {}) | options
         source = ColumnDataSource({"step": drawn["step"], y: drawn[y]})
+        alone = _alone(drawn[y])  # a line through one point is nothing
+        if alone.any():
+            dots = self.figure.scatter(
+                drawn["step"][alone], drawn[y][alone], size=5, line_color=style.colour,
+                fill_color=style.colour,
+            )  # fmt: skip
+            self.keep(index, mark, dots)
         return self.keep(index, mark, self.figure.line("step", y, source=source, **look))
 
     def markers(
@@ -242,23 +255,44 @@ class Plotter:
         values = values[np.isfinite(values)]
         if not len(values):
             self.figure.y_range = Range1d(start=0.1 if log else 0.0, end=10.0 if log else 1.0)
+            if log:
+                label_log(self.figure.yaxis[0], -1, 1)
             return
         fit = DataRange1d(renderers=list(lines), only_visible=True, range_padding=0.12)
         if start is not None:
             fit.start = start
         self.figure.y_range = fit
         low, high = np.log10([values.min(), values.max()]) if log else (0, 0)
-        if log and high - low < 3:  # Bokeh's own ticker leaves such an axis nearly bare
-            tens = np.arange(np.floor(low) - 1, np.ceil(high) + 2)
-            ticks = [float(f"{m}e{int(ten)}") for ten in tens for m in (1, 2, 5)]
-            self.figure.yaxis[0].ticker = FixedTicker(ticks=ticks)
-            self.figure.yaxis[0].formatter = BasicTickFormatter(precision="auto")
+        if log:
+            label_log(self.figure.yaxis[0], low, high)
 
     def keep(self, index: int, mark: Mark, renderer: GlyphRenderer) -> GlyphRenderer:
         renderer.tags = [f"trace:{index}", f"mark:{mark.name}"]
         if mark not in self.panel.marks:
             self.panel.marks.append(mark)
         return renderer
+
+
+def _alone(values: Floats) -> NDArray[np.bool_]:
+    """Tell which values have none beside them."""
+    known = np.isfinite(values)
+    beside = np.zeros(len(values), np.bool_)
+    beside[1:] |= known[:-1]
+    beside[:-1] |= known[1:]
+    return known & ~beside
+
+
+def label_log(axis: Any, low: float, high: float) -> None:
+    """Tick an axis over under three powers of ten, which Bokeh's own ticker leaves nearly bare."""
+    if high - low >= 3:
+        return
+    if high - low < 0.5:
+        axis.ticker = BasicTicker(desired_num_ticks=4)
+        axis.formatter = BasicTickFormatter(precision="auto")
+        return
+    tens = np.arange(np.floor(low) - 1, np.ceil(high) + 2)
+    axis.ticker = FixedTicker(ticks=[float(f"{m}e{int(ten)}") for ten in tens for m in (1, 2, 5)])
+    axis.formatter = BasicTickFormatter(precision="auto")
 
 
 def positive(column: Floats) -> Floats:

@@ -47,7 +47,7 @@ def write_report(
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _replace(out, _render(traces_of(read)))
+        replace_file(out, _render(traces_of(read)).encode())
     except OSError as error:
         raise GradclipError(
             f"{out} cannot be written ({error.strerror}): give a path that can"
@@ -55,12 +55,13 @@ def write_report(
     return out
 
 
-def _replace(out: Path, text: str) -> None:
+def replace_file(out: Path, content: bytes) -> None:
+    """Put a whole new file in the place of an old one, or leave the old one."""
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
     part = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
 from gradclip.record.trace import Floats, Trace
 from gradclip.report import style as look
-from gradclip.report.downsample import envelope, rate, thin
-from gradclip.report.figure import Axis, Panel, Plotter, finite, new_figure, positive
+from gradclip.report.downsample import envelope, histogram, power_of_ten, rate, thin
+from gradclip.report.figure import (
+    EDGE,
+    Axis,
+    Panel,
+    Plotter,
+    finite,
+    label_log,
+    new_figure,
+    positive,
+)
 from gradclip.report.style import style_of
 
 
 def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
     """Return the panels that these traces have data for, top to bottom."""
-    made = [loss_panel(traces, axis), norm_panel(traces, axis)]
+    made = [loss_panel(traces, axis), norm_panel(traces, axis), spread_panel(traces, axis)]
     if any(trace.seen("coef").any() or trace.seen("removed").any() for trace in traces):
         made.append(coef_panel(traces, axis))
     if any(trace.marked("clipped").any() or trace.policy for trace in traces):
@@ -102,6 +111,52 @@ def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
         plot.edge(index, look.ZERO, style, trace.steps[zero], top=False)
     plot.finish()
     plot.scale(lines, measured)
+    return panel
+
+
+def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
+    """Return how often each norm came, and the limit; None where no norm can be shown."""
+    norms = [positive(trace.column("norm")) for trace in traces]
+    heights, edges = histogram(norms)
+    if not len(edges):
+        return None
+    limits = [positive(trace.column("limit")) for trace in traces]
+    middles = [float(np.nanmedian(one)) for one in limits if np.isfinite(one).any()]
+    # Room for the limits too, unless they lie so far off that the norms would be a needle.
+    near = [log for log in np.log10(middles) if edges[0] - 2 < log < edges[-1] + 2]
+    low, high = min([edges[0], *near]), max([edges[-1], *near])
+    pad = 0.02 * (high - low)
+    start, end = power_of_ten(np.array([low - pad, high + pad]))
+    shown = Range1d(start=float(start), end=float(end))
+    panel = Panel(
+        "spread",
+        "Distribution of the norm",
+        "Of all steps, the share with such a norm before clipping; upright, the limit (its median, "
+        "if it moves). What lies right of it was clipped.",
+        new_figure("spread", axis, y="share", norms=shown, height=220),
+    )
+    plot = Plotter(panel)
+    fig = panel.figure
+    fig.xaxis.axis_label = "gradient norm"
+    label_log(fig.xaxis[0], float(low), float(high))
+    x, outlines = np.repeat(power_of_ten(edges), 2), []
+    for index, (limit, height) in enumerate(zip(limits, heights, strict=True)):
+        style = style_of(index)
+        y = np.concatenate([[0.0], np.repeat(height, 2), [0.0]])
+        source = ColumnDataSource({"x": x, "y": y})
+        area = fig.varea("x", 0, "y", source=source, fill_color=style.colour, fill_alpha=0.12)
+        plot.keep(index, look.SPREAD, area)
+        outline = fig.line(
+            "x", "y", source=source, line_color=style.colour, line_dash=style.dash, line_width=1.6
+        )
+        outlines.append(plot.keep(index, look.SPREAD, outline))
+        if np.isfinite(limit).any():
+            upright = fig.line(
+                [float(np.nanmedian(limit))] * 2, [0, 1], y_range_name=EDGE,
+                line_color=style.colour, line_dash="4 3", line_width=1.8,
+            )  # fmt: skip
+            plot.keep(index, look.LIMIT, upright)
+    fig.y_range = DataRange1d(renderers=outlines, only_visible=True, start=0)
     return panel
 
 

@@ -45,6 +45,7 @@ class Mark:
 BEFORE = Mark("before", "before clipping", line={"line_width": 1.6, "line_alpha": 0.95})
 AFTER = Mark("after", "after clipping", line={"line_width": 3.5, "line_alpha": 0.32})
 LIMIT = Mark("limit", "limit", line={"line_width": 1.2, "line_alpha": 0.9})
+SPREAD = Mark("spread", "share of steps", line={"line_width": 1.6})
 CLIPPED = Mark("clipped", "clipped step, and what was cut", marker="inverted_triangle")
 SKIPPED = Mark("skipped", "skipped step", marker="x")
 NONFINITE = Mark("nonfinite", "non-finite gradient", marker="diamond")

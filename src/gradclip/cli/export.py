@@ -1,0 +1,63 @@
+"""`gradclip export`: a figure for a paper."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import GradclipWarning
+from ..record.schema import encode_row
+from .failure import told
+
+__all__ = ["export"]
+
+
+def _panels(incomplete: str) -> list[str]:
+    from ..export import PANELS
+
+    return [name for name in PANELS if name.startswith(incomplete)]
+
+
+@told
+def export(
+    runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The figure: .svg, .pdf or .png; an old is replaced."),
+    ] = Path("figure.svg"),
+    panel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="loss, norm, coef, rate, distribution or layers; again for a further one below "
+            "it. Default loss and norm.",
+            autocompletion=_panels,
+        ),
+    ] = None,
+    width: Annotated[float, typer.Option(help="Inches; one column is 3.3 or so.")] = 3.3,
+    height: Annotated[
+        float | None, typer.Option(help="Inches. Default what the panels need.")
+    ] = None,
+    dpi: Annotated[int, typer.Option(help="Dots an inch of a PNG.")] = 300,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+) -> None:
+    """Write a figure of one run, or of several, for a paper.
+
+    Lines differ by colour and dash. In the norm's panel a dotted line is the limit, a dot a clipped
+    step, a cross a skipped one, and a diamond a gradient that was not finite.
+    """
+    from ..export import write_figure
+
+    panels = tuple(panel or ("loss", "norm"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", GradclipWarning)
+        path = write_figure(list(runs), output, panels=panels, width=width, height=height, dpi=dpi)
+    for one in warned:
+        typer.echo(f"gradclip: warning: {one.message}", err=True)
+    if json:
+        row = {"figure": str(path), "runs": [str(run) for run in runs], "panels": panels}
+        typer.echo(encode_row(row).decode(), nl=False)
+    else:
+        typer.echo(path)

@@ -1,0 +1,139 @@
+"""`gradclip watch`: a run as it goes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from ..live import LiveRun
+from ..live.plain import one_line, state_of, to_dict, told_event, told_finding
+from ..live.screen import Screen
+from ..record import read_run
+from ..record.schema import encode_row
+from .failure import told
+
+__all__ = ["watch"]
+
+STOPPED = 130
+
+
+@told
+def watch(
+    run: Annotated[Path, typer.Argument(help="A record; it need not exist yet.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once as it is, and exit.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON each time.")] = False,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Follow a run in the terminal until it ends: loss, norm, limit, worst layers, warnings.
+
+    A file that is not there yet is waited for. Piped, it prints a line for each look that found
+    something new.
+
+    The exit code is 0 once the run has ended, however it did, and 130 after Ctrl-C.
+    """
+    live = LiveRun(run)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    try:
+        if once:
+            _once(live, console, json)
+        elif json:
+            for _ in _looks(live, every):
+                typer.echo(encode_row(to_dict(live)).decode(), nl=False)
+        elif console.is_terminal and not console.is_dumb_terminal:
+            _screen(live, console, every)
+        else:
+            _print_lines(live, every)
+    except KeyboardInterrupt:
+        raise typer.Exit(STOPPED) from None
+
+
+def _looks(live: LiveRun, every: float) -> Iterator[bool]:
+    """Look until the run has ended; yield whether there was something new, each time to show it."""
+    shown, seen = -every, None
+    while True:
+        behind = live.look()
+        if behind and time.monotonic() - shown < every:
+            continue
+        now = (
+            live.restarts,
+            live.state,
+            live.event_count,
+            *(each.steps for each in live.optimizers.values()),
+        )
+        if now != seen:
+            live.study()
+        yield now != seen
+        shown, seen = time.monotonic(), now
+        if live.end is not None and not behind:
+            return
+        if not behind:
+            time.sleep(every)
+
+
+def _once(live: LiveRun, console: Console, json: bool) -> None:
+    while live.look():
+        pass
+    if live.header is None:
+        read_run(live.path)  # says why there is nothing to show
+    live.study()
+    if json:
+        typer.echo(encode_row(to_dict(live)).decode(), nl=False)
+    elif console.is_terminal:
+        console.print(Screen(live), soft_wrap=False)
+    else:
+        typer.echo(f"{live.path}: {state_of(live)}")
+        for line in _news(live):
+            typer.echo(line)
+
+
+def _news(live: LiveRun) -> list[str]:
+    """Return all that is known, in lines."""
+    steps = [one_line(live, each) for each in live.optimizers.values() if each.steps]
+    return [*steps, *map(told_event, live.events), *map(told_finding, live.findings.values())]
+
+
+def _screen(live: LiveRun, console: Console, every: float) -> None:
+    """Show it on a screen of its own, and leave the last picture on the terminal."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with Live(Screen(live), console=console, screen=True, auto_refresh=False) as screen:
+            for _ in _looks(live, every):
+                screen.refresh()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        console.print(Screen(live), soft_wrap=False)
+
+
+def _print_lines(live: LiveRun, every: float) -> None:
+    told_of: set[object] = set()
+    events = restarts = 0
+    state = ""
+    for new in _looks(live, every):
+        if live.restarts != restarts:
+            restarts, events, told_of = live.restarts, 0, set()
+            typer.echo("another run took the file's place")
+        if (live.state == "waiting" or live.end) and state_of(live) != state:
+            state = state_of(live)
+            typer.echo(f"{live.path}: {state}")
+        if not new:
+            continue
+        for optimizer in live.optimizers.values():
+            if optimizer.steps:
+                typer.echo(one_line(live, optimizer))
+        count = live.event_count - events
+        for event in list(live.events)[-count:] if count else []:
+            typer.echo(told_event(event))
+        events = live.event_count
+        for key, found in live.findings.items():
+            if key not in told_of:
+                told_of.add(key)
+                typer.echo(told_finding(found))
+    sys.stdout.flush()

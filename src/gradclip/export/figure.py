@@ -1,0 +1,182 @@
+"""Write a figure for a paper: one column wide, its text as text."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradclip.errors import GradclipError, GradclipWarning
+from gradclip.export.look import RC, line_style, one_line
+from gradclip.record import Run, Trace, read_run, traces_of
+from gradclip.report.page import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "PANELS", "write_figure"]
+
+PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
+FORMATS = ("svg", "pdf", "png")
+
+LETTERS = 17
+"""Letters of the legend in an inch."""
+
+RunLike = str | os.PathLike[str] | Run
+
+
+def write_figure(
+    runs: RunLike | Iterable[RunLike],
+    out: str | os.PathLike[str],
+    *,
+    panels: Sequence[str] = ("loss", "norm"),
+    width: float = 3.3,
+    height: float | None = None,
+    dpi: int = 300,
+) -> Path:
+    """Write the curves of one run, or of several, as a figure for a paper.
+
+    Traces differ by colour (safe for the colour-blind) and by dash. In the norm's panel a dotted
+    line is the limit, a dot a clipped step, a cross a skipped step and a diamond one whose gradient
+    was not finite. The same records make the same file.
+
+    Args:
+        runs: Records, as paths or as `gradclip.read_run` returned them. Not mutated.
+        out: The file; its suffix is the format, one of `FORMATS`. Text in an SVG or a PDF is text.
+        panels: Of `PANELS`, from the top; each once.
+        width: In inches, > 0; 3.3 is one column of most papers.
+        height: In inches, > 0; None: what the panels need.
+        dpi: Dots an inch, of a PNG and of the picture of the layers, ≥ 1.
+
+    Returns:
+        The path of the figure.
+
+    Raises:
+        RecordError: A record cannot be read.
+        GradclipError: An argument is wrong, Matplotlib is missing, or `out` cannot be written.
+    """
+    out = Path(out)
+    kind = out.suffix.lstrip(".").lower()
+    _check(kind, out, panels, width, height, dpi)
+    if isinstance(runs, str | os.PathLike | Run):
+        runs = [runs]
+    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    if not read:
+        raise GradclipError("runs=[] is not usable: give at least one record")
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise GradclipError("a figure needs Matplotlib: pip install 'gradclip[figure]'") from error
+    made = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with mpl.rc_context(RC), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure = _figure(traces_of(read), panels, width, height)
+        figure.savefig(made, format=kind, dpi=dpi, metadata=metadata)
+    if any("missing from" in str(one.message) for one in told):
+        warnings.warn(
+            "a name has letters that the figure's font lacks: they are boxes in a PNG or PDF, and "
+            "right in an SVG",
+            GradclipWarning,
+            stacklevel=2,
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, made.getvalue())
+    except OSError as error:
+        raise GradclipError(
+            f"{out} cannot be written ({error.strerror}): give a path that can"
+        ) from error
+    return out
+
+
+def _check(
+    kind: str, out: Path, panels: Sequence[str], width: float, height: float | None, dpi: int
+) -> None:
+    if kind not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise GradclipError(f"out={str(out)!r} is not usable: end its name in one of {endings}")
+    if not panels:
+        raise GradclipError(f"panels=() is not usable: give one or more of {', '.join(PANELS)}")
+    for name in panels:
+        if name not in PANELS:
+            raise GradclipError(f"panel={name!r} is not usable: choose of {', '.join(PANELS)}")
+        if list(panels).count(name) > 1:
+            raise GradclipError(f"panel={name!r} is not usable: give it once")
+    for name, value in (("width", width), ("height", height)):
+        if value is not None and not 0.5 <= value <= 100:
+            raise GradclipError(f"{name}={value!r} is not usable: give inches, 0.5 to 100")
+    if not 1 <= dpi <= 2400:
+        raise GradclipError(f"dpi={dpi!r} is not usable: give dots an inch, 1 to 2400")
+
+
+def _figure(
+    traces: Sequence[Trace], panels: Sequence[str], width: float, height: float | None
+) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    from gradclip.export.panels import DRAW, draw_layers, plain, whole
+
+    layered = [trace for trace in traces if trace.norms.matrix.size] if "layers" in panels else []
+    rows: list[tuple[str, Trace | None]] = []
+    for name in panels:
+        rows += [(name, trace) for trace in layered] if name == "layers" else [(name, None)]
+    if not rows:
+        raise GradclipError("panel='layers' is not usable: these records have no norms by layer")
+    heights = [_height(trace) for _, trace in rows]
+    legend = 0.14 * len(traces) if len(traces) > 1 else 0.0
+    figure = Figure(figsize=(width, height or sum(heights) + legend + 0.35), layout="constrained")
+    every = figure.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
+    on_steps = []
+    for axes, (name, trace) in zip(every, rows, strict=True):
+        if trace is None:
+            DRAW[name](axes, traces)
+        else:
+            scale = figure.colorbar(draw_layers(axes, trace), ax=axes, pad=0.02, aspect=18)
+            scale.ax.yaxis.set_major_formatter(plain)
+            scale.ax.yaxis.set_minor_formatter(NullFormatter())
+            scale.outline.set_visible(False)  # type: ignore[operator]
+            scale.set_label(f"norm: {one_line(trace.label, 28)}" if len(traces) > 1 else "norm")
+        if name != "distribution":
+            on_steps.append(axes)
+            axes.xaxis.set_major_formatter(whole)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _join(on_steps, traces)
+    if len(traces) > 1:
+        _legend(figure, traces)
+    return figure
+
+
+def _height(trace: Trace | None) -> float:
+    """Return the inches of one panel."""
+    return 1.35 if trace is None else min(0.5 + 0.1 * len(trace.norms.names), 2.1)
+
+
+def _join(every: Sequence[Any], traces: Sequence[Trace]) -> None:
+    """Give all of `every` the same steps, and write the steps under the lowest."""
+    steps = [trace.steps for trace in traces if len(trace.steps)]
+    first = min((one[0] for one in steps), default=0.0)
+    last = max((one[-1] for one in steps), default=1.0)
+    pad = max(0.5, 0.01 * (last - first))
+    for axes in every:
+        axes.set_xlim(first - pad, last + pad)
+        axes.tick_params(labelbottom=axes is every[-1])
+    if every:
+        every[-1].set_xlabel("step")
+
+
+def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **line_style(index)) for index in range(len(traces))]
+    # Placeholders first: Matplotlib leaves out a label that begins with an underscore.
+    legend = figure.legend(
+        handles, ["name"] * len(handles), loc="outside upper left", frameon=False, handlelength=3.2
+    )
+    room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
+    for text, trace in zip(legend.get_texts(), traces, strict=True):
+        text.set_text(one_line(trace.label, room))

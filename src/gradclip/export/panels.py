@@ -1,0 +1,158 @@
+"""The panels of a figure for print; each draws every trace into one pair of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from gradclip.export.look import MARKERS, line_style, one_line
+from gradclip.record.trace import Floats, Trace
+from gradclip.report.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
+
+__all__ = ["DRAW", "draw_layers", "label_log"]
+
+MARKS = 40
+"""Markers of one kind on a line of print; more would run together."""
+
+plain = FuncFormatter(lambda value, _: f"{value:g}")
+"""Numbers as text: Matplotlib's own powers of ten are TeX, which is off here."""
+
+whole = FuncFormatter(lambda value, _: _steps(value))
+"""Numbers of steps; a tick between two steps has no label."""
+
+
+def draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
+    """Draw the script's own loss."""
+    for index, trace in enumerate(traces):
+        _line(axes, index, trace, trace.column("loss"))
+    values = np.concatenate([trace.column("loss") for trace in traces])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
+        axes.set_yscale("log")
+        label_log(axes.yaxis)
+    axes.set_ylabel("loss")
+
+
+def draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
+    """Draw the norm before clipping, the limit, and the steps that were clipped or left out."""
+    axes.set_yscale("log")
+    label_log(axes.yaxis)
+    for index, trace in enumerate(traces):
+        norm = _positive(trace.column("norm"))
+        _line(axes, index, trace, norm)
+        limit = _positive(trace.column("limit"))
+        if np.isfinite(limit).any():
+            colour = line_style(index)["color"]
+            _line(axes, index, trace, limit, linestyle=(0, (1, 1)), color=colour, linewidth=0.7)
+        clipped = np.flatnonzero(trace.marked("clipped") & np.isfinite(norm))
+        cut = thin(clipped, norm, MARKS)
+        axes.plot(
+            trace.steps[cut], norm[cut], linestyle="none", marker=MARKERS[index % len(MARKERS)],
+            markersize=2, markeredgewidth=0.4, color=line_style(index)["color"],
+        )  # fmt: skip
+        for marked, marker, height in (
+            (trace.nonfinite, "d", 0.985),
+            (trace.marked("skipped"), "x", 0.945),
+        ):
+            steps = trace.steps[marked]
+            kept = thin(np.arange(len(steps)), np.zeros(len(steps)), MARKS)
+            axes.plot(
+                steps[kept], np.full(len(kept), height - 0.08 * (index % 4)), linestyle="none",
+                marker=marker, markersize=3, markeredgewidth=0.7, fillstyle="none",
+                color=line_style(index)["color"], transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+    axes.set_ylabel("gradient norm")
+
+
+def draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
+    """Draw the factor on the gradient; 1 is untouched."""
+    for index, trace in enumerate(traces):
+        _line(axes, index, trace, trace.column("coef"))
+    axes.set_ylabel("clip coefficient")
+    axes.set_ylim(bottom=0)
+
+
+def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
+    """Draw the running share of steps clipped."""
+    longest = max(len(trace.steps) for trace in traces)
+    window = int(np.clip(longest // 20, 20, 1000))
+    for index, trace in enumerate(traces):
+        _line(axes, index, trace, rate(trace.marked("clipped"), window))
+    axes.set_ylim(-0.02, 1.05)
+    axes.set_ylabel(f"clipped, of {window} steps")
+
+
+def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
+    """Draw how often each norm came, and the median limit."""
+    heights, edges = histogram([_positive(trace.column("norm")) for trace in traces])
+    if len(edges):
+        for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
+            axes.stairs(height, power_of_ten(edges), fill=False, **line_style(index))
+            limit = _positive(trace.column("limit"))
+            if np.isfinite(limit).any():
+                axes.axvline(
+                    float(np.nanmedian(limit)), color=line_style(index)["color"],
+                    linestyle=(0, (1, 1)), linewidth=0.7,
+                )  # fmt: skip
+        axes.set_xscale("log")
+        label_log(axes.xaxis)
+    axes.set_xlabel("gradient norm")
+    axes.set_ylabel("share of steps")
+
+
+def draw_layers(axes: Axes, trace: Trace) -> Any:
+    """Draw the norm of each parameter over the steps; return the picture, for its scale."""
+    steps, names, matrix = trace.norms
+    edges, values = bucket_max(steps, matrix, 300)
+    positive = values[values > 0]
+    low, high = np.quantile(positive, [0.005, 0.999]) if len(positive) else (0.1, 10.0)
+    scale = LogNorm(low, high) if high > low * 1.01 else LogNorm(low / 3, low * 3)
+    picture = axes.pcolormesh(
+        edges, np.arange(len(names) + 1), np.ma.masked_invalid(values.T), norm=scale,
+        cmap="viridis", rasterized=True,
+    )  # fmt: skip
+    axes.invert_yaxis()
+    every = -(-len(names) // 16)
+    shown = range(0, len(names), every)
+    axes.set_yticks([row + 0.5 for row in shown], [one_line(names[row], 20) for row in shown])
+    axes.tick_params(axis="y", length=0)
+    return picture
+
+
+def label_log(axis: Any) -> None:
+    """Write the powers of ten of a logarithmic axis as plain numbers, and no others."""
+    axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(NullFormatter())
+
+
+DRAW: dict[str, Callable[[Axes, Sequence[Trace]], None]] = {
+    "loss": draw_loss,
+    "norm": draw_norm,
+    "coef": draw_coef,
+    "rate": draw_rate,
+    "distribution": draw_distribution,
+}
+
+
+def _steps(value: float) -> str:
+    if value != round(value):
+        return ""
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.0f}"
+
+
+def _line(axes: Axes, index: int, trace: Trace, values: Floats, **look: Any) -> None:
+    if not len(values):
+        return
+    values = np.where(np.isfinite(values), values, np.nan)
+    rows = envelope([values])
+    axes.plot(trace.steps[rows], values[rows], **(line_style(index) | look))
+
+
+def _positive(column: Floats) -> Floats:
+    return np.where(np.isfinite(column) & (column > 0), column, np.nan)

@@ -1,0 +1,121 @@
+"""A live run in words: one line, and plain data."""
+
+from __future__ import annotations
+
+from gradclip.diagnosis import Finding
+from gradclip.live.state import LiveOptimizer, LiveRun
+from gradclip.record import Event
+from gradclip.report.summary import number, percent
+
+__all__ = ["counts", "one_line", "printable", "state_of", "to_dict", "told_event", "told_finding"]
+
+
+def printable(text: str) -> str:
+    """Return `text` with what could move a terminal's cursor or colour it left out."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def state_of(run: LiveRun) -> str:
+    """Say how the run stands."""
+    if run.end is not None:
+        return "ended" if run.end.status == "ok" else f"ended, {printable(run.end.status)}"
+    if run.missing:
+        return "waiting for the file" if run.header is None else "the file is gone"
+    if run.header is None:
+        return "waiting for the first row"
+    return "running" if run.age < 30 else f"no new row for {duration(run.age)}"
+
+
+def one_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
+    """Tell an optimizer's latest step."""
+    last = optimizer.last
+    parts = [f"step {int(last.get('step') or 0):,}"]
+    if len(run.optimizers) > 1:
+        parts.insert(0, f"{printable(optimizer.class_name) or 'optimizer'} {optimizer.id}")
+    if last.get("loss") is not None:
+        parts.append(f"loss {number(last['loss'])}")
+    limit = "" if last.get("limit") is None else f" (limit {number(last['limit'])})"
+    parts.append(f"norm {number(last.get('norm'))}{limit}")
+    return "  ".join([*parts, *counts(optimizer)])
+
+
+def counts(optimizer: LiveOptimizer) -> list[str]:
+    """Tell the clip rate and what was skipped or not finite."""
+    if not optimizer.steps:
+        return ["no step yet"]
+    recent = f"{percent(optimizer.recent_clip_rate)} of the last {len(optimizer.recent)}"
+    parts = [f"clipped {percent(optimizer.clip_rate)} ({recent})"]
+    if optimizer.skipped:
+        parts.append(f"skipped {optimizer.skipped:,}, last at step {optimizer.last_skipped:,}")
+    else:
+        parts.append("skipped 0")
+    if optimizer.nonfinite:
+        parts.append(f"non-finite {optimizer.nonfinite:,}")
+    return parts
+
+
+def told_finding(found: Finding) -> str:
+    """Tell a finding in one line."""
+    where = "" if found.step is None else f", step {found.step:,}"
+    return f"{found.severity}: {found.kind}{where}: {printable(found.sentence)}"
+
+
+def told_event(event: Event) -> str:
+    """Tell an event of the record in one line."""
+    where = "" if event.step is None else f", step {event.step:,}"
+    return f"event: {printable(event.name)}{where}: {printable(event.text)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text: ``3 min 20 s``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def to_dict(run: LiveRun) -> dict[str, object]:
+    """Return plain data; numbers may be inf or NaN."""
+    return {
+        "run": str(run.path),
+        "state": run.state,
+        "status": run.end.status if run.end else None,
+        "step": run.step,
+        "steps_per_second": run.speed,
+        "seconds_since_write": round(run.age, 1),
+        "restarts": run.restarts,
+        "policy": run.header.policy if run.header else None,
+        "optimizers": [_optimizer(run, each) for each in run.optimizers.values()],
+        "findings": [
+            {**found.to_dict(), "current": key in run.current}
+            for key, found in run.findings.items()
+        ],
+        "events": [
+            {"step": event.step, "name": event.name, "text": event.text} for event in run.events
+        ],
+    }
+
+
+def _optimizer(run: LiveRun, each: LiveOptimizer) -> dict[str, object]:
+    layers = run.layers(each.id)
+    return {
+        "id": each.id,
+        "class": each.class_name,
+        "policy": each.policy,
+        "steps": each.steps,
+        **each.last,
+        "clipped": each.clipped,
+        "clip_rate": each.clip_rate,
+        "recent_clip_rate": each.recent_clip_rate,
+        "recent_steps": len(each.recent),
+        "skipped": each.skipped,
+        "last_skipped": each.last_skipped,
+        "nonfinite": each.nonfinite,
+        "layers": {
+            "largest": [list(pair) for pair in layers.largest],
+            "growing": [list(pair) for pair in layers.growing],
+            "growing_over_steps": layers.over,
+            "nonfinite": [list(pair) for pair in each.nonfinite_layers.most_common(5)],
+        },
+    }

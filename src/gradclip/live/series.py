@@ -1,0 +1,125 @@
+"""A curve of a whole run in bounded memory, and its drawing in one line of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Series", "bars"]
+
+Floats = NDArray[np.float64]
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII = "_.-~=+*#"
+
+
+@dataclass
+class Series:
+    """Equal stretches of steps, each one number; the stretches grow as the run does.
+
+    Args:
+        keep: What a stretch is told by. "mean": of what is finite; "max": the greatest, so that a
+            spike is never lost. Either way a stretch that held inf or NaN is inf: it shows.
+        most: Stretches at most; there are at least half as many once there are so many steps.
+
+    Examples:
+        >>> series = Series("max", most=4)
+        >>> series.extend(np.arange(10.0))
+        >>> series.points().tolist(), series.stride
+        ([3.0, 7.0, 9.0], 4)
+    """
+
+    keep: Literal["mean", "max"]
+    most: int = 256
+    stride: int = 1
+    """Steps of one stretch."""
+    _whole: Floats = field(default_factory=lambda: np.empty(0))
+    _rest: Floats = field(default_factory=lambda: np.empty(0))
+
+    def extend(self, values: Floats) -> None:
+        """Add one value a step: NaN is a step without one, inf one that was not finite."""
+        rest = np.concatenate([self._rest, values])
+        full = len(rest) // self.stride
+        added = self._fold(rest[: full * self.stride], self.stride)
+        self._whole = np.concatenate([self._whole, added])
+        self._rest = rest[full * self.stride :]
+        while len(self._whole) > self.most:
+            if len(self._whole) % 2:  # the odd one waits, as steps that all have its value
+                self._rest = np.concatenate([np.repeat(self._whole[-1:], self.stride), self._rest])
+                self._whole = self._whole[:-1]
+            self._whole = self._fold(self._whole, 2)
+            self.stride *= 2
+
+    def points(self) -> Floats:
+        """Return the stretches so far; the last may be shorter."""
+        if not len(self._rest):
+            return self._whole
+        return np.concatenate([self._whole, self._fold(self._rest, len(self._rest))])
+
+    def _fold(self, values: Floats, by: int) -> Floats:
+        return fold(values.reshape(-1, by), self.keep)
+
+
+def fold(table: Floats, keep: Literal["mean", "max"]) -> Floats:
+    """Return one number a row; NaN where it is all NaN, inf where one is inf."""
+    known = ~np.isnan(table)
+    if keep == "max":
+        found = np.where(known, table, -np.inf).max(axis=1, initial=-np.inf)
+    else:
+        # Divided first: the sum of huge losses would overflow.
+        count = np.maximum(known.sum(axis=1), 1)
+        found = (np.where(known, table, 0.0) / count[:, None]).sum(axis=1)
+    return np.where(known.any(axis=1), found, np.nan)
+
+
+def bars(
+    values: Floats, width: int, *, low: float, high: float, log: bool = False, blocks: str = BLOCKS
+) -> str:
+    """Draw `values` as bars of one character each.
+
+    Args:
+        values: Of a `Series`; NaN is a blank, inf a cross.
+        width: Characters at most, ≥ 1; the greatest of several values in one place counts.
+        low: What the lowest bar stands for.
+        high: What the highest bar stands for.
+        log: Whether equal ratios are equal heights; then a value of 0 or less is the lowest bar.
+        blocks: The bars, lowest first.
+
+    Examples:
+        >>> bars(np.array([1.0, 10.0, np.inf, np.nan, 100.0]), 80, low=1, high=100, log=True)
+        '▁▅× █'
+    """
+    if len(values) > width:
+        by = -(-len(values) // width)
+        padded = np.full(-(-len(values) // by) * by, np.nan)
+        padded[: len(values)] = values
+        values = fold(padded.reshape(-1, by), "max")
+    with np.errstate(all="ignore"):
+        if log:
+            values = np.log10(np.where(values <= 0, low, values))
+            low, high = np.log10([low, high])
+        place = (values / 2 - low / 2) / (high / 2 - low / 2)  # halves: the range may be huge
+    return "".join(_bar(value, share, blocks) for value, share in zip(values, place, strict=True))
+
+
+def _bar(value: float, share: float, blocks: str) -> str:
+    if np.isnan(value):
+        return " "
+    if np.isinf(value):
+        return "×" if blocks is BLOCKS else "x"
+    if not np.isfinite(share):  # a range of nothing: in the middle
+        share = 0.5
+    return blocks[int(np.clip(share * (len(blocks) - 1) + 0.5, 0, len(blocks) - 1))]
+
+
+def span(parts: Sequence[Floats], *, log: bool = False) -> tuple[float, float]:
+    """Return the least and the greatest finite value of all `parts`; NaN twice if there is none."""
+    values = np.concatenate([np.asarray(part) for part in parts]) if parts else np.empty(0)
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if not len(values):
+        return float("nan"), float("nan")
+    return float(values.min()), float(values.max())

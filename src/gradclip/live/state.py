@@ -1,0 +1,239 @@
+"""What a live view knows of a run: counts of all of it, curves, and its latest rows."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gradclip.diagnosis import Finding, diagnose
+from gradclip.live.series import Floats, Series
+from gradclip.record import End, Event, Header, Run, Trace, traces_of
+from gradclip.record.follow import Follower
+
+__all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]
+
+RECENT = 100
+"""Steps that "recent" means."""
+
+EVENTS = 100
+"""Of the record's own events, the latest so many are kept."""
+
+SAMPLES = 20
+"""Sampled steps at each end of the window whose medians tell by how much a layer's norm grew."""
+
+MOST_NONFINITE = 1000
+"""Names of parameters that are counted as non-finite, at most."""
+
+
+@dataclass(frozen=True)
+class LayerNews:
+    """The layers to look at, the worst first."""
+
+    largest: tuple[tuple[str, float], ...] = ()
+    """Name and latest norm."""
+    growing: tuple[tuple[str, float], ...] = ()
+    """Name and ratio of the latest norms to those at the window's start."""
+    over: int = 0
+    """Steps between the two."""
+
+
+@dataclass
+class LiveOptimizer:
+    """One optimizer so far."""
+
+    id: int
+    class_name: str = ""
+    policy: str | None = None
+    steps: int = 0
+    clipped: int = 0
+    skipped: int = 0
+    nonfinite: int = 0
+    last_skipped: int | None = None
+    last: dict[str, float | None] = field(default_factory=dict)
+    """The numbers of its latest step; None: not known."""
+    loss: Series = field(default_factory=lambda: Series("mean"))
+    norm: Series = field(default_factory=lambda: Series("max"))
+    limit: Series = field(default_factory=lambda: Series("mean"))
+    nonfinite_layers: Counter[str] = field(default_factory=Counter)
+    """How many steps each parameter's gradient was not finite in."""
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Whether each of the latest steps was clipped."""
+
+    @property
+    def clip_rate(self) -> float | None:
+        """Share of all steps that were clipped."""
+        return self.clipped / self.steps if self.steps else None
+
+    @property
+    def recent_clip_rate(self) -> float | None:
+        """Share of the latest `RECENT` steps that were clipped."""
+        return sum(self.recent) / len(self.recent) if self.recent else None
+
+    def take(self, trace: Trace) -> None:
+        """Add the new steps, which `trace` holds."""
+        steps = trace.steps
+        clipped, skipped = trace.marked("clipped"), trace.marked("skipped")
+        self.steps += len(steps)
+        self.clipped += int(clipped.sum())
+        self.skipped += int(skipped.sum())
+        self.nonfinite += int(trace.nonfinite.sum())
+        if skipped.any():
+            self.last_skipped = int(steps[skipped][-1])
+        self.recent.extend(clipped[-RECENT:].tolist())
+        for name, series in (("loss", self.loss), ("norm", self.norm), ("limit", self.limit)):
+            series.extend(_shown(trace, name))
+        for _, names in trace.nonfinite_names:
+            for name in names:
+                if name in self.nonfinite_layers or len(self.nonfinite_layers) < MOST_NONFINITE:
+                    self.nonfinite_layers[name] += 1
+        self.last = {
+            name: float(trace.column(name)[-1]) if trace.seen(name)[-1] else None
+            for name in ("step", "time", "loss", "lr", "norm", "clipped_norm", "limit", "coef")
+        }
+
+
+def _shown(trace: Trace, name: str) -> Floats:
+    """Return a column with every value that is not finite as inf, and NaN where there is none."""
+    values = trace.column(name)
+    return np.where(trace.seen(name) & ~np.isfinite(values), np.inf, values)
+
+
+class LiveRun:
+    """A record that is followed; memory and the cost of a look do not grow with it.
+
+    Args:
+        path: The record. It need not exist yet.
+
+    Examples:
+        >>> import tempfile
+        >>> from gradclip.record import RecordWriter
+        >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
+        >>> live = LiveRun(path)
+        >>> with RecordWriter(path) as record:
+        ...     for step in range(1, 5):
+        ...         record.step(step=step, norm=2.0, clipped=step > 2)
+        >>> live.look()
+        False
+        >>> live.state, live.optimizers[0].steps, live.optimizers[0].clip_rate
+        ('ended', 4, 0.5)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.restarts = 0
+        """How often another run took the file's place."""
+        self.age = 0.0
+        """Seconds since the file was last written to."""
+        self.missing = True
+        self._follower = Follower(path)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.header: Header | None = None
+        self.end: End | None = None
+        self.optimizers: dict[int, LiveOptimizer] = {}
+        self.events: deque[Event] = deque(maxlen=EVENTS)
+        self.event_count = 0
+        self.findings: dict[tuple[int, str], Finding] = {}
+        """Each kind of finding once an optimizer, as it was last told; in the order they came."""
+        self.current: set[tuple[int, str]] = set()
+        """Those of `findings` that the window still shows."""
+        self.window: Run | None = None
+
+    def look(self) -> bool:
+        """Take in what was added to the record; tell whether more lies ahead.
+
+        Raises:
+            RecordError: It is not a record, or is damaged.
+        """
+        news = self._follower.look()
+        self.missing, self.age = news.missing, news.age
+        if news.restarted:
+            self._forget()
+            self.restarts += 1
+        if news.run is not None:
+            self._take(news.run)
+        return news.behind > 0
+
+    def study(self) -> None:
+        """Bring the window and the findings up to date; its cost is bounded by the window."""
+        self.window = self._follower.window()
+        if self.window is None:
+            return
+        whole = len(self.window.steps) == sum(each.steps for each in self.optimizers.values())
+        # A plateau is one compared with the whole run, which the window may not hold.
+        told = [found for found in diagnose(self.window) if whole or found.kind != "plateau"]
+        self.findings |= {(found.optimizer, found.kind): found for found in told}
+        self.current = {(found.optimizer, found.kind) for found in told}
+
+    @property
+    def state(self) -> str:
+        """One of "waiting" (no file, or no whole first line), "running" and "ended"."""
+        if self.end is not None:
+            return "ended"
+        return "waiting" if self.header is None else "running"
+
+    @property
+    def step(self) -> int | None:
+        """The latest step of any optimizer."""
+        steps = [each.last.get("step") for each in self.optimizers.values()]
+        return max((int(step) for step in steps if step is not None), default=None)
+
+    @property
+    def speed(self) -> float | None:
+        """Steps a second over the window; None if not known."""
+        if self.window is None:
+            return None
+        for trace in traces_of([self.window])[:1]:
+            time, steps = trace.column("time"), trace.steps
+            if len(steps) > 1 and np.isfinite(time[[0, -1]]).all() and time[-1] > time[0]:
+                return float((steps[-1] - steps[0]) / (time[-1] - time[0]))
+        return None
+
+    def layers(self, optimizer: int, most: int = 5) -> LayerNews:
+        """Return the layers with the largest and the fastest growing norms, of the window."""
+        if self.window is None:
+            return LayerNews()
+        trace = Trace("", self.window, optimizer)
+        steps, names, matrix = trace.norms
+        if not matrix.size:
+            return LayerNews()
+        latest = np.nan_to_num(matrix[-1], nan=-1.0, posinf=np.inf)
+        order = np.argsort(-latest, kind="stable")[:most]
+        largest = tuple((names[i], float(latest[i])) for i in order if latest[i] >= 0)
+        samples = min(SAMPLES, len(steps) // 2)
+        if not samples:
+            return LayerNews(largest)
+        before, after = _middle(matrix[:samples]), _middle(matrix[-samples:])
+        with np.errstate(all="ignore"):
+            ratio = np.where((before > 0) & np.isfinite(after), after / before, np.nan)
+        order = np.argsort(-np.nan_to_num(ratio, nan=-1.0), kind="stable")[:most]
+        growing = tuple((names[i], float(ratio[i])) for i in order if ratio[i] > 1)
+        return LayerNews(largest, growing, int(steps[-1] - steps[0]))
+
+    def _take(self, run: Run) -> None:
+        self.header = run.header
+        self.end = run.end or self.end
+        self.events.extend(run.events)
+        self.event_count += len(run.events)
+        for described in run.optimizers:
+            known = self.optimizers.setdefault(described.id, LiveOptimizer(described.id))
+            known.class_name = described.class_name
+            known.policy = described.policy or run.header.policy
+        for trace in traces_of([run]):
+            if len(trace.steps):
+                known = self.optimizers.setdefault(trace.optimizer, LiveOptimizer(trace.optimizer))
+                known.policy = trace.policy
+                known.take(trace)
+
+
+def _middle(rows: Floats) -> Floats:
+    """Return the median of each column's finite values; NaN where there are none."""
+    kept = np.where(np.isfinite(rows), rows, np.nan)
+    some = ~np.isnan(kept).all(axis=0)
+    found = np.full(rows.shape[1], np.nan)
+    found[some] = np.nanmedian(kept[:, some], axis=0)
+    return found
