@@ -270,6 +270,9 @@ def test_promise_6_state_is_read_with_weights_only() -> None:
 def test_promise_8_the_result_says_what_ran(path: str) -> None:
     ran = Clipper([_param(torch.ones(2))], "norm:1").clip_().path
     assert ran == (f"c-{kernel.status().isa}" if path == "kernel" else "torch")
+    # The kernel has no 1-norm: torch measures, and the kernel scales.
+    ran = Clipper([_param(torch.ones(2))], "norm:1,order=1").clip_().path
+    assert ran == (f"c-{kernel.status().isa}+torch" if path == "kernel" else "torch")
 
 
 def test_promise_8_the_fold_is_told_or_why_there_is_none() -> None:

@@ -50,6 +50,8 @@ class Trace:
     def norms(self) -> Norms:
         """Per-parameter norms of the sampled steps, in the order of the steps."""
         steps, names, matrix = self.run.norms(self.optimizer)
+        if np.all(steps[1:] >= steps[:-1]):  # As nearly always: spare a copy of it all.
+            return Norms(steps, names, matrix)
         order = np.argsort(steps, kind="stable")
         return Norms(steps[order], names, matrix[order])
 

@@ -84,6 +84,7 @@ class Gradients:
             mine = [self._tensors[i] for i in self._native]
             self._buffers = buffers(mine) if mine else None
         self.xp: Any = np if self.host else torch_xp
+        self._helped = False
 
     @property
     def double(self) -> bool:
@@ -98,7 +99,7 @@ class Gradients:
         if not self._native:
             return "torch"
         native = f"c-{kernel.status().isa}"
-        return f"{native}+torch" if self._rest else native
+        return f"{native}+torch" if self._rest or self._helped else native
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +149,7 @@ class Gradients:
             return _device_norms([self._tensors[i] for i in members], order)
         everything = len(members) == len(self._tensors)
         if not (everything and self._buffers and order in (2.0, math.inf)):
+            self._helped = self._helped or len(members) > 0
             return np.asarray([_host_norm(self._tensors[i], order) for i in members], float)
         measure = kernel.norm2 if order == 2.0 else kernel.maxabs
         found = measure(self._buffers, self._threads)
