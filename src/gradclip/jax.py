@@ -418,7 +418,10 @@ def _norm(x: Any, order: float, keep: int | None = None) -> Any:
     if x.size == 0:
         return jnp.zeros(() if keep is None else x.shape[keep], kind)
     with enable_x64(True):
-        size = jnp.abs(x)
+        # A square needs no abs, which XLA would not vectorise together with the sum.
+        real = not jnp.issubdtype(x.dtype, jnp.complexfloating)
+        squares = real and order == 2.0 and x.dtype.itemsize < 8
+        size = x if squares else jnp.abs(x)
         wide = size.astype(jnp.float64)
         if math.isinf(order):
             norm = jnp.max(wide, axis=axes)
