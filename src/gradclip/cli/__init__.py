@@ -14,6 +14,7 @@ from .doctor import doctor
 from .methods import methods
 from .report import report
 from .run import run
+from .tune import tune
 
 __all__ = ["app"]
 
@@ -42,7 +43,9 @@ def main(
 
 
 # Everything after the script belongs to the script, so its options are not ours to read.
-app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(run)
+_SCRIPT = {"allow_extra_args": True, "allow_interspersed_args": False}
+app.command(context_settings=_SCRIPT)(run)
+app.command(context_settings=_SCRIPT)(tune)
 app.command()(report)
 app.command()(diagnose)
 app.command()(advise)
