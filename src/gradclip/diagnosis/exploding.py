@@ -119,17 +119,21 @@ def _onset(trace: Trace) -> tuple[int, int] | None:
         start = max(row - WINDOW, 0)
         calm = np.flatnonzero(norm[start:row] <= RISING * base[row])
         first = start + int(calm[-1]) + 1 if len(calm) else start
-        if _lasts(norm, loss, bad, first, row, float(base[row])):
+        if _lasts(norm, loss, bad, first, row, max(LASTING * float(base[row]), early)):
             return first, row
     return None
 
 
-def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, base: float) -> bool:
-    """Whether what was reached at `row` stays, and the loss is none the better for it."""
+def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, level: float) -> bool:
+    """Whether what was reached at `row` stays over a level, and the loss is none the better for it.
+
+    The level is also that of the first steps: a norm that comes back to it from a trough, as those
+    of a saturated model do, does not explode.
+    """
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
         return True
-    stays = row + 1 >= len(norm) or median(norm[after]) >= LASTING * base
+    stays = row + 1 >= len(norm) or median(norm[after]) >= level
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
     return stays and not now < before
 
