@@ -233,7 +233,7 @@ def warm_up(optimizer: torch.optim.Optimizer) -> Any:
     "gradient of one layer grows by 1.6 a step, from step 120",
     "exploding",
     place=layer_and_step("first_layer", "4.", AT - 2, AT + 15),
-    also=("loss-spike", "non-finite"),
+    also=("loss-spike", "non-finite", "dead-layers"),
 )
 def _() -> None:
     model = mlp()
@@ -276,7 +276,7 @@ def _() -> None:
         for module in model:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=3 / math.sqrt(module.in_features))
-    fit(model, sgd(model, 1e-3))
+    fit(model, sgd(model, 1e-3, momentum=0))
 
 
 @fault(

@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
 from gradclip.diagnosis.finding import Finding
 from gradclip.diagnosis.links import NORMALISATION
-from gradclip.diagnosis.spikes import LEAD, began_at
+from gradclip.diagnosis.spikes import HARMFUL, LEAD, began_at, first_of
 from gradclip.diagnosis.window import WINDOW, Floats, median
 from gradclip.record.trace import Trace
 
@@ -25,6 +25,9 @@ LASTING = 10.0
 
 AFTER = 20
 """Steps after the growth that tell whether it lasts."""
+
+LONG = 5
+"""Steps of growth that are no lone spike."""
 
 RISING = 3.0
 """Times the old level from which a norm belongs to the growth."""
@@ -135,7 +138,10 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
         return True
     stays = row + 1 >= len(norm) or median(norm[after]) >= level
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
-    return stays and not now < before
+    if stays:
+        return not now < before
+    # It may have come back since nothing is left to grow: the growth took long and ruined the loss.
+    return row - first >= LONG and now > before + HARMFUL * abs(first_of(loss))
 
 
 def _lowest_level(norm: Floats) -> Floats:
