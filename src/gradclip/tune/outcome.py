@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from gradclip.diagnosis import Finding, diagnose_trace
 from gradclip.diagnosis.spikes import first_of
 from gradclip.record import Run, traces_of
+from gradclip.record.trace import Floats
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
@@ -25,7 +27,11 @@ LEAST = 10
 """Losses that the median is of, if there are as many."""
 
 ROSE = 0.5
-"""A final loss over the first by more than this share of it means that the run diverged."""
+"""A final loss over the first by more than this share of it means that the run diverged; a rise by
+as much on the way means that it was unstable."""
+
+WIDTH = 3
+"""Losses whose median counts on the way: one hard batch is no instability."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class Outcome:
     Attributes:
         status: "failed": the script ended with an error; "diverged": a loss of the last part was
             not finite, or the final loss is over the first by more than half of it; "unstable":
-            the diagnosis warns of a loss spike, an explosion or skipped steps; else "stable".
+            the loss rose by more than half of the first over its lowest so far (both medians of
+            three), or the diagnosis warns of a loss spike, an explosion or skipped steps; else
+            "stable".
         loss: the final loss: median over the last fifth of the steps, 10 at least; inf if any of
             these was not finite, or if there is none.
         first_loss: that of no training.
@@ -82,7 +90,7 @@ def judge(run: Run, failure: str | None = None) -> Outcome:
     last = loss[-max(LEAST, math.ceil(LAST * len(loss))) :]
     final = float(np.median(last)) if len(last) and np.isfinite(last).all() else math.inf
     first, rates = first_of(loss), trace.column("lr")[np.isfinite(trace.column("lr"))]
-    status, why = _status(final, first, diagnose_trace(trace))
+    status, why = _status(final, first, _rise(loss), diagnose_trace(trace))
     if failure is not None:
         status, why = "failed", failure
     return Outcome(
@@ -96,11 +104,22 @@ def judge(run: Run, failure: str | None = None) -> Outcome:
     )
 
 
-def _status(final: float, first: float, findings: list[Finding]) -> tuple[Status, str]:
+def _rise(loss: Floats) -> float:
+    """Return how far the loss rose over its lowest so far, lone steps left aside."""
+    kept = loss[np.isfinite(loss)]
+    if len(kept) < 2 * WIDTH:
+        return 0.0
+    level = np.median(sliding_window_view(kept, WIDTH), axis=1)
+    return float((level - np.minimum.accumulate(level)).max())
+
+
+def _status(final: float, first: float, rise: float, findings: list[Finding]) -> tuple[Status, str]:
     if final == math.inf:
         return "diverged", "the loss is not finite at the end"
     if final - first > ROSE * abs(first):
         return "diverged", f"the loss rose from {first:.4g} to {final:.4g}"
+    if rise > ROSE * abs(first):
+        return "unstable", f"the loss rose by {rise:.4g} on the way"
     for finding in findings:
         if finding.severity != "note" and _shakes(finding):
             return "unstable", finding.sentence
