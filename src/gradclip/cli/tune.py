@@ -17,7 +17,7 @@ from ..spec import parse
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
 from .failure import told, wants_extra
-from .run import _check_target
+from .run import check_target
 
 __all__ = ["tune"]
 
@@ -74,7 +74,7 @@ def tune(
     The exit code is 1 if the script fails by itself, 3 if it makes no optimizer step or shows no
     loss.
     """
-    _check_target(target, module)
+    check_target(target, module)
     setting = Setting(
         steps, rungs, _numbers("--lr-factors", lr_factors), _tried(thresholds, policy)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from gradclip.tune.state import State
 __all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Script", "Setting", "Told", "TuneError", "tune"]
 
 SCRIPT_FAILED = 1
+POLICY_UNFIT = 2
 NOTHING_SEEN = 3
 
 
@@ -230,7 +232,8 @@ class _Runner:
     def _one(self, trial: Trial) -> None:
         self._told(trial, None, self.planned)
         record, log = self.record(trial), self._out / f"{_name(trial)}.log"
-        partial = record.with_suffix(".partial")
+        # Of this process: a trial that a killed one has left may still write its own.
+        partial = record.with_suffix(f".{os.getpid()}.partial")
         args = self._script.args_for(trial.factor)
         job = {
             "record": str(partial),
@@ -280,6 +283,8 @@ class _Runner:
         if code != 0 and made < trial.steps:
             failure = _failure(log, code)
         if run is None or made == 0:
+            if code == POLICY_UNFIT and failure and failure.startswith("gradclip: "):
+                raise GradclipError(f"policy {trial.policy}: {failure.removeprefix('gradclip: ')}")
             if failure is not None:
                 raise self._fault(failure, log)
             raise TuneError(

@@ -34,6 +34,8 @@ class State:
         self.path = path
         self.setting = setting
         self.outcomes: dict[Trial, Outcome] = {}
+        for left in path.parent.glob(f"{path.stem}.partial-*"):
+            left.unlink()
         if path.exists() and not fresh:
             self._read()
         self._write()
