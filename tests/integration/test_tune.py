@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ TRAIN = """
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(1000):
         try:
-            x = torch.randn(16, 4)
+            x = torch.randn(256, 4)
             loss = (model(x) - x.sum(1, keepdim=True)).pow(2).mean() + 1
             optimizer.zero_grad()
             loss.backward()
@@ -116,10 +117,10 @@ def test_thresholds_come_from_the_unclipped_run_and_the_table_shows_them(
     ran = tune(tmp_path, *FAST, "train.py")
     assert ran.returncode == 0, ran.stderr
     assert "no clipping" in ran.stdout
-    assert ran.stdout.count("norm:") >= 4
+    assert ran.stdout.count("\n  norm:") >= 3
     assert "highest stable" in ran.stdout
     assert "×1 (0.05)" in ran.stdout
-    assert "\n  gradclip run --clip norm:" in ran.stdout
+    assert re.search(r"\n  (python|gradclip run --clip norm:\S+) train\.py\n\Z", ran.stdout)
 
 
 def test_the_flag_of_the_script_is_multiplied_instead(
@@ -144,9 +145,11 @@ def test_a_killed_tuning_goes_on_where_it_was(write: Callable[[str], Path], tmp_
     command = [sys.executable, "-m", "gradclip", "tune", *args]
     state = tmp_path / "out" / "tune.json"
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as one:
-        until(lambda: state.exists() and len(json.loads(state.read_text())["trials"]) == 2)
-        until(lambda: (tmp_path / "started").read_text() == "xxx")
-        one.send_signal(signal.SIGKILL)
+        try:
+            until(lambda: state.exists() and len(json.loads(state.read_text())["trials"]) == 2)
+            until(lambda: (tmp_path / "started").read_text() == "xxx")
+        finally:
+            one.kill()
     assert one.returncode == -signal.SIGKILL
     ran = tune(tmp_path, *args)
     assert ran.returncode == 0, ran.stderr
@@ -157,8 +160,8 @@ def test_a_killed_tuning_goes_on_where_it_was(write: Callable[[str], Path], tmp_
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for something, a minute at most."""
-    for _ in range(600):
+    """Wait for something, minutes at most: the machine may be busy."""
+    for _ in range(3000):
         if true():
             return
         time.sleep(0.1)
@@ -173,9 +176,12 @@ def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     ) as one:
-        until(lambda: (tmp_path / "started").exists())
-        one.send_signal(signal.SIGINT)
-        _, err = one.communicate(timeout=30)
+        try:
+            until(lambda: (tmp_path / "started").exists())
+            one.send_signal(signal.SIGINT)
+            _, err = one.communicate(timeout=120)
+        finally:
+            one.kill()
     assert one.returncode == 130
     assert err == "gradclip: stopped; the same command goes on from out\n"
 
