@@ -29,8 +29,27 @@ FLAGS = {
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
+<<<<<<< HEAD
     "methods": {"--markdown", "--json", "--help"},
     "doctor": {"--json", "--help"},
+=======
+    "tune": {
+        "--steps",
+        "--thresholds",
+        "--policy",
+        "--lr-factors",
+        "--lr-flag",
+        "--rungs",
+        "--jobs",
+        "--out",
+        "--fresh",
+        "--json",
+        "-m",
+        "--help",
+    },
+    "methods": {"--markdown", "--help"},
+    "doctor": {"--help"},
+>>>>>>> tune
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
 }
 
@@ -125,6 +144,7 @@ FAULTS = {
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
     ),
+<<<<<<< HEAD
     "no such format": (
         ["export", "ok.jsonl", "-o", "f.doc"],
         "out='f.doc' is not usable: end its name in one of .svg, .pdf, .png",
@@ -133,6 +153,24 @@ FAULTS = {
     "no place for the figure": (
         ["export", "ok.jsonl", "-o", "s.py/f.svg"],
         "s.py/f.svg cannot be written (",
+=======
+    "no such script to tune": (["tune", "t.py"], "TARGET='t.py' is not usable: there is no such"),
+    "a wrong threshold": (
+        ["tune", "--thresholds", "1,-1", "s.py"],
+        "--thresholds='1,-1' is not usable: give numbers above 0",
+    ),
+    "a wrong factor": (
+        ["tune", "--lr-factors", "x", "s.py"],
+        "--lr-factors='x' is not usable: give numbers above 0",
+    ),
+    "a tuning of no method": (
+        ["tune", "--policy", "nrm:1", "s.py"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
+    "no such rate to tune": (
+        ["tune", "--lr-flag", "--lr", "s.py"],
+        "--lr-flag --lr is not usable: the script's arguments have it 0 times",
+>>>>>>> tune
     ),
     "no such explanation": (
         ["methods", "nrm"],
@@ -211,6 +249,8 @@ USAGE = {
     "too often": ["watch", "ok.jsonl", "--every", "0"],
     "no run to export": ["export"],
     "no run to advise on": ["advise"],
+    "nothing to tune": ["tune"],
+    "no run at a time": ["tune", "--jobs", "0", "s.py"],
     "no such command": ["rum", "s.py"],
     "no step": ["demo", "--steps", "0"],
 }
@@ -227,6 +267,7 @@ def test_wrong_usage_says_so(fault: str, invoke, tmp_path: Path) -> None:
 
 EXTRAS = {
     "torch": (["run", "s.py"], "torch]'"),
+    "torch, to tune": (["tune", "s.py"], "torch]'"),
     "bokeh": (["report", "ok.jsonl"], "report]'"),
     "matplotlib": (["export", "ok.jsonl"], "figure]'"),
     "torch and demo": (["demo"], "demo]'"),
@@ -240,7 +281,7 @@ def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
         record.step(step=1, norm=1.0)
     args, text = EXTRAS[missing]
     code = (
-        f"import sys; sys.modules[{missing.split()[0]!r}] = None\n"
+        f"import sys; sys.modules[{re.split(' |,', missing)[0]!r}] = None\n"
         f"from gradclip.cli import app; app({args!r})"
     )
     command = [sys.executable, "-W", "error", "-c", code]

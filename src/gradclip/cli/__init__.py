@@ -15,6 +15,7 @@ from .export import export
 from .methods import methods
 from .report import report
 from .run import run
+from .tune import tune
 from .watch import watch
 
 __all__ = ["app"]
@@ -57,10 +58,11 @@ _COMMANDS = (
     (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
     (diagnose, "gradclip diagnose runs/a.jsonl --json"),
     (advise, "gradclip advise runs/a.jsonl"),
+    (tune, "gradclip tune train.py --epochs 3"),
     (methods, "gradclip methods zclip"),
     (doctor, "gradclip doctor"),
     (demo, "gradclip demo --steps 100"),
 )
 for command, example in _COMMANDS:
-    settings = _SCRIPT if command is run else None
+    settings = _SCRIPT if command in (run, tune) else None
     app.command(epilog=f"Example:  {example}", context_settings=settings)(command)

@@ -19,7 +19,7 @@ from .failure import told, wants_extra
 if TYPE_CHECKING:
     from ..torch.runner import Session
 
-__all__ = ["run"]
+__all__ = ["check_target", "run"]
 
 NOTHING_SEEN = 3
 _DECISIONS = ("skip", "zero", "raise", "propagate")
@@ -75,7 +75,7 @@ def run(
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
-    _check_target(target, module)
+    check_target(target, module)
     try:
         from ..torch.runner import Session, run_script
     except ImportError as error:
@@ -109,7 +109,8 @@ def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> No
             raise PolicyError.of(option, value, remedy)
 
 
-def _check_target(target: str, module: bool) -> None:
+def check_target(target: str, module: bool) -> None:
+    """Raise a PolicyError if there is no such script or module."""
     if module:
         sys.path.insert(0, str(Path.cwd()))
         try:

@@ -14,7 +14,7 @@ __all__ = ["LEAST_LAYERS", "MONOTONE", "OFTEN", "STEEP", "Profile", "profiles"]
 LEAST_LAYERS = 5
 """Weight matrices that a trend over depth needs."""
 
-STEEP = 100.0
+STEEP = 50.0
 """How many times the norms of the first and the last quarter of the layers may differ: healthy
 models stay within ten."""
 

@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
 from gradclip.diagnosis.finding import Finding
 from gradclip.diagnosis.links import NORMALISATION
-from gradclip.diagnosis.spikes import LEAD, began_at
+from gradclip.diagnosis.spikes import HARMFUL, LEAD, began_at, first_of
 from gradclip.diagnosis.window import WINDOW, Floats, median
 from gradclip.record.trace import Trace
 
@@ -25,6 +25,9 @@ LASTING = 10.0
 
 AFTER = 20
 """Steps after the growth that tell whether it lasts."""
+
+LONG = 5
+"""Steps of growth that are no lone spike."""
 
 RISING = 3.0
 """Times the old level from which a norm belongs to the growth."""
@@ -119,19 +122,26 @@ def _onset(trace: Trace) -> tuple[int, int] | None:
         start = max(row - WINDOW, 0)
         calm = np.flatnonzero(norm[start:row] <= RISING * base[row])
         first = start + int(calm[-1]) + 1 if len(calm) else start
-        if _lasts(norm, loss, bad, first, row, float(base[row])):
+        if _lasts(norm, loss, bad, first, row, max(LASTING * float(base[row]), early)):
             return first, row
     return None
 
 
-def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, base: float) -> bool:
-    """Whether what was reached at `row` stays, and the loss is none the better for it."""
+def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, level: float) -> bool:
+    """Whether what was reached at `row` stays over a level, and the loss is none the better for it.
+
+    The level is also that of the first steps: a norm that comes back to it from a trough, as those
+    of a saturated model do, does not explode.
+    """
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
         return True
-    stays = row + 1 >= len(norm) or median(norm[after]) >= LASTING * base
+    stays = row + 1 >= len(norm) or median(norm[after]) >= level
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
-    return stays and not now < before
+    if stays:
+        return not now < before
+    # It may have come back since nothing is left to grow: the growth took long and ruined the loss.
+    return row - first >= LONG and now > before + HARMFUL * abs(first_of(loss))
 
 
 def _lowest_level(norm: Floats) -> Floats:

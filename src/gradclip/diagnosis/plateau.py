@@ -22,8 +22,8 @@ STILL = 0.4
 PROGRESS = 0.02
 """Share of the whole fall that counts as progress."""
 
-NOISE = 2.0
-"""Standard errors of a stretch's median under which a fall is noise."""
+NOISE = 3.0
+"""Standard errors of a stretch's median under which a fall is noise: nineteen are compared."""
 
 
 def find_plateau(trace: Trace) -> list[Finding]:

@@ -22,6 +22,10 @@ ALWAYS = 0.95
 MOST = 0.9
 """Share of the norm that goes at the median step from which little is left."""
 
+DIVIDE = ("Adam", "Adagrad", "Adadelta", "RMSprop", "Lion", "LAMB", "Sophia")
+"""Parts of the names of optimizers whose step has its own size, whatever that of the gradient:
+with them a threshold that always binds is common, and harms little."""
+
 
 def find_thresholds(trace: Trace) -> list[Finding]:
     """Return what there is to say about the limit in force."""
@@ -84,12 +88,20 @@ def _never(trace: Trace, numbers: dict[str, object]) -> Finding:
 
 
 def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
+    classes = {optimizer.id: optimizer.class_name for optimizer in trace.run.optimizers}
+    divides = any(name in classes.get(trace.optimizer, "") for name in DIVIDE)
+    follows = (
+        "so every step weighs the same in the averages of an optimizer that divides by the "
+        "gradient's size anyway."
+        if divides
+        else "so every step has the same norm and the learning rate alone sets the step's size."
+    )
     return Finding(
         "always-binds",
-        "warning",
+        "note" if divides else "warning",
         step,
-        f"The threshold always binds: {numbers['clip_rate']:.0%} of the steps are clipped, so "
-        "every step has the same norm and the learning rate alone sets the step's size.",
+        f"The threshold always binds: {numbers['clip_rate']:.0%} of the steps are clipped, "
+        f"{follows}",
         "Raise the threshold (`gradclip advise`), or, if it is what you want, say so with the "
         "policy `normalise`.",
         numbers,

@@ -1,0 +1,183 @@
+"""`gradclip tune`: which threshold and learning rate a script trains best with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..errors import PolicyError
+from ..record.schema import encode_row
+from ..spec import parse
+from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
+from ..tune import tune as tuned
+from .failure import told, wants_extra
+from .run import check_target
+
+__all__ = ["tune"]
+
+INTERRUPTED = 130
+
+
+@told
+def tune(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the longest runs.")] = 300,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Norms to clip to, such as 0.25,0.5,1. Default: from an unclipped run's norms."
+        ),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A policy to try, such as zclip; may be repeated. Without --thresholds, only "
+            "these are tried, and no clipping."
+        ),
+    ] = None,
+    lr_factors: Annotated[
+        str, typer.Option(help="What the learning rate is multiplied by.")
+    ] = "0.5,1,2,4",
+    lr_flag: Annotated[
+        str | None,
+        typer.Option(
+            help="The script's argument for the learning rate, such as --lr: it is changed, and "
+            "not the rates of the optimizers."
+        ),
+    ] = None,
+    rungs: Annotated[
+        int, typer.Option(min=1, help="Lengths of runs; each is three times the one before.")
+    ] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for state, records and outputs. Default runs/tune-NAME."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished runs again.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
+    module: Annotated[
+        bool, typer.Option("-m", help="TARGET is a module, as for python -m.")
+    ] = False,
+) -> None:
+    """Run a training script for short, with many thresholds and learning rates; compare.
+
+    The script is not changed: each run stops after so many optimizer steps. What follows TARGET
+    goes to it. A run that was finished is not done again: after a break, give the same command.
+
+    The exit code is 1 if the script fails by itself, 3 if it makes no optimizer step or shows no
+    loss.
+    """
+    check_target(target, module)
+    setting = Setting(
+        steps, rungs, _numbers("--lr-factors", lr_factors), _tried(thresholds, policy)
+    )
+    try:
+        import torch  # noqa: F401 - the runs need it
+    except ImportError as error:
+        raise wants_extra(error, "torch") from None
+    out = out or Path("runs") / f"tune-{target if module else Path(target).stem}"
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    try:
+        with Progress(
+            *columns, TextColumn("steps"), TimeElapsedColumn(), console=console,
+            disable=not console.is_terminal,
+        ) as progress:  # fmt: skip
+            result = tuned(
+                Script(target, tuple(context.args), module, lr_flag),
+                setting, out, jobs=jobs, fresh=fresh, told=_Bar(progress),
+            )  # fmt: skip
+    except TuneError as error:
+        typer.echo(f"gradclip: {error}", err=True)
+        raise typer.Exit(error.code) from None
+    except KeyboardInterrupt:
+        typer.echo(f"gradclip: stopped; the same command goes on from {out}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if json:
+        typer.echo(encode_row(result.to_dict()).decode(), nl=False)
+    else:
+        _show(result)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers above zero that an option lists."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise PolicyError.of(option, text, "give numbers above 0, such as 0.5,1,2")
+    return numbers
+
+
+def _tried(thresholds: str | None, policy: list[str] | None) -> tuple[str, ...] | None:
+    """Return what the user wants tried, no clipping first; None if that is ours to choose."""
+    if thresholds is None and not policy:
+        return None
+    limits = () if thresholds is None else _numbers("--thresholds", thresholds)
+    texts = [UNCLIPPED, *(f"norm:{limit}" for limit in limits), *(policy or ())]
+    for text in texts:
+        parse(text)
+    return tuple(dict.fromkeys(texts))
+
+
+class _Bar:
+    """Shows the trials as one bar over all their steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar = progress.add_task("unclipped", total=None)
+
+    def __call__(self, trial: Trial, outcome: Outcome | None, planned: int) -> None:
+        text = f"{trial.policy}, learning rate ×{trial.factor:g}, {trial.steps} steps"
+        done = 0 if outcome is None else trial.steps
+        self._progress.update(self._bar, description=text, total=planned, advance=done)
+
+
+def _show(result: Result) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(_table(result))
+    times = "" if result.factor == 1 else f", learning rate ×{result.factor:g}"
+    at = "" if result.lr is None or result.factor == 1 else f" (at most {result.lr:.4g})"
+    name = "no clipping" if result.recommended == UNCLIPPED else result.recommended
+    console.print(f"Recommended: {name}{times}{at}\n{result.reason}\n", soft_wrap=True)
+    if result.code is not None:
+        console.print(f"  {result.code}", soft_wrap=True)
+    console.print(f"  {result.line}", soft_wrap=True)
+
+
+def _table(result: Result) -> Table:
+    short, long = result.lengths[0], result.lengths[-1]
+    table = Table(title=f"{len(result.outcomes)} runs", box=box.SIMPLE_HEAD)
+    table.add_column("policy", no_wrap=True)
+    headings = [f"loss, {short} steps"] + [f"loss, {long} steps"] * (long > short)
+    for heading in (*headings, "highest stable learning rate"):
+        table.add_column(heading, justify="right")
+    for row in result.rows:
+        cells = [_loss(row.short, row.short_factor)]
+        cells += [_loss(row.long, row.long_factor)] if long > short else []
+        highest = "none" if row.highest is None else f"×{row.highest:g}"
+        if row.highest_lr is not None:
+            highest += f" ({row.highest_lr:.4g})"
+        chosen = row.policy == result.recommended
+        name = "no clipping" if row.policy == UNCLIPPED else row.policy
+        table.add_row(
+            f"{name} ←" if chosen else name, *cells, highest, style="bold" if chosen else ""
+        )
+    return table
+
+
+def _loss(outcome: Outcome | None, factor: float | None) -> str:
+    if outcome is None or factor is None:
+        return "–"
+    if outcome.status in ("diverged", "failed"):
+        return outcome.status
+    shaky = " unstable" if outcome.status == "unstable" else ""
+    return f"{outcome.loss:.4g} (×{factor:g}){shaky}"

@@ -1,0 +1,133 @@
+"""How a trial went: its final loss, and whether it was stable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from gradclip.diagnosis import Finding, diagnose_trace
+from gradclip.diagnosis.spikes import first_of
+from gradclip.record import Run, traces_of
+from gradclip.record.trace import Floats
+
+__all__ = ["STATUSES", "Outcome", "Status", "judge"]
+
+Status = Literal["stable", "unstable", "diverged", "failed"]
+STATUSES: tuple[Status, ...] = ("stable", "unstable", "diverged", "failed")
+"""From the best."""
+
+LAST = 0.2
+"""Share of the run, at its end, whose median loss is the final loss."""
+
+LEAST = 10
+"""Losses that the median is of, if there are as many."""
+
+ROSE = 0.5
+"""A final loss over the first by more than this share of it means that the run diverged; a rise by
+as much on the way means that it was unstable."""
+
+WIDTH = 3
+"""Losses whose median counts on the way: one hard batch is no instability."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        status: "failed": the script ended with an error; "diverged": a loss of the last part was
+            not finite, or the final loss is over the first by more than half of it; "unstable":
+            the loss rose by more than half of the first over its lowest so far (both medians of
+            three), or the diagnosis warns of a loss spike, an explosion or skipped steps; else
+            "stable".
+        loss: the final loss: median over the last fifth of the steps, 10 at least; inf if any of
+            these was not finite, or if there is none.
+        first_loss: that of no training.
+        steps: optimizer steps that were made.
+        lr: the largest learning rate of the first parameter group; None: not known.
+        clip_rate: share of the steps that were clipped.
+        why: of a status other than "stable".
+    """
+
+    status: Status
+    loss: float
+    first_loss: float
+    steps: int
+    lr: float | None
+    clip_rate: float
+    why: str = ""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The lower the better: first by status, then by loss."""
+        return STATUSES.index(self.status), self.loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Outcome:
+        """Return what `to_dict` was of, be it through JSON with inf and nan as strings."""
+        numbers = {name: float(data[name]) for name in ("loss", "first_loss", "clip_rate")}
+        return cls(**{**data, **numbers})
+
+
+@np.errstate(all="ignore")
+def judge(run: Run, failure: str | None = None) -> Outcome:
+    """Return how a recorded run went; of several optimizers, that with the most steps counts.
+
+    Args:
+        run: as `gradclip.read_run` returned it.
+        failure: how the script failed; None: it did not.
+    """
+    trace = max(traces_of([run]), key=lambda trace: len(trace.steps))
+    loss = trace.column("loss")[trace.seen("loss")]
+    last = loss[-max(LEAST, math.ceil(LAST * len(loss))) :]
+    final = float(np.median(last)) if len(last) and np.isfinite(last).all() else math.inf
+    first, rates = first_of(loss), trace.column("lr")[np.isfinite(trace.column("lr"))]
+    status, why = _status(final, first, _rise(loss), diagnose_trace(trace))
+    if failure is not None:
+        status, why = "failed", failure
+    return Outcome(
+        status=status,
+        loss=final,
+        first_loss=first,
+        steps=len(trace.steps),
+        lr=float(rates.max()) if len(rates) else None,
+        clip_rate=float(trace.marked("clipped").mean()) if len(trace.steps) else 0.0,
+        why=why,
+    )
+
+
+def _rise(loss: Floats) -> float:
+    """Return how far the loss rose over its lowest so far, lone steps left aside."""
+    kept = loss[np.isfinite(loss)]
+    if len(kept) < 2 * WIDTH:
+        return 0.0
+    level = np.median(sliding_window_view(kept, WIDTH), axis=1)
+    return float((level - np.minimum.accumulate(level)).max())
+
+
+def _status(final: float, first: float, rise: float, findings: list[Finding]) -> tuple[Status, str]:
+    if final == math.inf:
+        return "diverged", "the loss is not finite at the end"
+    if final - first > ROSE * abs(first):
+        return "diverged", f"the loss rose from {first:.4g} to {final:.4g}"
+    if rise > ROSE * abs(first):
+        return "unstable", f"the loss rose by {rise:.4g} on the way"
+    for finding in findings:
+        if finding.severity != "note" and _shakes(finding):
+            return "unstable", finding.sentence
+    return "stable", ""
+
+
+def _shakes(finding: Finding) -> bool:
+    """Whether it is about instability in time; a profile over depth is not."""
+    if finding.kind == "exploding":
+        return "reached_at" in finding.evidence
+    return finding.kind in ("loss-spike", "skipped")

@@ -1,0 +1,332 @@
+"""Runs the trials of a tuning, each in a process of its own, and keeps what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gradclip
+from gradclip.advisor import advise
+from gradclip.errors import GradclipError, RecordError
+from gradclip.record import Run, read_run
+from gradclip.tune.outcome import Outcome, judge
+from gradclip.tune.plan import (
+    UNCLIPPED,
+    Trial,
+    candidates,
+    grid,
+    lengths_for,
+    sizes_for,
+    survivors,
+)
+from gradclip.tune.result import Result, conclude
+from gradclip.tune.state import State
+
+__all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Script", "Setting", "Told", "TuneError", "tune"]
+
+SCRIPT_FAILED = 1
+POLICY_UNFIT = 2
+NOTHING_SEEN = 3
+
+
+class TuneError(GradclipError):
+    """The script cannot be tuned, and no threshold or learning rate would change that.
+
+    Attributes:
+        code: what a command exits with.
+    """
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Script:
+    """What is tuned.
+
+    Attributes:
+        target: its path, or the module's name.
+        args: its command line.
+        module: whether it runs as with `python -m`.
+        lr_flag: the argument that is the learning rate, such as "--lr"; None multiplies the rates
+            of the optimizers.
+    """
+
+    target: str
+    args: tuple[str, ...] = ()
+    module: bool = False
+    lr_flag: str | None = None
+
+    def args_for(self, factor: float) -> tuple[str, ...]:
+        """Return the command line with a multiple of the learning rate in it.
+
+        Raises:
+            GradclipError: the argument is not there once, or is no number.
+        """
+        flag = self.lr_flag
+        if flag is None:
+            return self.args
+        args, places = list(self.args), []
+        for index, text in enumerate(args):
+            if text == flag and index + 1 < len(args):
+                places.append((index + 1, "", args[index + 1]))
+            elif text.startswith(f"{flag}="):
+                places.append((index, f"{flag}=", text[len(flag) + 1 :]))
+        if len(places) != 1:
+            raise GradclipError(
+                f"--lr-flag {flag} is not usable: the script's arguments have it {len(places)} "
+                f"times; give it once with the present learning rate, such as {flag} 0.1"
+            )
+        index, before, value = places[0]
+        try:
+            rate = float(value)
+        except ValueError:
+            raise GradclipError(
+                f"--lr-flag {flag} is not usable: its value {value!r} is no number"
+            ) from None
+        if factor != 1:
+            args[index] = f"{before}{rate * factor:.6g}"
+        return tuple(args)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tried.
+
+    Attributes:
+        steps: of the longest runs, ≥ 1.
+        rungs: how many lengths of runs at most, ≥ 1.
+        factors: on the learning rate, each > 0.
+        policies: text forms; None takes thresholds from the unclipped run.
+    """
+
+    steps: int = 300
+    rungs: int = 3
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    policies: tuple[str, ...] | None = None
+
+
+Told = Callable[[Trial, Outcome | None, int], None]
+"""Called with a trial that begins (no outcome) or is done, and how many steps are planned."""
+
+
+def tune(
+    script: Script,
+    setting: Setting,
+    out: Path,
+    *,
+    jobs: int = 1,
+    fresh: bool = False,
+    told: Told = lambda _trial, _outcome, _planned: None,
+) -> Result:
+    """Run a script many times, for short, and say which policy and learning rate to use.
+
+    First it runs unclipped, for as long as the longest runs: that gives the thresholds to try.
+    Then every policy runs with every factor for a few steps; the best third of these three times
+    as long; and so on. Each run begins anew, with the script's own seed. What is done is in
+    `out/tune.json`, and is not done again by a call with the same arguments.
+
+    Args:
+        script: what is run.
+        setting: what is tried.
+        out: the folder for the state, and for each run's record and output.
+        jobs: how many runs at a time, ≥ 1; results do not depend on it.
+        fresh: do all again.
+        told: hears of every trial.
+
+    Raises:
+        TuneError: the script fails by itself, makes no optimizer step, or shows no loss.
+        GradclipError: the state is of another tuning, or all runs diverged.
+    """
+    for factor in setting.factors:
+        script.args_for(factor)
+    state = State(out / "tune.json", _facts(script, setting), fresh=fresh)
+    runner = _Runner(script, state, out, told)
+    base = Trial(UNCLIPPED, 1.0, setting.steps)
+    runner.planned = setting.steps
+    outcome = runner.run([base], jobs=1)[base]
+    steps = min(outcome.steps, setting.steps)  # The script may end by itself before.
+    run = read_run(runner.record(base))
+    policies = candidates(advise(run)) if setting.policies is None else setting.policies
+    lengths = lengths_for(steps, setting.rungs)
+    first = grid(policies, setting.factors, lengths[0])
+    sizes = sizes_for(len(first), len(lengths))
+    runner.planned += sum(n * length for n, length in zip(sizes, lengths, strict=True))
+    used: dict[Trial, Outcome] = {}
+    rung = first
+    for place in range(len(lengths)):
+        if place:
+            rung = survivors(rung, lambda t: used[t].rank, sizes[place], lengths[place])
+        done = runner.run(rung, jobs)
+        used.update((trial, done[trial]) for trial in rung)
+    used.setdefault(Trial(UNCLIPPED, 1.0, lengths[-1]), outcome)
+    named = ["-m", script.target] if script.module else [script.target]
+    return conclude(first, used, lengths, [*named, *script.args])
+
+
+def _facts(script: Script, setting: Setting) -> dict[str, Any]:
+    """Return what outcomes depend on, as JSON gives it back."""
+    source = None
+    if not script.module and Path(script.target).is_file():
+        source = hashlib.sha256(Path(script.target).read_bytes()).hexdigest()
+    facts = {
+        "script": asdict(script),
+        "source_sha256": source,
+        "tried": asdict(setting),
+        "gradclip": gradclip.__version__,
+    }
+    return json.loads(json.dumps(facts))
+
+
+class _Runner:
+    """Starts trials, follows them to their end, and ends those that are left when it stops."""
+
+    def __init__(self, script: Script, state: State, out: Path, told: Told) -> None:
+        self.planned = 0
+        self._script = script
+        self._state = state
+        self._out = out / "trials"
+        self._told = told
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self._out.mkdir(parents=True, exist_ok=True)
+        for left in self._out.glob("*.partial"):
+            left.unlink()
+
+    def record(self, trial: Trial) -> Path:
+        """Return where a trial's record is."""
+        return self._out / f"{_name(trial)}.jsonl"
+
+    def run(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
+        """Run what is not done yet; return the outcomes of all."""
+        known = self._state.outcomes
+        todo = []
+        for trial in trials:
+            if trial in known and self.record(trial).exists():
+                self._told(trial, known[trial], self.planned)
+            else:
+                todo.append(trial)
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(self._one, trial) for trial in todo]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return known
+
+    def _one(self, trial: Trial) -> None:
+        self._told(trial, None, self.planned)
+        record, log = self.record(trial), self._out / f"{_name(trial)}.log"
+        # Of this process: a trial that a killed one has left may still write its own.
+        partial = record.with_suffix(f".{os.getpid()}.partial")
+        args = self._script.args_for(trial.factor)
+        job = {
+            "record": str(partial),
+            "policy": None if trial.policy == UNCLIPPED else trial.policy,
+            "factor": 1.0 if self._script.lr_flag else trial.factor,
+            "steps": trial.steps,
+            "target": self._script.target,
+            "args": list(args),
+            "module": self._script.module,
+            "command": ["gradclip", "tune", self._script.target, *args],
+        }
+        command = [sys.executable, "-m", "gradclip.tune.trial", json.dumps(job)]
+        with log.open("wb") as output:
+            code = self._wait(command, output)
+        outcome = self._outcome(trial, partial, log, code)
+        with self._lock:
+            if self._stopped:
+                return
+            partial.replace(record)
+            self._state.add(trial, outcome)
+            self._told(trial, outcome, self.planned)
+
+    def _wait(self, command: Sequence[str], output: Any) -> int:
+        with self._lock:
+            if self._stopped:
+                raise GradclipError("the tuning was stopped")
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.kill()
+
+    def _outcome(self, trial: Trial, record: Path, log: Path, code: int) -> Outcome:
+        run = _read(record)
+        made = 0 if run is None else int(run.column("step").max(initial=0))
+        failure = None
+        if code != 0 and made < trial.steps:
+            failure = _failure(log, code)
+        if run is None or made == 0:
+            if code == POLICY_UNFIT and failure and failure.startswith("gradclip: "):
+                raise GradclipError(f"policy {trial.policy}: {failure.removeprefix('gradclip: ')}")
+            if failure is not None:
+                raise self._fault(failure, log)
+            raise TuneError(
+                "no step of any torch optimizer was seen, so there is nothing to tune. Does the "
+                "script train in another process (mp.spawn), or with an optimizer that is no "
+                f"torch.optim.Optimizer? Its output is in {log}",
+                NOTHING_SEEN,
+            )
+        if not run.seen("loss").any():
+            raise TuneError(
+                "no loss was seen: the script calls backward() on no single number, so the runs "
+                "cannot be compared",
+                NOTHING_SEEN,
+            )
+        outcome = judge(run, failure)
+        well = trial.policy == UNCLIPPED and trial.factor == 1 and outcome.loss < float("inf")
+        if failure is not None and well and judge(run).status != "diverged":
+            raise self._fault(failure, log)
+        return outcome
+
+    def _fault(self, failure: str, log: Path) -> TuneError:
+        return TuneError(f"the script fails by itself: {failure} (its output is in {log})",
+                         SCRIPT_FAILED)  # fmt: skip
+
+
+def _read(path: Path) -> Run | None:
+    try:
+        return read_run(path)
+    except RecordError:  # The process was gone before it could write a header.
+        return None
+
+
+def _failure(log: Path, code: int) -> str:
+    """Return how a script ended: the last line that it wrote, as a traceback has it."""
+    lines = log.read_text("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{last[:300]} ({how})"
+
+
+def _name(trial: Trial) -> str:
+    """Return a name for files: readable, and one trial's only."""
+    policy = re.sub(r"[^\w.=-]+", "-", trial.policy)[:60]
+    digest = hashlib.sha256(trial.key.encode()).hexdigest()[:6]
+    return f"{policy}_lr{trial.factor:g}_{trial.steps}_{digest}"

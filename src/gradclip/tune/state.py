@@ -1,0 +1,86 @@
+"""What a tuning has found so far: one JSON file, whole at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gradclip.errors import GradclipError
+from gradclip.record.schema import encode_row
+from gradclip.tune.outcome import Outcome
+from gradclip.tune.plan import Trial
+
+__all__ = ["SCHEMA", "State"]
+
+SCHEMA = 1
+"""Version of the file."""
+
+
+class State:
+    """The outcomes of the trials that are done, in a file that is replaced after each.
+
+    Args:
+        path: the file; one of the same setting is gone on with.
+        setting: what the outcomes depend on, as plain data.
+        fresh: forget what the file has.
+
+    Raises:
+        GradclipError: the file cannot be read or written, or is of another setting.
+    """
+
+    def __init__(self, path: Path, setting: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        self.setting = setting
+        self.outcomes: dict[Trial, Outcome] = {}
+        for left in path.parent.glob(f"{path.stem}.partial-*"):
+            left.unlink()
+        if path.exists() and not fresh:
+            self._read()
+        self._write()
+
+    def add(self, trial: Trial, outcome: Outcome) -> None:
+        """Keep an outcome, on the disk as well."""
+        self.outcomes[trial] = outcome
+        self._write()
+
+    def _read(self) -> None:
+        try:
+            data = json.loads(self.path.read_text("utf-8"))
+            found, schema = data["setting"], data["schema"]
+            outcomes = {
+                Trial(str(row["policy"]), float(row["factor"]), int(row["steps"])): row["outcome"]
+                for row in data["trials"]
+            }
+            self.outcomes = {trial: Outcome.from_dict(row) for trial, row in outcomes.items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GradclipError(
+                f"{self.path} cannot be gone on with ({error}): give --fresh to begin anew, or "
+                "another --out"
+            ) from error
+        if schema != SCHEMA or found != self.setting:
+            changed = [key for key in self.setting if found.get(key) != self.setting[key]]
+            raise GradclipError(
+                f"{self.path} is of another tuning ({', '.join(changed) or 'schema'} differ"
+                f"{'s' * (len(changed) < 2)}): give --fresh to begin anew, or another --out"
+            )
+
+    def _write(self) -> None:
+        rows = [
+            {"policy": t.policy, "factor": t.factor, "steps": t.steps, "outcome": o.to_dict()}
+            for t, o in self.outcomes.items()
+        ]
+        data = {"schema": SCHEMA, "setting": self.setting, "trials": rows}
+        partial = self.path.with_suffix(f".partial-{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(encode_row(data))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except OSError as error:
+            raise GradclipError(
+                f"{self.path} cannot be written ({error.strerror}): give an --out that can"
+            ) from error
