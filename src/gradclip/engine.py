@@ -60,7 +60,12 @@ class Backend(Protocol):
 
     @property
     def present(self) -> Sequence[bool]:
-        """Which gradients there are: known without a look at their values."""
+        """Which gradients there are here: known without a look at their values."""
+        ...
+
+    @property
+    def somewhere(self) -> Sequence[bool]:
+        """Which gradients there are in any process; what is present, if there is but one."""
         ...
 
     @property
@@ -129,6 +134,13 @@ class Backend(Protocol):
 
         Returns the 2-norm of what is stored, and its cosine to what was there, or to `like`:
         exactly 1 where they are equal.
+        """
+        ...
+
+    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:
+        """Return what `put` returned, shape (members,), as it is of the whole gradients.
+
+        A gradient may be spread over processes, and then `put` knows of one part.
         """
         ...
 
@@ -365,7 +377,8 @@ class _Pass:
             norm, turned, new[str(member)] = self._one(stage, member, state.get(str(member)))
             after.append(norm)
             cosine.append(turned)
-        self.ledger = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(stage.members, xp.stack(after), xp.stack(cosine))
+        self.ledger = self.ledger.turned(stage.members, *found, xp)
         return new
 
     def _spikes(self, stage: Stage, state: Memory) -> Memory:
@@ -383,7 +396,8 @@ class _Pass:
             norm, turned = self.grads.put(member, value, self.skipped)
             after.append(norm)
             cosine.append(turned)
-        self.ledger = self.ledger.turned(members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(members, xp.stack(after), xp.stack(cosine))
+        self.ledger = self.ledger.turned(members, *found, xp)
         return state
 
     def _one(self, stage: Stage, member: int, state: Memory) -> tuple[Any, Any, Memory]:
@@ -443,7 +457,8 @@ class _Pass:
             norm, turned = self.grads.put(member, out, self.skipped, like=raw)
             after.append(norm)
             cosine.append(turned)
-        self.ledger = outer.replaced(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(stage.members, xp.stack(after), xp.stack(cosine))
+        self.ledger = outer.replaced(stage.members, *found, xp)
         return {"source": held, "inner": inner}
 
     def _remeasured(self, members: Sequence[int]) -> Ledger:
@@ -486,7 +501,7 @@ class _Pass:
 
     def _here(self, members: Sequence[int], *, whole: bool = False) -> Any:
         """Return which of the measured items have a gradient; None if all do."""
-        present = self.grads.present
+        present = self.grads.somewhere
         if all(present):
             return None
         here = [present[m] for m in members]

@@ -30,6 +30,7 @@ def attach(
     on: Literal["gradient", "update"] = "gradient",
     nonfinite: NonFinite = "skip",
     max_skips: int = 10,
+    groups: object = None,
 ) -> Clipper:
     """Clip the gradients of every `optimizer.step()` from now on.
 
@@ -58,6 +59,8 @@ def attach(
             accelerator; any other optimizer there waits for the device once a step, unless this
             is "propagate" or "zero".
         max_skips: more skips in a row than this raise an error that names the parameters.
+        groups: see `Clipper`: where parameters are spread that are no DTensors. With names from
+            `model`; an `add_param_group` is then made in all processes at the same time.
 
     Returns:
         The clipper: `.last` is the last step's result, `.detach()` undoes this.
@@ -93,7 +96,9 @@ def attach(
         remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
     choice("on", on, ("gradient", "update"))
-    clipper = clip_steps(optimizer, policy, model, on=on, nonfinite=nonfinite, max_skips=max_skips)
+    clipper = clip_steps(
+        optimizer, policy, model, on=on, nonfinite=nonfinite, max_skips=max_skips, groups=groups
+    )
     _attached[optimizer] = weakref.ref(clipper)
     return clipper
 
@@ -112,10 +117,11 @@ def clip_steps(
     on: str = "gradient",
     nonfinite: NonFinite,
     max_skips: int,
+    groups: object = None,
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
     named = named_parameters(optimizer, model)
-    clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
+    clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups)
     hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     uncompiled: Any = torch.compiler.disable
     before = optimizer.register_step_pre_hook(uncompiled(hooks.before))

@@ -21,7 +21,10 @@ from ..result import ClipResult
 from ..spec import parse
 from .fold import Fold
 from .gradients import Gradients
+from .layout import Layout, layout
 from .memory import alike, holds_anything, map_arrays
+from .sharded import Sharded
+from .shards import local
 
 __all__ = ["Clipper"]
 
@@ -42,6 +45,11 @@ class Clipper:
             such values become 0 and the rest is clipped; "raise": an error that names the
             parameters; "propagate": computed on, as torch does.
         max_skips: more skips in a row than this raise an error that names the parameters.
+        groups: over which processes parameters are spread that are no DTensors, or of which the
+            others are elsewhere, as in a pipeline: a ProcessGroup or one dimension of a
+            DeviceMesh, or such by patterns over names, as in {"experts.*": expert_group}. The
+            clipper then knows the parameters of all these processes, and all of them make it
+            at the same time.
 
     Raises:
         PolicyError: an argument is wrong, or a name matches no rule.
@@ -80,6 +88,7 @@ class Clipper:
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
+        groups: object = None,
     ) -> None:
         choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
         self.policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
@@ -89,6 +98,7 @@ class Clipper:
         self.observers: list[Callable[[ClipResult], None]] = []
         self.handles: list[Any] = []
         self.host = True
+        self.groups = groups
         self.in_place: str | None = _ALONE
         self._warned = False
         self.steps = 0
@@ -131,13 +141,18 @@ class Clipper:
             PolicyError: the policy has a memory, or a name matches no rule.
         """
         names, found = _named(params)
+        spread = layout(names, found, self.groups)
+        if spread is not None:
+            names, found = _of_the_model(spread, found)
         if holds_anything(self._memory):
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
         self.plan, self._memory = plan(self.policy, names), None
-        self._holes = [_hole(param) for param in found]
-        self.names, self.params = names, found
+        if spread is not None:
+            _refuse_local_skips(self.plan)
+        self._holes = [] if spread else [_hole(param) for param in found]
+        self.names, self.params, self._layout = names, found, spread
 
     @torch.no_grad()
     def clip_(
@@ -168,15 +183,21 @@ class Clipper:
                 max_skips steps in a row were skipped; the gradients are untouched. On an
                 accelerator the row is looked at once in max_skips + 1 steps.
         """
-        found = [p.grad for p in self.params]
-        present = [grad is not None for grad in found]
-        pairs = zip(found, self._holes, strict=True)
-        tensors = [hole if grad is None else grad for grad, hole in pairs]
-        grads = Gradients(tensors, self.names, self.params, present, _number(loss))
+        grads = self._gradients(_number(loss))
         self.host = grads.host
         if fold is not None and not fold.fits(grads):
             fold = None
         return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+
+    def _gradients(self, loss: Any) -> Gradients | Sharded:
+        """Return the gradients that there are now."""
+        found = [p.grad for p in self.params]
+        if self._layout is not None:
+            return Sharded(found, self.params, self._layout, loss)
+        present = [grad is not None for grad in found]
+        pairs = zip(found, self._holes, strict=True)
+        tensors = [hole if grad is None else grad for grad, hole in pairs]
+        return Gradients(tensors, self.names, self.params, present, loss)
 
     @torch.no_grad()
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
@@ -193,18 +214,22 @@ class Clipper:
             NonFiniteError: see `clip_`, of an update.
         """
         updates = [p - old for p, old in zip(self.params, before, strict=True)]
-        grads = Gradients(updates, self.names, before)
+        if self._layout is None:
+            grads = Gradients(updates, self.names, before)
+        else:
+            grads = Sharded(updates, before, self._layout)
         self.host = grads.host
         result = self._step(grads, False, None, None)
         idle = self.host and not bool(result.clipped) and not bool(result.skipped)
         for param, old, update in zip(self.params, before, updates, strict=True):
             if not idle:
-                taken = torch.where(result.clipped, old + update, param)
-                param.copy_(torch.where(result.skipped, old, taken))
+                here, was = local(param), local(old)
+                taken = torch.where(result.clipped, was + local(update), here)
+                here.copy_(torch.where(result.skipped, was, taken))
         return result
 
     def _step(
-        self, grads: Gradients, lost: Any, scaled_by: Tensor | None, fold: Fold | None
+        self, grads: Gradients | Sharded, lost: Any, scaled_by: Tensor | None, fold: Fold | None
     ) -> ClipResult:
         """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
@@ -233,7 +258,7 @@ class Clipper:
         self._judge(result, lost)
         return result
 
-    def _recall(self, grads: Gradients) -> Any:
+    def _recall(self, grads: Gradients | Sharded) -> Any:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
@@ -242,7 +267,7 @@ class Clipper:
             self._place = place
         return self._memory
 
-    def _lost(self, overflow: Tensor | None, grads: Gradients) -> Any:
+    def _lost(self, overflow: Tensor | None, grads: Gradients | Sharded) -> Any:
         """Whether a loss scaler skips this step: a bool on the host, else on the device."""
         if overflow is None:
             return False
@@ -344,6 +369,29 @@ def _pair(item: Any) -> tuple[str, Tensor]:
         return str(item[0]), item[1]
     remedy = "give model.parameters() or model.named_parameters()"
     raise PolicyError.of("params", type(item).__name__, remedy)
+
+
+def _of_the_model(
+    spread: Layout, params: Sequence[Tensor]
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return the names of the whole model, and its parameters; others' hold no memory."""
+    found = []
+    for index, piece in enumerate(spread.pieces):
+        if piece.own is None:
+            found.append(torch.empty(piece.shape, dtype=piece.dtype, device="meta"))
+        else:
+            found.append(params[piece.own])
+            spread.pieces[index] = replace(piece, own=index)
+    return tuple(piece.name for piece in spread.pieces), tuple(found)
+
+
+def _refuse_local_skips(layers: Plan) -> None:
+    """Refuse a skip that looks at values one by one: each process sees others."""
+    for stage in (stage for layer in layers for stage in layer if isinstance(stage, Stage)):
+        scope = stage.policy.measure.scope
+        if isinstance(stage.policy.response, Skip) and scope in ("element", "singular"):
+            remedy = "with sharded parameters use scope='tensor', with order=inf for the largest"
+            raise PolicyError.of("policy", stage.policy, remedy)
 
 
 def _skips(layers: Plan) -> bool:
