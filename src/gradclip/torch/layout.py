@@ -37,6 +37,7 @@ class Piece:
         own: its place among the parameters of this process; None if others hold it.
         offset: where on the first axis of the whole the part of this process begins.
         spread: the ranks of each group over which its sums add up.
+        copied: the ranks of each group of its mesh in which it is a copy.
         key: orders the parameters of the model, the same in all processes.
         known: whether its norm, or a part of that, has reached this process.
     """
@@ -47,8 +48,17 @@ class Piece:
     own: int | None
     offset: int
     spread: frozenset[tuple[int, ...]]
+    copied: frozenset[tuple[int, ...]]
     key: tuple[int, int]
     known: bool = True
+
+    def adds_over(self, ranks: tuple[int, ...]) -> bool:
+        """Whether these processes of a mesh have parts of it."""
+        return ranks in self.spread
+
+    def is_copy(self, ranks: tuple[int, ...]) -> bool:
+        """Whether these processes of a mesh have the same of it."""
+        return not self.spread or ranks in self.copied
 
 
 @dataclass
@@ -174,21 +184,22 @@ def layout(names: Sequence[str], params: Sequence[Any], groups: object = None) -
     if groups is None and not shards.any_sharded(params):
         return None
     rules = _rules(groups)
-    known: dict[Any, tuple[Group, ...]] = {}
+    known: shards.Known = {}
     order: dict[Group, None] = {}
     pieces = []
     mine = dist.get_rank()
     for i, (name, param) in enumerate(zip(names, params, strict=True)):
-        spread = shards.spread_over(param, name, known)
+        spread, copied = shards.spread_over(param, name, known)
         order.update(dict.fromkeys(spread))
-        ranks = frozenset(group.ranks for group in spread)
-        pieces.append(Piece(name, tuple(param.shape), param.dtype, i, 0, ranks, (mine, i)))
+        ranks = (frozenset(group.ranks for group in groups_) for groups_ in (spread, copied))
+        pieces.append(Piece(name, tuple(param.shape), param.dtype, i, 0, *ranks, key=(mine, i)))
     meshes = list(order)
     if rules is None:
         adds = [
-            [g.ranks in p.spread or (not p.spread and not g.place) for p in pieces] for g in meshes
+            [p.adds_over(g.ranks) or (p.is_copy(g.ranks) and not g.place) for p in pieces]
+            for g in meshes
         ]
-        takes = [[g.ranks in p.spread or not p.spread for p in pieces] for g in meshes]
+        takes = [[p.adds_over(g.ranks) or p.is_copy(g.ranks) for p in pieces] for g in meshes]
         both = np.asarray([adds, takes], bool).reshape(2, len(meshes), len(pieces))
         return Layout(pieces, meshes, both[0], both[1])
     return _exchanged(pieces, meshes, rules)
@@ -213,7 +224,7 @@ def over_all(params: Sequence[Any], groups: object = None) -> Layout | None:
     if found is None:
         mine = dist.get_rank()
         pieces = [
-            Piece("", tuple(p.shape), p.dtype, i, 0, frozenset(), (mine, i))
+            Piece("", tuple(p.shape), p.dtype, i, 0, frozenset(), frozenset(), (mine, i))
             for i, p in enumerate(params)
         ]
         none = np.zeros((0, len(pieces)), bool)
@@ -305,12 +316,12 @@ def _met(
     knowing = [place for place, piece in enumerate(there) if piece is not None and piece.known]
     some = [piece for piece in there if piece is not None]
     mine, here = there[group.place], group.place
-    cut = any(group.ranks in piece.spread for piece in some)
+    cut = any(piece.adds_over(group.ranks) for piece in some)
     parted = group in _matched(name, rules)
     base = mine if mine is not None else replace(some[0], own=None, known=False)
     base = replace(base, key=min(piece.key for piece in some))
     # Elsewhere in the mesh there are other parts of it.
-    apart = mesh and not (parted or cut) and any(piece.spread for piece in some)
+    apart = mesh and not (parted or cut or all(piece.is_copy(group.ranks) for piece in some))
     adds = here in knowing and not apart and (parted or cut or here == knowing[0])
     if parted and not cut and len(knowing) > 1 and base.shape:
         counts = {place: _rows(there[place]) for place in knowing}

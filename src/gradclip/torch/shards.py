@@ -17,13 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import PolicyError
+from .gather import PLAIN
 from .reduce import Group, all_reduce
 
 __all__ = [
+    "Known",
     "Owner",
     "any_sharded",
     "is_sharded",
     "local",
+    "mesh_group",
     "places",
     "reduced",
     "spread_over",
@@ -46,30 +49,43 @@ _OPS = (
 
 def any_sharded(tensors: Iterable[Tensor | None]) -> bool:
     """Whether any is a DTensor; where there is none, torch's module for them is not imported."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+    return any(map(is_sharded, tensors))
 
 
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+    if type(tensor) in PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Tensor:
     """Return the values that this process has, as a plain tensor that shares their memory."""
     if not is_sharded(tensor):
         return tensor
-    with torch.no_grad():
-        here = tensor.to_local()
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return local(tensor)
+    here = tensor.to_local()
+    if type(here) in PLAIN:
+        return here
     wait = getattr(here, "wait", None)  # Still on its way, from an asynchronous collective.
     return here if wait is None else wait()
 
 
-def spread_over(tensor: Any, name: str, known: dict[Any, tuple[Group, ...]]) -> tuple[Group, ...]:
-    """Return the groups over which a tensor's sums add up, in the order of its mesh.
+Known = dict[Any, tuple[tuple[Group, ...], tuple[Group, ...]]]
+
+
+def spread_over(
+    tensor: Any, name: str, known: Known
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """Return the groups over which a tensor's sums add up, and those in which it is a copy.
+
+    Both in the order of its mesh.
 
     Args:
-        tensor: any tensor.
+        tensor: any tensor; a plain one is said to be in no group.
         name: for the error.
         known: what was found so far, by mesh and placements; added to.
 
@@ -77,7 +93,7 @@ def spread_over(tensor: Any, name: str, known: dict[Any, tuple[Group, ...]]) -> 
         PolicyError: this process is no part of its mesh.
     """
     if not is_sharded(tensor):
-        return ()
+        return (), ()
     mesh, placements = tensor.device_mesh, tensor.placements
     key = id(mesh), placements
     if key not in known:
@@ -87,13 +103,21 @@ def spread_over(tensor: Any, name: str, known: dict[Any, tuple[Group, ...]]) -> 
                 "the rest of the model is"
             )
             raise PolicyError.of(f"parameter {name}".strip(), mesh, remedy)
-        known[key] = tuple(
-            Group(tuple(dist.get_process_group_ranks(handle)), handle)
-            for dim, placement in enumerate(placements)
-            if not placement.is_replicate() and not placement.is_partial() and mesh.size(dim) > 1
-            for handle in (mesh.get_group(dim),)
+        several = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+        # What is partial will have been added up, and is a copy then.
+        copied = [d for d in several if placements[d].is_replicate() or placements[d].is_partial()]
+        groups = {dim: mesh_group(mesh, dim) for dim in several}
+        known[key] = (
+            tuple(groups[dim] for dim in several if dim not in copied),
+            tuple(groups[dim] for dim in copied),
         )
     return known[key]
+
+
+def mesh_group(mesh: Any, dim: int) -> Group:
+    """Return the group of this process along one dimension of a mesh."""
+    handle = mesh.get_group(dim)
+    return Group(tuple(dist.get_process_group_ranks(handle)), handle)
 
 
 def places(tensor: Any, axis: int) -> Index:
@@ -168,10 +192,8 @@ def _one_sum(grad: Any, target: Sequence[Any]) -> tuple[Any, ...] | None:
     kind = getattr(placement, "reduce_op", None)
     if type(placement).__name__ != "Partial" or kind not in _OPS:
         return None
-    handle = grad.device_mesh.get_group(differ[0])
-    group = Group(tuple(dist.get_process_group_ranks(handle)), handle)
     here = local(grad)
-    return group, here.dtype, here.device, kind
+    return mesh_group(grad.device_mesh, differ[0]), here.dtype, here.device, kind
 
 
 def _like(tensor: Any, values: Tensor, placements: Sequence[Any] | None = None) -> Any:
