@@ -23,7 +23,7 @@ def torchrun(
     """Run a script, or `-m` a module, in so many processes on this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     for _ in range(4):
         done = subprocess.run(
             [*launch, *map(str, command)],

@@ -38,6 +38,7 @@ class Piece:
         offset: where on the first axis of the whole the part of this process begins.
         spread: the ranks of each group over which its sums add up.
         copied: the ranks of each group of its mesh in which it is a copy.
+        parted: the ranks of each group, given by the user, in which it is in pieces or elsewhere.
         key: orders the parameters of the model, the same in all processes.
         known: whether its norm, or a part of that, has reached this process.
     """
@@ -51,6 +52,7 @@ class Piece:
     copied: frozenset[tuple[int, ...]]
     key: tuple[int, int]
     known: bool = True
+    parted: frozenset[tuple[int, ...]] = frozenset()
 
     def adds_over(self, ranks: tuple[int, ...]) -> bool:
         """Whether these processes of a mesh have parts of it."""
@@ -320,6 +322,8 @@ def _met(
     parted = group in _matched(name, rules)
     base = mine if mine is not None else replace(some[0], own=None, known=False)
     base = replace(base, key=min(piece.key for piece in some))
+    if parted:
+        base = replace(base, parted=base.parted | {group.ranks})
     # Elsewhere in the mesh there are other parts of it.
     apart = mesh and not (parted or cut or all(piece.is_copy(group.ranks) for piece in some))
     adds = here in knowing and not apart and (parted or cut or here == knowing[0])
