@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from distributed.launch import Collectives, begin, tell
 from distributed.spread import Model, draw, meshes
 from gradclip import NonFiniteError, PolicyError
+from gradclip.errors import LayoutError
 from gradclip.torch import (
     Clipper,
     attach,
@@ -374,6 +375,79 @@ def what_makes_no_sense_is_refused() -> None:
     params["w"].grad = torch.ones(2, 2)
     with pytest.raises(PolicyError, match="singular values need the whole matrix"):
         pieces.clip_()
+
+
+# ---- the self-check
+
+
+@case
+def the_self_check_passes_what_is_right() -> None:
+    model = ready(experts=True)
+    params = model.params.items()
+    clipper = Clipper(params, "norm:0.5", groups=model.groups, verify="first-step")
+    close(clipper.clip_().clipped_norm, 0.5)
+    with Collectives() as seen:
+        clipper.clip_()
+    assert "all_gather_object" not in seen.calls
+    rank = dist.get_rank()
+    params = [(f"stages.{rank}", torch.nn.Parameter(torch.ones(2)))]
+    params[0][1].grad = torch.full((2,), 1.0 + rank)
+    Clipper(params, "norm:0.5", groups=dist.group.WORLD, verify="first-step").clip_()
+
+
+@case
+def the_self_check_names_replicated_weights_that_count_several_times() -> None:
+    world = dist.get_world_size()
+    line, _ = meshes()
+    same = torch.nn.Parameter(DTensor.from_local(torch.ones(3), line, [Shard(0)]))
+    same.grad = DTensor.from_local(torch.ones(3), line, [Shard(0)])
+    good = with_grad(distribute_tensor(torch.arange(8.0), line, [Shard(0)]))
+    params = {"norm.weight": same, "good": good}
+    text = f"norm.weight is counted {world} times: the processes"
+    with pytest.raises(LayoutError, match=text) as caught:
+        Clipper(params.items(), "norm:1", verify="first-step").clip_()
+    assert "good" not in str(caught.value)
+    plain = torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.ones(3)
+    clipper = Clipper([("w", plain)], "norm:1", groups=dist.group.WORLD, verify="first-step")
+    with pytest.raises(LayoutError, match=f"w is counted {world} times"):
+        clipper.clip_()
+
+
+@case
+def the_self_check_names_shards_that_nobody_told_of() -> None:
+    rank = dist.get_rank()
+    shard, copy = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    shard.data += rank
+    shard.grad, copy.grad = torch.full((3,), 1.0 + rank), torch.ones(3)
+    clipper = Clipper([("cut", shard), ("copy", copy)], "norm:1", verify="first-step")
+    with pytest.raises(LayoutError) as caught:
+        clipper.clip_()
+    assert "cut is counted once, and its weights differ" in str(caught.value)
+    assert "copy" not in str(caught.value)
+    assert "clip by different coefficients, " in str(caught.value)
+
+
+@case
+def the_self_check_names_stages_that_nobody_told_of() -> None:
+    rank = dist.get_rank()
+    stage = torch.nn.Parameter(torch.ones(3))
+    stage.grad = torch.full((3,), 1.0 + rank)
+    clipper = Clipper([(f"stages.{rank}", stage)], "norm:1", verify="first-step")
+    text = r"stages.1 of the processes \[1\] is missing from the norm in the processes \[0"
+    with pytest.raises(LayoutError, match=text):
+        clipper.clip_()
+
+
+@case
+def the_self_check_stops_the_optimizer() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), 1.0 + dist.get_rank())
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    attach(optimizer, "norm:1", verify="first-step")
+    with pytest.raises(LayoutError, match="its gradients differ between the processes"):
+        optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3))
 
 
 # ---- the device's path, updates, cost

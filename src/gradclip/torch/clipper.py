@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from .gradients import Gradients
 from .layout import Layout, layout
 from .memory import alike, holds_anything, map_arrays
 from .sharded import Sharded
-from .shards import local
+from .shards import as_parts, local
+from .verify import compare, shown
 
 __all__ = ["Clipper"]
 
@@ -50,6 +51,9 @@ class Clipper:
             DeviceMesh, or such by patterns over names, as in {"experts.*": expert_group}. The
             clipper then knows the parameters of all these processes, and all of them make it
             at the same time.
+        verify: "first-step" has all processes of the job compare, at the first step, what each
+            has and counts, and raise an error that names the parameters that are counted
+            several times, or not at all.
 
     Raises:
         PolicyError: an argument is wrong, or a name matches no rule.
@@ -89,7 +93,10 @@ class Clipper:
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
         groups: object = None,
+        verify: Literal["first-step"] | None = None,
     ) -> None:
+        if verify is not None:
+            choice("verify", verify, ("first-step",))
         choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
         self.policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
         self.nonfinite: NonFinite = nonfinite
@@ -99,6 +106,7 @@ class Clipper:
         self.handles: list[Any] = []
         self.host = True
         self.groups = groups
+        self._verify = verify is not None
         self.in_place: str | None = _ALONE
         self._warned = False
         self.steps = 0
@@ -182,12 +190,18 @@ class Clipper:
             NonFiniteError: a gradient is not finite and the policy says to raise, or more than
                 max_skips steps in a row were skipped; the gradients are untouched. On an
                 accelerator the row is looked at once in max_skips + 1 steps.
+            LayoutError: with verify, the processes do not mean the same model.
         """
         grads = self._gradients(_number(loss))
         self.host = grads.host
         if fold is not None and not fold.fits(grads):
             fold = None
-        return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+        verify, self._verify = self._verify and torch.distributed.is_initialized(), False
+        table = shown(self.names, self.params, self._layout) if verify else {}
+        result = self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+        if verify:
+            compare(self.names, table, result)
+        return result
 
     def _gradients(self, loss: Any) -> Gradients | Sharded:
         """Return the gradients that there are now."""
@@ -262,10 +276,30 @@ class Clipper:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
-            fresh = init(self.plan, grads)
+            fresh = self._empty(grads)
             self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
+
+    def _empty(self, grads: Gradients | Sharded) -> Any:
+        """Return the memory of before the first step."""
+        if isinstance(grads, Gradients):
+            return init(self.plan, grads)
+        grads.quiet = True
+        memory = init(self.plan, grads)
+        grads.quiet = False
+        return memory
+
+    def _memory_to_save(self) -> Any:
+        """Return the memory as tensors; of sharded parameters as a checkpoint can divide it."""
+        memory = self._memory
+        if self._layout is not None:
+            if memory is None:  # A distributed checkpoint is read into what there is already.
+                grads = [torch.zeros_like(p) if p.requires_grad else None for p in self.params]
+                memory = self._empty(Sharded(grads, self.params, self._layout))
+            memory = map_arrays(memory, torch.as_tensor)
+            memory = as_parts(memory, self.params)
+        return map_arrays(memory, lambda array: torch.as_tensor(array).clone())
 
     def _lost(self, overflow: Tensor | None, grads: Gradients | Sharded) -> Any:
         """Whether a loss scaler skips this step: a bool on the host, else on the device."""
@@ -325,7 +359,7 @@ class Clipper:
             "clipped": self.clipped,
             "skipped": self.skipped,
             "in_a_row": int(self._in_a_row),
-            "memory": map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
+            "memory": self._memory_to_save(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -347,7 +381,7 @@ class Clipper:
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])
-        self._memory = map_arrays(state["memory"], lambda array: array.clone())
+        self._memory = map_arrays(state["memory"], lambda array: local(array).clone())
         self._place = None
 
 

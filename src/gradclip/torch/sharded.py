@@ -33,6 +33,9 @@ class Sharded:
         layout: how the parameters lie on the processes.
         loss: the loss of the step in this process; a policy sees the mean over the processes.
         weights: these are parameters, not gradients: every process has its own.
+
+    Attributes:
+        quiet: nothing is exchanged: for what only wants shapes.
     """
 
     values_xp: Any = torch_xp
@@ -77,6 +80,7 @@ class Sharded:
         if not self.host:
             # Whether others have one is not known without waiting for the device.
             self.somewhere = (True,) * len(self.names)
+        self.quiet = False
         self._puts: dict[int, tuple[Any, Any, Any]] = {}
 
     @property
@@ -183,7 +187,8 @@ class Sharded:
         else:
             norms = local.new_zeros(sum(counts))
             norms[torch.from_numpy(index).to(local.device)] = local
-        norms, _ = self._layout.norms(norms, order, np.repeat(members, counts))
+        if not self.quiet:
+            norms, _ = self._layout.norms(norms, order, np.repeat(members, counts))
         return norms, self.array(np.repeat(each, counts).tolist()), counts
 
     def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "Known",
     "Owner",
     "any_sharded",
+    "as_parts",
     "is_sharded",
     "local",
     "mesh_group",
@@ -208,6 +209,29 @@ def _like(tensor: Any, values: Tensor, placements: Sequence[Any] | None = None) 
         shape=tensor.shape,
         stride=tensor.stride(),
     )
+
+
+def as_parts(memory: Any, params: Sequence[Any], member: int | None = None) -> Any:
+    """Return a memory in which what has a value for each of a DTensor's is laid out as that is.
+
+    A checkpoint can then be read by other numbers of processes.
+
+    Args:
+        memory: dictionaries and lists of tensors; a key that is a number tells of which parameter.
+        params: the parameters.
+        member: of which parameter the memory is.
+    """
+    if isinstance(memory, dict):
+        return {
+            name: as_parts(value, params, int(name) if name.isdigit() else member)
+            for name, value in memory.items()
+        }
+    if isinstance(memory, list):
+        return [as_parts(value, params, member) for value in memory]
+    owner = None if member is None else params[member]
+    if not is_sharded(owner) or not isinstance(memory, Tensor):
+        return memory
+    return _like(owner, memory) if memory.shape == local(owner).shape else memory
 
 
 class Owner:
