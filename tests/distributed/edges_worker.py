@@ -377,6 +377,30 @@ def what_makes_no_sense_is_refused() -> None:
         pieces.clip_()
 
 
+@case
+def different_parameters_of_one_name_are_refused() -> None:
+    shape = (2, 3 + dist.get_rank())
+    with pytest.raises(PolicyError, match="give names that tell them apart"):
+        Clipper([torch.nn.Parameter(torch.zeros(shape))], "norm:1", groups=dist.group.WORLD)
+
+
+@case
+def a_fused_optimizer_applies_the_factor_to_dtensors() -> None:
+    line, _ = meshes()
+    whole = torch.arange(8.0)
+    weights = []
+    for fused in (True, False):
+        param = with_grad(distribute_tensor(whole, line, [Shard(0)], src_data_rank=None))
+        optimizer = torch.optim.AdamW([param], lr=0.1, fused=fused)
+        clipper = attach(optimizer, "norm:0.5")
+        optimizer.step()
+        assert clipper.last is not None
+        assert clipper.last.path.endswith("+fold") == fused
+        close(clip_grad_norm_([param], 9.0), 0.5, 1e-6)  # The kernel wrote clipped ones back.
+        weights.append(local(param))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
+
+
 # ---- the self-check
 
 

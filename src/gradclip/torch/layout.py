@@ -328,6 +328,13 @@ def _met(
     apart = mesh and not (parted or cut or all(piece.is_copy(group.ranks) for piece in some))
     adds = here in knowing and not apart and (parted or cut or here == knowing[0])
     if parted and not cut and len(knowing) > 1 and base.shape:
+        shapes = sorted({piece.shape[1:] for piece in some if piece.known})
+        if len(shapes) > 1 or not all(piece.shape for piece in some):
+            remedy = (
+                f"the processes {list(group.ranks)} have different parameters of this name: give "
+                "names that tell them apart, as with model= or model.named_parameters()"
+            )
+            raise PolicyError.of("params", name, remedy)
         counts = {place: _rows(there[place]) for place in knowing}
         before = sum(count for place, count in counts.items() if place < here)
         shape = (sum(counts.values()), *base.shape[1:])
