@@ -1,15 +1,22 @@
-"""The examples run by the command that their first lines give."""
+"""The examples run by the command that their first lines give; the page shows what was measured."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from benchmarks.distributed import KEPT, table
 
 from .launch import TESTS, torchrun
 
 EXAMPLES = TESTS.parent / "examples"
+
+
+def test_the_page_holds_the_table_that_was_measured() -> None:
+    page = (TESTS.parent / "docs/distributed.md").read_text()
+    assert table(json.loads(KEPT.read_text())) in page
 
 
 @pytest.mark.parametrize("name", ["fsdp2.py", "tensor_parallel.py"])
