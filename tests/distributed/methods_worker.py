@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from contract.methods import ROWS
 from distributed.launch import Collectives, begin, tell
@@ -96,7 +97,8 @@ def _arrays(memory: Any) -> list[torch.Tensor]:
         return [a for value in memory.values() for a in _arrays(value)]
     if isinstance(memory, list):
         return [a for value in memory for a in _arrays(value)]
-    return [memory]
+    # What has a value for each of a DTensor's is one, so that it can be saved and divided anew.
+    return [memory.full_tensor() if isinstance(memory, DTensor) else memory]
 
 
 def main(folder: str) -> None:
