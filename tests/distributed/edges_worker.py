@@ -196,6 +196,13 @@ def nan_in_one_process_spoils_the_drop_in_in_all() -> None:
 
 
 @case
+def nan_stays_nan_where_the_largest_counts() -> None:
+    model = ready()
+    spoil(model, "rows", only=0)
+    assert math.isnan(float(get_total_norm([p.grad for p in model.params.values()], math.inf)))
+
+
+@case
 def attach_steps_in_no_process_when_one_has_nan() -> None:
     model = ready(experts=True)
     optimizer = torch.optim.SGD(list(model.params.values()), lr=0.1, momentum=0.9)
