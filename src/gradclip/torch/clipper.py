@@ -283,7 +283,7 @@ class Clipper:
 
     def _empty(self, grads: Gradients | Sharded) -> Any:
         """Return the memory of before the first step."""
-        if isinstance(grads, Gradients):
+        if not isinstance(grads, Sharded):
             return init(self.plan, grads)
         grads.quiet = True
         memory = init(self.plan, grads)
