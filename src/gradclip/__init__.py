@@ -6,7 +6,14 @@ package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.j
 
 from .advisor import Advice, Replayed, advise
 from .diagnosis import Finding, diagnose
-from .errors import GradclipError, GradclipWarning, NonFiniteError, PolicyError, RecordError
+from .errors import (
+    GradclipError,
+    GradclipWarning,
+    LayoutError,
+    NonFiniteError,
+    PolicyError,
+    RecordError,
+)
 from .measure import Measure
 from .policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
 from .recipes import (
@@ -81,6 +88,7 @@ __all__ = [
     "Fixed",
     "GradclipError",
     "GradclipWarning",
+    "LayoutError",
     "MeanStd",
     "Measure",
     "Momentum",

@@ -65,7 +65,17 @@ class Backend(Protocol):
 
     @property
     def present(self) -> Sequence[bool]:
-        """Which gradients there are: known without a look at their values."""
+        """Which gradients there are here: known without a look at their values."""
+        ...
+
+    @property
+    def somewhere(self) -> Sequence[bool]:
+        """Which gradients there are in any process; what is present, if there is but one."""
+        ...
+
+    @property
+    def spread(self) -> bool:
+        """Whether parts of them are in other processes."""
         ...
 
     @property
@@ -141,6 +151,13 @@ class Backend(Protocol):
         """
         ...
 
+    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:
+        """Return what `put` returned, shape (members,), as it is of the whole gradients.
+
+        A gradient may be spread over processes, and then `put` knows of one part.
+        """
+        ...
+
     def singular(self, member: int) -> tuple[Any, Any, Any] | None:
         """Return U, σ, Vᵀ of a matrix, filters flattened; None for a vector."""
         ...
@@ -201,7 +218,8 @@ def _first_units(plan: Plan, grads: Backend, order: float) -> Units | None:
     squares stay within float64.
     """
     stage = plan[0][0] if plan and len(plan[0]) == 1 else None
-    if not grads.host or not isinstance(stage, Stage):
+    # Of spread ones, the norms of the tensors also tell each process which gradients others have.
+    if not grads.host or grads.spread or not isinstance(stage, Stage):
         return None
     measure = stage.policy.measure
     whole = stage.members and len(stage.members) == len(grads.names)
@@ -407,7 +425,8 @@ class _Pass:
             norm, turned, new[str(member)] = self._one(stage, member, state.get(str(member)))
             after.append(norm)
             cosine.append(turned)
-        self.ledger = self.ledger.turned(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(stage.members, xp.stack(after), xp.stack(cosine))
+        self.ledger = self.ledger.turned(stage.members, *found, xp)
         return new
 
     def _spikes(self, stage: Stage, state: Memory) -> Memory:
@@ -425,7 +444,8 @@ class _Pass:
             norm, turned = self.grads.put(member, value, self.skipped)
             after.append(norm)
             cosine.append(turned)
-        self.ledger = self.ledger.turned(members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(members, xp.stack(after), xp.stack(cosine))
+        self.ledger = self.ledger.turned(members, *found, xp)
         return state
 
     def _one(self, stage: Stage, member: int, state: Memory) -> tuple[Any, Any, Memory]:
@@ -485,7 +505,8 @@ class _Pass:
             norm, turned = self.grads.put(member, out, self.skipped, like=raw)
             after.append(norm)
             cosine.append(turned)
-        self.ledger = outer.replaced(stage.members, xp.stack(after), xp.stack(cosine), xp)
+        found = self.grads.whole(stage.members, xp.stack(after), xp.stack(cosine))
+        self.ledger = outer.replaced(stage.members, *found, xp)
         return {"source": held, "inner": inner}
 
     def _remeasured(self, members: Sequence[int]) -> Ledger:
@@ -528,7 +549,7 @@ class _Pass:
 
     def _here(self, members: Sequence[int], *, whole: bool = False) -> Any:
         """Return which of the measured items have a gradient; None if all do."""
-        present = self.grads.present
+        present = self.grads.somewhere
         if all(present):
             return None
         here = [present[m] for m in members]
@@ -572,7 +593,7 @@ def _init_stage(stage: Stage | WrappedStage, grads: Backend) -> Memory:
 def _init_values(stage: Stage, grads: Backend) -> Memory:
     policy, vxp = stage.policy, grads.values_xp
     members = [member for member in stage.members if grads.present[member]]
-    grads.refuse_complex(members)
+    grads.refuse_complex(stage.members)
     if not policy.threshold.init(grads.norms(range(0), 2.0, None), grads.xp):
         return {str(member): {} for member in members}  # A copy of the values for nothing.
     memory = {}

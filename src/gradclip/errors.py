@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["GradclipError", "GradclipWarning", "NonFiniteError", "PolicyError", "RecordError"]
+__all__ = [
+    "GradclipError",
+    "GradclipWarning",
+    "LayoutError",
+    "NonFiniteError",
+    "PolicyError",
+    "RecordError",
+]
 
 
 class GradclipError(Exception):
@@ -20,6 +27,10 @@ class PolicyError(GradclipError, ValueError):
 
 class NonFiniteError(GradclipError, RuntimeError):
     """A gradient holds inf or NaN and the policy says to stop, or skipped too often."""
+
+
+class LayoutError(GradclipError, RuntimeError):
+    """The processes of a distributed run do not mean the same model."""
 
 
 class RecordError(GradclipError, ValueError):

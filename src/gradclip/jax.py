@@ -244,6 +244,7 @@ class _Arrays:
     xp: Any = jnp
     values_xp: Any = jnp
     host = False
+    spread = False
     path = "jax"
 
     def __init__(
@@ -251,7 +252,7 @@ class _Arrays:
     ) -> None:
         self.names = tuple(names)
         self.leaves = list(leaves)
-        self.present = (True,) * len(self.leaves)
+        self.present = self.somewhere = (True,) * len(self.leaves)
         self.params = params
         self.loss = loss
 
@@ -325,6 +326,9 @@ class _Arrays:
             mine = factors[start : start + math.prod(shape)]
             self.leaves[member] = _times(x, jnp.reshape(mine, shape))
             start += math.prod(shape)
+
+    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        return norms, cosines
 
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None

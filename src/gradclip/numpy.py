@@ -95,6 +95,7 @@ class _Arrays:
     xp: Any = np
     values_xp: Any = np
     host = True
+    spread = False
     path = "numpy"
 
     def __init__(
@@ -118,7 +119,7 @@ class _Arrays:
             self.values[name] = array
         self.sizes = np.asarray([a.size for a in self.values.values()], dtype=np.float64)
         here = [grad is not None for grad in named.values()]
-        self.present = tuple(here)
+        self.present = self.somewhere = tuple(here)
 
     def array(self, values: list[float]) -> Any:
         return np.asarray(values)
@@ -165,6 +166,9 @@ class _Arrays:
                 if array.ndim > 1:
                     shape[axis or 0] = -1
                 self.values[self.names[member]] = _times(array, np.reshape(mine, shape))
+
+    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        return norms, cosines
 
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
         return None

@@ -77,8 +77,8 @@ def _look() -> dict[str, Any]:
     kinds = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
     # As in fully sharded training, as in tensor parallelism, and a copy on every device.
-    layout = {"both": ("data", "model"), "model": (None, "model"), "all": ()}
-    shapes = {"both": (64, 32), "model": (32, 16), "all": (8,)}
+    layout = {"both": ("data", "model"), "data": ("data",), "model": (None, "model"), "all": ()}
+    shapes = {"both": (64, 32), "data": (16, 8), "model": (32, 16), "all": (8,)}
     spread = {k: NamedSharding(mesh, PartitionSpec(*axes)) for k, axes in layout.items()}
     rng = np.random.default_rng(0)
 
@@ -124,7 +124,8 @@ def _look() -> dict[str, Any]:
             for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(steps), strict=True)
         ]
         stays = all(
-            out[k].addressable_data(0).shape == spread[k].shard_shape(out[k].shape)
+            # The compiler may spread them further, over the other axis of the mesh.
+            out[k].addressable_data(0).size <= np.prod(spread[k].shard_shape(out[k].shape))
             for out in eight
             for k in out
         )

@@ -29,10 +29,6 @@ FLAGS = {
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
-<<<<<<< HEAD
-    "methods": {"--markdown", "--json", "--help"},
-    "doctor": {"--json", "--help"},
-=======
     "tune": {
         "--steps",
         "--thresholds",
@@ -47,9 +43,8 @@ FLAGS = {
         "-m",
         "--help",
     },
-    "methods": {"--markdown", "--help"},
-    "doctor": {"--help"},
->>>>>>> tune
+    "methods": {"--markdown", "--json", "--help"},
+    "doctor": {"--json", "--help"},
     "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
 }
 
@@ -144,7 +139,6 @@ FAULTS = {
         ["report", "ok.jsonl", "-o", "s.py/r.html"],
         "s.py/r.html cannot be",
     ),
-<<<<<<< HEAD
     "no such format": (
         ["export", "ok.jsonl", "-o", "f.doc"],
         "out='f.doc' is not usable: end its name in one of .svg, .pdf, .png",
@@ -153,7 +147,7 @@ FAULTS = {
     "no place for the figure": (
         ["export", "ok.jsonl", "-o", "s.py/f.svg"],
         "s.py/f.svg cannot be written (",
-=======
+    ),
     "no such script to tune": (["tune", "t.py"], "TARGET='t.py' is not usable: there is no such"),
     "a wrong threshold": (
         ["tune", "--thresholds", "1,-1", "s.py"],
@@ -170,7 +164,6 @@ FAULTS = {
     "no such rate to tune": (
         ["tune", "--lr-flag", "--lr", "s.py"],
         "--lr-flag --lr is not usable: the script's arguments have it 0 times",
->>>>>>> tune
     ),
     "no such explanation": (
         ["methods", "nrm"],

@@ -30,6 +30,8 @@ def attach(
     on: Literal["gradient", "update"] = "gradient",
     nonfinite: NonFinite = "skip",
     max_skips: int = 10,
+    groups: object = None,
+    verify: Literal["first-step"] | None = None,
 ) -> Clipper:
     """Clip the gradients of every `optimizer.step()` from now on.
 
@@ -58,6 +60,9 @@ def attach(
             accelerator; any other optimizer there waits for the device once a step, unless this
             is "propagate" or "zero".
         max_skips: more skips in a row than this raise an error that names the parameters.
+        groups: see `Clipper`: where parameters are spread that are no DTensors. With names from
+            `model`; an `add_param_group` is then made in all processes at the same time.
+        verify: see `Clipper`: a self-check at the first step.
 
     Returns:
         The clipper: `.last` is the last step's result, `.detach()` undoes this.
@@ -93,7 +98,16 @@ def attach(
         remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
     choice("on", on, ("gradient", "update"))
-    clipper = clip_steps(optimizer, policy, model, on=on, nonfinite=nonfinite, max_skips=max_skips)
+    clipper = clip_steps(
+        optimizer,
+        policy,
+        model,
+        on=on,
+        nonfinite=nonfinite,
+        max_skips=max_skips,
+        groups=groups,
+        verify=verify,
+    )
     _attached[optimizer] = weakref.ref(clipper)
     return clipper
 
@@ -112,10 +126,14 @@ def clip_steps(
     on: str = "gradient",
     nonfinite: NonFinite,
     max_skips: int,
+    groups: object = None,
+    verify: Literal["first-step"] | None = None,
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
     named = named_parameters(optimizer, model)
-    clipper = Clipper(named, policy, nonfinite=nonfinite, max_skips=max_skips)
+    clipper = Clipper(
+        named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups, verify=verify
+    )
     hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     uncompiled: Any = torch.compiler.disable
     before = optimizer.register_step_pre_hook(uncompiled(hooks.before))

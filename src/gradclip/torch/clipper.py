@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ from ..result import ClipResult
 from ..spec import parse
 from .fold import Fold
 from .gradients import Gradients
+from .layout import Layout, layout
 from .memory import alike, holds_anything, map_arrays
+from .sharded import Sharded
+from .shards import as_parts, local
+from .verify import compare, shown
 
 __all__ = ["Clipper", "as_tensors", "hole"]
 
@@ -42,6 +46,14 @@ class Clipper:
             such values become 0 and the rest is clipped; "raise": an error that names the
             parameters; "propagate": computed on, as torch does.
         max_skips: more skips in a row than this raise an error that names the parameters.
+        groups: over which processes parameters are spread that are no DTensors, or of which the
+            others are elsewhere, as in a pipeline: a ProcessGroup or one dimension of a
+            DeviceMesh, or such by patterns over names, as in {"experts.*": expert_group}. The
+            clipper then knows the parameters of all these processes, and all of them make it
+            at the same time.
+        verify: "first-step" has all processes of the job compare, at the first step, what each
+            has and counts, and raise an error that names the parameters that are counted
+            several times, or not at all.
 
     Raises:
         PolicyError: an argument is wrong, or a name matches no rule.
@@ -80,7 +92,11 @@ class Clipper:
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
+        groups: object = None,
+        verify: Literal["first-step"] | None = None,
     ) -> None:
+        if verify is not None:
+            choice("verify", verify, ("first-step",))
         choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
         self.policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
         self.nonfinite: NonFinite = nonfinite
@@ -89,6 +105,8 @@ class Clipper:
         self.observers: list[Callable[[ClipResult], None]] = []
         self.handles: list[Any] = []
         self.host = True
+        self.groups = groups
+        self._verify = verify is not None
         self.in_place: str | None = _ALONE
         self._warned = False
         self.steps = 0
@@ -131,13 +149,18 @@ class Clipper:
             PolicyError: the policy has a memory, or a name matches no rule.
         """
         names, found = _named(params)
+        spread = layout(names, found, self.groups)
+        if spread is not None:
+            names, found = _of_the_model(spread, found)
         if holds_anything(self._memory):
             changed = sorted(set(names) ^ set(self.names)) or ["the order of the names"]
             remedy = "the policy remembers the parameters it began with: make a new Clipper"
             raise PolicyError.of("params", changed, remedy)
         self.plan, self._memory = plan(self.policy, names), None
-        self._holes = [hole(param) for param in found]
-        self.names, self.params = names, found
+        if spread is not None:
+            _refuse_local_skips(self.plan)
+        self._holes = [] if spread else [hole(param) for param in found]
+        self.names, self.params, self._layout = names, found, spread
 
     @torch.no_grad()
     def clip_(
@@ -167,18 +190,30 @@ class Clipper:
             NonFiniteError: a gradient is not finite and the policy says to raise, or more than
                 max_skips steps in a row were skipped; the gradients are untouched. On an
                 accelerator the row is looked at once in max_skips + 1 steps.
+            LayoutError: with verify, the processes do not mean the same model.
         """
+        grads = self._gradients(_number(loss))
+        self.host = grads.host
+        if fold is not None and not fold.fits(grads):
+            fold = None
+        verify, self._verify = self._verify and torch.distributed.is_initialized(), False
+        table = shown(self.names, self.params, self._layout) if verify else {}
+        result = self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+        if verify:
+            compare(self.names, table, result)
+        return result
+
+    def _gradients(self, loss: Any) -> Gradients | Sharded:
+        """Return the gradients that there are now."""
         found = [p.grad for p in self.params]
+        if self._layout is not None:
+            return Sharded(found, self.params, self._layout, loss)
         present = [grad is not None for grad in found]
         if not any(present):
             self._tell_empty()
         pairs = zip(found, self._holes, strict=True)
         tensors = [hole if grad is None else grad for grad, hole in pairs]
-        grads = Gradients(tensors, self.names, self.params, present, _number(loss))
-        self.host = grads.host
-        if fold is not None and not fold.fits(grads):
-            fold = None
-        return self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+        return Gradients(tensors, self.names, self.params, present, loss)
 
     def _tell_empty(self) -> None:
         """Say once that there was nothing to clip, where that is likely to be a mistake."""
@@ -190,7 +225,7 @@ class Clipper:
             "zero_grad(); for optimizers that step inside of backward there is "
             "gradclip.torch.attach_in_backward"
         )
-        warnings.warn(text, GradclipWarning, stacklevel=4)
+        warnings.warn(text, GradclipWarning, stacklevel=5)
 
     @torch.no_grad()
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
@@ -207,18 +242,22 @@ class Clipper:
             NonFiniteError: see `clip_`, of an update.
         """
         updates = [p - old for p, old in zip(self.params, before, strict=True)]
-        grads = Gradients(updates, self.names, before)
+        if self._layout is None:
+            grads = Gradients(updates, self.names, before)
+        else:
+            grads = Sharded(updates, before, self._layout)
         self.host = grads.host
         result = self._step(grads, False, None, None)
         idle = self.host and not bool(result.clipped) and not bool(result.skipped)
         for param, old, update in zip(self.params, before, updates, strict=True):
             if not idle:
-                taken = torch.where(result.clipped, old + update, param)
-                param.copy_(torch.where(result.skipped, old, taken))
+                here, was = local(param), local(old)
+                taken = torch.where(result.clipped, was + local(update), here)
+                here.copy_(torch.where(result.skipped, was, taken))
         return result
 
     def _step(
-        self, grads: Gradients, lost: Any, scaled_by: Tensor | None, fold: Fold | None
+        self, grads: Gradients | Sharded, lost: Any, scaled_by: Tensor | None, fold: Fold | None
     ) -> ClipResult:
         """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
@@ -247,16 +286,36 @@ class Clipper:
         self._judge(result, lost)
         return result
 
-    def _recall(self, grads: Gradients) -> Any:
+    def _recall(self, grads: Gradients | Sharded) -> Any:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
-            fresh = init(self.plan, grads)
+            fresh = self._empty(grads)
             self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
 
-    def _lost(self, overflow: Tensor | None, grads: Gradients) -> Any:
+    def _empty(self, grads: Gradients | Sharded) -> Any:
+        """Return the memory of before the first step."""
+        if not isinstance(grads, Sharded):
+            return init(self.plan, grads)
+        grads.quiet = True
+        memory = init(self.plan, grads)
+        grads.quiet = False
+        return memory
+
+    def _memory_to_save(self) -> Any:
+        """Return the memory as tensors; of sharded parameters as a checkpoint can divide it."""
+        memory = self._memory
+        if self._layout is not None:
+            if memory is None:  # A distributed checkpoint is read into what there is already.
+                grads = [torch.zeros_like(p) if p.requires_grad else None for p in self.params]
+                memory = self._empty(Sharded(grads, self.params, self._layout))
+            memory = map_arrays(memory, torch.as_tensor)
+            memory = as_parts(memory, self.params)
+        return map_arrays(memory, lambda array: torch.as_tensor(array).clone())
+
+    def _lost(self, overflow: Tensor | None, grads: Gradients | Sharded) -> Any:
         """Whether a loss scaler skips this step: a bool on the host, else on the device."""
         if overflow is None:
             return False
@@ -314,7 +373,7 @@ class Clipper:
             "clipped": self.clipped,
             "skipped": self.skipped,
             "in_a_row": int(self._in_a_row),
-            "memory": map_arrays(self._memory, lambda array: torch.as_tensor(array).clone()),
+            "memory": self._memory_to_save(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,7 +395,7 @@ class Clipper:
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])
-        self._memory = map_arrays(state["memory"], lambda array: array.clone())
+        self._memory = map_arrays(state["memory"], lambda array: local(array).clone())
         self._place = None
 
 
@@ -358,6 +417,29 @@ def _pair(item: Any) -> tuple[str, Tensor]:
         return str(item[0]), item[1]
     remedy = "give model.parameters() or model.named_parameters()"
     raise PolicyError.of("params", type(item).__name__, remedy)
+
+
+def _of_the_model(
+    spread: Layout, params: Sequence[Tensor]
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return the names of the whole model, and its parameters; others' hold no memory."""
+    found = []
+    for index, piece in enumerate(spread.pieces):
+        if piece.own is None:
+            found.append(torch.empty(piece.shape, dtype=piece.dtype, device="meta"))
+        else:
+            found.append(params[piece.own])
+            spread.pieces[index] = replace(piece, own=index)
+    return tuple(piece.name for piece in spread.pieces), tuple(found)
+
+
+def _refuse_local_skips(layers: Plan) -> None:
+    """Refuse a skip that looks at values one by one: each process sees others."""
+    for stage in (stage for layer in layers for stage in layer if isinstance(stage, Stage)):
+        scope = stage.policy.measure.scope
+        if isinstance(stage.policy.response, Skip) and scope in ("element", "singular"):
+            remedy = "with sharded parameters use scope='tensor', with order=inf for the largest"
+            raise PolicyError.of("policy", stage.policy, remedy)
 
 
 def _skips(layers: Plan) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..policy import Plan, Stage
 from .gradients import Gradients
+from .sharded import Sharded
 
 __all__ = ["Fold", "honours_found_inf", "one_factor", "refusal", "seen_on", "zero_momentum"]
 
@@ -47,7 +48,7 @@ class Fold:
         self.taken = False
         self.refusal: str | None = None
 
-    def fits(self, grads: Gradients) -> bool:
+    def fits(self, grads: Gradients | Sharded) -> bool:
         """Whether the kernel will write these gradients, and precisely enough."""
         self.refusal = _unfit(grads)
         return self.refusal is None
@@ -159,7 +160,7 @@ def seen_on(device: str) -> list[str]:
     return seen
 
 
-def _unfit(grads: Gradients) -> str | None:
+def _unfit(grads: Gradients | Sharded) -> str | None:
     """Return why a fused kernel would not divide these gradients as they should be."""
     dtypes = {t.dtype for t in grads.tensors}
     if not dtypes <= _DTYPES:

@@ -20,6 +20,7 @@ from ..response import Rescale
 from ..threshold import Limits
 from .gather import with_gradients
 from .gradients import Gradients
+from .sharded import Sharded, gradients
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
@@ -33,6 +34,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
+    *,
+    groups: object = None,
 ) -> Tensor:
     """Clip the norm of all gradients together, in place.
 
@@ -47,6 +50,8 @@ def clip_grad_norm_(
         norm_type: p > 0 of the p-norm, or inf.
         error_if_nonfinite: raise, with the gradients untouched, if the norm is inf or NaN.
         foreach: accepted as torch has it, and not needed: the tensors decide what runs.
+        groups: processes over which all of these are spread, besides DTensors' own meshes, such
+            as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
 
     Returns:
         The norm before clipping, shape (), float32, or float64 if a gradient is float64.
@@ -69,7 +74,7 @@ def clip_grad_norm_(
 
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
-    grads = _gradients(parameters, "clip_grad_norm_")
+    grads = _gradients(parameters, "clip_grad_norm_", groups)
     limit = _limit("max_norm", max_norm, grads)
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
@@ -116,6 +121,8 @@ def get_total_norm(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
+    *,
+    groups: object = None,
 ) -> Tensor:
     """Return the norm of all tensors together.
 
@@ -124,6 +131,8 @@ def get_total_norm(
         norm_type: p > 0 of the p-norm, or inf.
         error_if_nonfinite: raise if the norm is inf or NaN.
         foreach: accepted as torch has it, and not needed.
+        groups: processes over which all of these are spread, besides DTensors' own meshes, such
+            as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
 
     Returns:
         The norm, shape (), float32, or float64 if a tensor is float64.
@@ -142,7 +151,7 @@ def get_total_norm(
     Source: none.
     """
     values = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    grads = Gradients(values, [""] * len(values))
+    grads = gradients(values, groups, values) or Gradients(values, [""] * len(values))
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
     return _returned(total, grads)
@@ -183,15 +192,23 @@ def clip_grads_with_norm_(
     grads = _gradients(parameters, "clip_grads_with_norm_")
     limit = _limit("max_norm", max_norm, grads)
     total: Any = torch.as_tensor(total_norm).detach()
+    if hasattr(total, "full_tensor"):  # From torch's own get_total_norm.
+        total = total.full_tensor()
     _rescale(grads, total.double().cpu().numpy() if grads.host else total, limit)
 
 
-def _gradients(parameters: Tensors, name: str) -> Gradients:
+Grads = Gradients | Sharded
+
+
+def _gradients(parameters: Tensors, name: str, groups: object = None) -> Grads:
     """Return the gradients that there are, each once."""
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if not given and not torch.compiler.is_compiling():
         text = f"{name} was given no parameters: a generator that was already used up?"
         warnings.warn(text, GradclipWarning, stacklevel=4)
+    spread = gradients(list({id(p): p for p in given}.values()), groups)
+    if spread is not None:
+        return spread
     params, grads = with_gradients(given)
     found = Gradients(grads, [""] * len(grads), params)
     if not found.apart:  # Only then may one be listed twice.
@@ -201,7 +218,7 @@ def _gradients(parameters: Tensors, name: str) -> Gradients:
     return found
 
 
-def _limit(argument: str, value: float | Tensor, grads: Gradients) -> Any:
+def _limit(argument: str, value: float | Tensor, grads: Grads) -> Any:
     """Return a limit, checked unless that would wait for a device or break a graph."""
     if not isinstance(value, Tensor):
         return number(argument, value, low=0)
@@ -214,8 +231,11 @@ def _limit(argument: str, value: float | Tensor, grads: Gradients) -> Any:
     return float(limit) if grads.host else limit
 
 
-def _total(grads: Gradients, norm_type: float) -> Any:
+def _total(grads: Grads, norm_type: float) -> Any:
     order = number("norm_type", float(norm_type), low=0, above=True)
+    if isinstance(grads, Sharded):
+        with np.errstate(over="ignore"):
+            return grads.total(order)
     norms = grads.norms(range(len(grads.names)), order)
     if not grads.host:
         return combine(norms, order, grads.xp)
@@ -223,11 +243,11 @@ def _total(grads: Gradients, norm_type: float) -> Any:
         return combine(norms, order, grads.xp)
 
 
-def _rescale(grads: Gradients, total: Any, limit: Any) -> None:
+def _rescale(grads: Grads, total: Any, limit: Any) -> None:
     grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
 
 
-def _refuse_nonfinite(grads: Gradients, total: Any, norm_type: float, asked: bool) -> None:
+def _refuse_nonfinite(grads: Grads, total: Any, norm_type: float, asked: bool) -> None:
     if asked and not bool(grads.xp.isfinite(total)):
         raise NonFiniteError(
             f"The total norm of order {norm_type} is {float(total)}: a gradient holds inf or NaN; "
@@ -236,6 +256,6 @@ def _refuse_nonfinite(grads: Gradients, total: Any, norm_type: float, asked: boo
         )
 
 
-def _returned(total: Any, grads: Gradients) -> Tensor:
+def _returned(total: Any, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
     return torch.as_tensor(total).to(torch.float64 if grads.double else torch.float32)

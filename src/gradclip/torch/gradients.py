@@ -47,6 +47,7 @@ class Gradients:
     """
 
     values_xp: Any = torch_xp
+    spread = False
     apart: bool
     """Whether the tensors are known to share no memory."""
 
@@ -61,6 +62,7 @@ class Gradients:
         self.names = tuple(names)
         self.loss = loss
         self.present = (True,) * len(tensors) if present is None else tuple(present)
+        self.somewhere = self.present
         self._owners = owners
         self._given = tensors
         self._replaced: dict[int, Tensor] = {}
@@ -259,6 +261,10 @@ class Gradients:
             self._install()
             torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
+    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        """Return norms and cosines of whole gradients: these are."""
+        return norms, cosines
+
     def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:
         """Clamp what the kernel can read between two numbers; return norms and cosines, or None."""
         plain = (norms == 0) | ((norms > _SMALL) & (norms < _LARGE))
@@ -367,6 +373,10 @@ class Gradients:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
             self._replaced[index] = tensor
         return tensor
+
+    def replace_if_changed(self, member: int) -> None:
+        """Note that the tensor is not the owner's gradient, but becomes it if it changes."""
+        self._replaced[member] = self._tensors[member]
 
     def _install(self) -> None:
         """Put the replacements in place: only now, so that measuring changes nothing."""

@@ -26,6 +26,7 @@ class KnownNorms:
     xp: Any = torch_xp
     values_xp: Any = torch_xp
     host = False
+    spread = False
     loss = None
     weights = None
     path = ""
@@ -39,7 +40,8 @@ class KnownNorms:
         present: Sequence[bool],
     ) -> None:
         self._known, self._order = known, order
-        self.names, self.sizes, self.present = tuple(names), sizes, tuple(present)
+        self.names, self.sizes = tuple(names), sizes
+        self.present = self.somewhere = tuple(present)
 
     def array(self, values: list[float]) -> Tensor:
         """Return numbers where the norms are."""

@@ -127,7 +127,10 @@ class Recorder:
                 lr=self._learning_rate(),
                 loss=_copy(self._loss()),
                 result=result,
-                absent=[i for i, p in enumerate(clipper.params) if p.grad is None],
+                # Those of other processes have no gradient here, and a norm all the same.
+                absent=[
+                    i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta
+                ],
             )
         )
         if clipper.host and not self._fell_back and "torch" in result.path.split("+"):
