@@ -58,7 +58,7 @@ _COMMANDS = (
     (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
     (diagnose, "gradclip diagnose runs/a.jsonl --json"),
     (advise, "gradclip advise runs/a.jsonl"),
-    (tune, "gradclip tune train.py --epochs 3"),
+    (tune, "gradclip tune --steps 200 train.py"),
     (methods, "gradclip methods zclip"),
     (doctor, "gradclip doctor"),
     (demo, "gradclip demo --steps 100"),
