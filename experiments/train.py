@@ -110,9 +110,13 @@ def train(setting: Setting, record: Path | None = None) -> Figures:
 
 def _schedule(setting: Setting) -> Callable[[int], float]:
     """Return the factor on the learning rate of each step, counted from 0."""
-    if setting.stop:
-        return lambda step: 1.0
-    return lambda step: min((setting.steps - step) / (setting.steps * (1 - SETTLE)), 1.0)
+    falling = 0.0 if setting.stop else 1 - SETTLE
+
+    def factor(step: int) -> float:
+        left = (setting.steps - step) / setting.steps
+        return min(left / falling, 1.0) if falling else 1.0
+
+    return factor
 
 
 @torch.no_grad()

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..outcome import complete, found, loss_of, markdown, mean
 from ..setting import NONE, Setting
+from ..statistics import Interval, paired
+from ..store import Store
 
-__all__ = ["ARMS", "NORMALISED", "RATES", "SEEDS", "settings"]
+__all__ = [
+    "ARMS",
+    "NORMALISED",
+    "RATES",
+    "SEEDS",
+    "effect",
+    "profiles",
+    "section_normalised",
+    "section_vanishing",
+    "settings",
+    "trained",
+]
 
 SEEDS = (0, 1, 2)
 STEPS = 300
@@ -56,3 +70,67 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
         ),
     ]
     return [arm.with_(seed=seed) for seed in seeds for arm in arms]
+
+
+def trained(store: Store, depth: int, act: str, arm: str) -> tuple[int, int, float] | None:
+    """Return in how many seeds a net trained, of how many, and its mean test error.
+
+    At the better of the learning rates. A net has trained if its test error is under a half.
+    """
+    told = []
+    for lr in RATES:
+        runs = found(store, vanishing(depth, act, arm, lr), SEEDS).values()
+        if not runs:
+            return None
+        errors = [run.get("test_error", 1.0) for run in runs]
+        told.append((sum(error < 0.5 for error in errors), len(runs), mean(errors)))
+    return min(told, key=lambda row: row[2])
+
+
+def section_vanishing(store: Store) -> str:
+    """Return the table of what trains, as Markdown."""
+    rows = []
+    for act in ACTIVATIONS:
+        for depth in DEPTHS:
+            cells = [trained(store, depth, act, arm) for arm in ARMS]
+            if None not in cells:
+                told = [f"{c[0]}/{c[1]}, {c[2]:.0%}" for c in cells if c is not None]
+                rows.append([f"{act}, {depth} layers", *told])
+    return markdown(["net", *ARMS], rows)
+
+
+def profiles(store: Store) -> dict[str, list[float]]:
+    """Return the norm of each layer's first gradient, from input to output, of seed 0."""
+    kinds = {
+        "sigmoid": vanishing(50, "sigmoid", "nothing", RATES[0]),
+        "sigmoid, batch normalization": vanishing(50, "sigmoid", "batch normalization", RATES[0]),
+        "sigmoid, residual": vanishing(50, "sigmoid", "residual", RATES[0]),
+        "ReLU": vanishing(50, "relu", "nothing", RATES[0]),
+        "ReLU, batch normalization": vanishing(50, "relu", "batch normalization", RATES[0]),
+        "ReLU, residual": vanishing(50, "relu", "residual", RATES[0]),
+    }
+    runs = {name: store.get(setting) for name, setting in kinds.items()}
+    return {name: run["profile"] for name, run in runs.items() if run is not None}
+
+
+def effect(store: Store, norm: str) -> dict[float, tuple[float, float, Interval]]:
+    """Return for each learning rate the loss without and with clipping, and the difference."""
+    told = {}
+    for lr in NORMALISED:
+        arms = {p: normalised(norm, p, lr) for p in (NONE, "norm:1.0")}
+        runs = complete(store, arms, SEEDS)
+        losses = [[loss_of(run) for run in runs[p]] for p in arms]
+        if losses[0]:
+            told[lr] = (mean(losses[0]), mean(losses[1]), paired(*losses))
+    return told
+
+
+def section_normalised(store: Store) -> str:
+    """Return the table of clipping with and without batch normalization, as Markdown."""
+    rows = [
+        [f"{norm}, {lr:g}", f"{plain:.3f}", f"{clipped:.3f}", change.text()]
+        for norm in ("none", "batch")
+        for lr, (plain, clipped, change) in effect(store, norm).items()
+    ]
+    head = ["normalization, learning rate", "loss unclipped", "loss at `norm:1.0`", "difference"]
+    return markdown(head, rows)

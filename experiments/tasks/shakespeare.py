@@ -54,13 +54,13 @@ class CharTransformer(nn.Module):
         return self.decode(self.norm(self.blocks(states, mask=self.mask, is_causal=True)))
 
 
-def char_lm(seed: int, hidden: int = 96, layers: int = 2) -> Problem:
+def char_lm(seed: int, hidden: int = 96, layers: int = 1) -> Problem:
     """Return the LSTM's problem."""
     torch.manual_seed(seed)
     return _problem(CharLSTM(corpus()[1], hidden, layers), seed)
 
 
-def transformer(seed: int, width: int = 64, layers: int = 2) -> Problem:
+def transformer(seed: int, width: int = 48, layers: int = 2) -> Problem:
     """Return the transformer's problem."""
     torch.manual_seed(seed)
     return _problem(CharTransformer(corpus()[1], width, layers), seed)
