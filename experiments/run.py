@@ -31,9 +31,18 @@ def perform(setting: Setting) -> Figures:
     return {**figures, "seconds": round(time.perf_counter() - start, 2)}
 
 
-def perform_all(settings: Sequence[Setting], store: Store) -> None:
-    """Run what the store lacks. Interrupt at will: a later call goes on from there."""
-    missing = [s for s in dict.fromkeys(settings) if store.get(s) is None]
+def perform_all(
+    settings: Sequence[Setting], store: Store, *, shorten: int = 1, fresh: bool = False
+) -> None:
+    """Run what the store lacks. Interrupt at will: a later call goes on from there.
+
+    Args:
+        settings: the runs; one that is listed twice runs once.
+        store: where the results are and go.
+        shorten: divides the steps, for a look; the results keep the name of the full run.
+        fresh: run also what the store has.
+    """
+    missing = [s for s in dict.fromkeys(settings) if fresh or store.get(s) is None]
     torch.set_num_threads(1)  # The models are small: threads would wait for each other.
     console = Console(stderr=True, highlight=False)
     columns = (
@@ -49,5 +58,6 @@ def perform_all(settings: Sequence[Setting], store: Store) -> None:
             with warnings.catch_warnings():
                 # Said once a process, by name; the figures tell the same for each run.
                 warnings.simplefilter("ignore", GradclipWarning)
-                store.put(setting, perform(setting))
+                steps = max(setting.steps // shorten, min(setting.steps, 30))
+                store.put(setting, perform(setting.with_(steps=steps)))
             progress.advance(bar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -20,7 +21,7 @@ class Spikes:
 
     PROBABILITY, SIZE, TAIL = 0.02, 10.0, 1.2
 
-    def __init__(self, params: list[Tensor], seed: int) -> None:
+    def __init__(self, params: Sequence[Tensor], seed: int) -> None:
         self._params = params
         self._draw = Generator().manual_seed(seed + 5000)
         self.planted = 0

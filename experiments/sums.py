@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ __all__ = ["Sums"]
 class Sums:
     """Adds up the raw and the clipped gradients of each step."""
 
-    def __init__(self, params: list[Tensor]) -> None:
+    def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
         self._raw = [torch.zeros_like(p, dtype=torch.float64) for p in params]
         self._clipped = [torch.zeros_like(p, dtype=torch.float64) for p in params]

@@ -128,8 +128,9 @@ def _is_solved(problem: Problem) -> bool:
 def _ending(problem: Problem, losses: list[float], steps: int) -> Figures:
     """Return how the run ended, and how its loss went."""
     column = np.array(losses)
+    finite = math.isfinite(losses[-1])
     with torch.no_grad():
-        found = problem.evaluate() if math.isfinite(losses[-1]) else {"loss": math.nan}
+        found = problem.evaluate() if finite else {"loss": math.nan}
     tail = float(np.median(column[-max(len(column) // 20, 1) :]))
     usual = usual_before(column)
     least = RISE * problem.trivial
@@ -139,7 +140,7 @@ def _ending(problem: Problem, losses: list[float], steps: int) -> Figures:
         **found,
         "trivial": problem.trivial,
         "diverged": not (tail <= LOST * problem.trivial and math.isfinite(found["loss"])),
-        "solved": None if problem.solved is None else problem.solved(found),
+        "solved": None if problem.solved is None else finite and problem.solved(found),
         "loss_spikes": int((high[1:] & ~high[:-1]).sum()),
         "ran": len(losses),
         "curve": _thinned(column, steps),

@@ -48,7 +48,7 @@ def section(store: Store) -> str:
     """Return the table of successes, as Markdown."""
     head = ["method", *(f"{case.task}, {dict(case.options)['length']}" for case in cases())]
     rows = []
-    arms = [(policy, policy, None) for policy in POLICIES]
+    arms: list[tuple[str, str, float | None]] = [(p, p, None) for p in POLICIES]
     arms.insert(1, ("none, learning rate 0.03", NONE, 0.03))
     for name, policy, lr in arms:
         solved = counts(store, policy, lr)

@@ -76,9 +76,8 @@ def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return images in [-1, 1] and labels, for training and test."""
     from sklearn.datasets import load_digits
 
-    raw: tuple = load_digits(return_X_y=True)
-    images = torch.tensor(raw[0], dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
-    labels = torch.tensor(raw[1])
+    images, labels = map(torch.tensor, load_digits(return_X_y=True))
+    images = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
     order = torch.randperm(len(labels), generator=Generator().manual_seed(7))
     train, test = order[:TRAINED], order[TRAINED:]
     return (images[train], labels[train]), (images[test], labels[test])

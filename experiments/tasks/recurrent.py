@@ -22,10 +22,11 @@ class TanhNet(nn.Module):
         self.recurrent = nn.RNN(inputs, HIDDEN, batch_first=True)
         self.decode = nn.Linear(HIDDEN, outputs)
         with torch.no_grad():
-            weight = self.recurrent.weight_hh_l0.normal_()
-            weight.mul_(radius / torch.linalg.eigvals(weight).abs().max())
-            self.recurrent.weight_ih_l0.normal_(0, 0.1)
-            for bias in (self.recurrent.bias_ih_l0, self.recurrent.bias_hh_l0):
+            into, around, *biases = self.recurrent.parameters()
+            around.normal_()
+            around.mul_(radius / torch.linalg.eigvals(around).abs().max())
+            into.normal_(0, 0.1)
+            for bias in biases:
                 bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ def series() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """
     from statsmodels.datasets import sunspots as source
 
-    years = torch.tensor(source.load_pandas().data["SUNACTIVITY"].to_numpy(), dtype=torch.float32)
+    table = source.load_pandas().data
+    assert table is not None
+    years = torch.tensor(table["SUNACTIVITY"].to_numpy(), dtype=torch.float32)
     seen = years[:TRAINED]
     values = (years - seen.mean()) / seen.std()
     windows = values.unfold(0, WINDOW + 1, 1)
