@@ -147,7 +147,7 @@ def test_a_norm_that_drifts_wants_a_threshold_that_follows(tmp_path: Path) -> No
 def test_an_explosion_from_the_start_leaves_a_guess(tmp_path: Path) -> None:
     exploding = [{"norm": 0.4 * 5.0 ** min(i, 12), "loss": 3.0 + 5 * i} for i in range(120)]
     advice = advise(record(tmp_path, exploding))
-    assert advice.recommended == "norm:0.2"
+    assert advice.recommended == "norm:0.04"
     assert "first guess" in advice.reason
     assert any("few" in caveat for caveat in advice.caveats)
 
@@ -194,6 +194,20 @@ def test_a_limit_that_only_cuts_spikes_comes_down(tmp_path: Path) -> None:
 def test_a_limit_that_rarely_acts_and_no_spikes_is_kept(tmp_path: Path) -> None:
     advice = advise(record(tmp_path, clipped(1.4), policy="norm:1.4"))
     assert parse(advice.recommended) == by_norm(1.4)
+
+
+def test_a_heavy_tail_wants_the_median(tmp_path: Path) -> None:
+    tailed = rows(steps=300)
+    for i in range(60, 300, 20):
+        tailed[i]["norm"] *= 8
+    advice = advise(record(tmp_path, tailed))
+    assert 0.9 < float(advice.recommended.removeprefix("norm:")) < 1.1
+    assert "heavy tail" in advice.reason
+    for i in range(60, 300, 20):
+        tailed[i]["norm"] = 3.0
+    rest = tmp_path / "small"
+    rest.mkdir()
+    assert "heavy tail" not in advise(record(rest, tailed)).reason
 
 
 def test_a_run_that_is_stuck_is_judged_by_what_came_before(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gradclip.advisor.advice import Advice, Replayed
 from gradclip.advisor.choose import choose
 from gradclip.advisor.grid import current_policy, policies_for, rounded
 from gradclip.advisor.replay import replay
-from gradclip.advisor.settle import settled
+from gradclip.advisor.settle import heavy_tailed, settled
 from gradclip.advisor.start import LEAST, guess, norms_before, stuck_since, went_wrong
 from gradclip.diagnosis import Finding, diagnose_trace
 from gradclip.diagnosis.spikes import loss_spikes, norm_bound
@@ -140,17 +140,27 @@ def _first_limit(
     if limit is not None:
         return rounded(limit) or limit, (
             f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
-            "can be trusted: this is a first guess, half of their smallest or of the limit that "
-            "did not prevent it. Record a run with it and ask again."
+            "can be trusted: this is a first guess, a tenth of their smallest, or half of the "
+            "limit that did not prevent it. Record a run with it and ask again."
         )
-    stuck = None if clipped else stuck_since(trace)
+    if clipped:
+        return None
+    stuck = stuck_since(trace)
     before = norms_before(trace, stuck or 0, LARGEST)
     if stuck is None or len(before) < LEAST:
-        return None
+        return _median_limit(trace) if heavy_tailed(trace) else None
     return rounded(float(np.median(before))), (
         f"The run has learnt nothing since the norm spiked at step {stuck}, so its later norms are "
         "those of a model that is stuck: this is the median of the norms before. Record a run "
         "with it and ask again."
+    )
+
+
+def _median_limit(trace: Trace) -> tuple[float, str]:
+    norms = norms_before(trace, int(trace.steps[-1]) + 1, LARGEST)
+    return rounded(float(np.median(norms))), (
+        "The norms have a heavy tail: spikes are frequent, and large. Limits near the median norm "
+        "do best then, and this is the median. Record a run with it and ask again."
     )
 
 

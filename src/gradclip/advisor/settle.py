@@ -1,4 +1,4 @@
-"""From the record of a clipped run to the limit at which limit and median norm agree.
+"""The limit at which limit and median norm agree, and which runs want it.
 
 A lower limit leaves larger norms, so the median norm of a run falls as its limit rises: there is
 one limit that equals the median norm of the run that it makes. Where clipping is needed at all, the
@@ -11,15 +11,35 @@ import math
 
 import numpy as np
 
+from gradclip.diagnosis.spikes import norm_spikes
+from gradclip.diagnosis.window import usual_before
 from gradclip.record import Trace
 
-__all__ = ["RARELY", "settled"]
+__all__ = ["heavy_tailed", "settled"]
 
 RARELY = 0.1
 """Up to this share of clipped steps a limit acts on outliers only."""
 
 MOSTLY = 0.6
 """From this share of clipped steps a limit cuts the usual gradient."""
+
+FREQUENT = 0.02
+"""Share of the steps: norm spikes that are rarer are outliers, not a tail."""
+
+LARGE = 6.0
+"""Times the usual norm: what the largest spike of a heavy tail must reach."""
+
+
+def heavy_tailed(trace: Trace) -> bool:
+    """Whether norm spikes are frequent, and the largest of them large.
+
+    A limit that cuts only outliers then leaves most of the harm.
+    """
+    norm = trace.column("norm")
+    spikes = norm_spikes(norm)
+    with np.errstate(all="ignore"):
+        ratio = norm / usual_before(norm).median
+    return bool(spikes.mean() >= FREQUENT and (ratio[spikes] >= LARGE).any())
 
 
 def settled(trace: Trace, *, safe: bool) -> float | None:

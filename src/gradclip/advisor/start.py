@@ -14,10 +14,13 @@ __all__ = ["LEAST", "guess", "norms_before", "stuck_since", "went_wrong"]
 LEAST = 10
 """Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
 
-GUESS = 0.5
-"""Times the smallest norm before a run went wrong at its start, or times the limit that did not
-prevent it. The smallest, as what exploded at step 3 had grown at step 2 already; under it, as at
-that size it went wrong. docs/advisor.md has the figures."""
+GUESS = 0.1
+"""Times the smallest norm before a run went wrong at its start. The smallest, as what exploded at
+step 3 had grown at step 2 already. Far under it, as the risks differ: a limit that is too low makes
+a slow run whose record tells more, one that is too high another failed run that tells nothing."""
+
+LOWER = 0.5
+"""Times the limit that did not prevent it."""
 
 LEARNT = 0.9
 """Of its first losses: a run whose last losses are no lower than this has learnt nothing."""
@@ -64,5 +67,5 @@ def guess(trace: Trace, wrong: int, largest: float) -> float | None:
     before, limit = norms_before(trace, wrong, largest), trace.column("limit")
     if not len(before):
         return None
-    sizes = [float(before.min()), *limit[np.isfinite(limit) & (limit > 0)][:1].tolist()]
-    return GUESS * min(sizes)
+    used = limit[np.isfinite(limit) & (limit > 0)][:1].tolist()
+    return min([GUESS * float(before.min()), *(LOWER * size for size in used)])
