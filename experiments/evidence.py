@@ -102,7 +102,7 @@ def evidence_page(store: Store, alts: dict[str, str], notes: str) -> str:
     parts = [
         INTRODUCTION,
         "## The verdicts\n",
-        markdown(["claim", "verdict", "effect, 95 % interval", "seeds"], rows),
+        markdown(["claim", "verdict", "effect, 95 % interval", "seeds"], rows, numbers=False),
         "",
         "More complexity, the other drawback of the common account, is not a matter of runs: it is "
         'one line, `attach(optimizer, "norm:1.0")`, one number to choose, and the time in '

@@ -54,7 +54,7 @@ def steps_to(figures: Figures, target: float, steps: int) -> float:
     return math.inf
 
 
-def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    """Return a table; all columns but the first are aligned to the right."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
+def markdown(head: list[str], rows: Iterable[list[str]], *, numbers: bool = True) -> str:
+    """Return a table; with numbers all columns but the first are aligned to the right."""
+    marks = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, marks, *rows])
