@@ -47,7 +47,7 @@ TEXTS = {
     "Long sequences": """\
 The adding and the temporal order problem of Pascanu et al. (2013, arXiv:1211.5063): a tanh
 network of 50 units, spectral radius 1.2, plain SGD at a learning rate of 0.1, by the length of
-the sequences. Solved: 1 % errors (order), a hundredth of the error without skill (adding).""",
+the sequences. Solved: 1 % errors (order), a tenth of the error without skill (adding).""",
     "Real text: learning rates, spikes, convergence": """\
 The next character of Shakespeare's plays. *Usable* is the highest learning rate whose final loss
 is at most 5 % over that of the best. The second table sets each arm at its own best learning

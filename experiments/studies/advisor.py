@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ HELD_OUT = (5, 6, 7)
 
 CALM = (0, 1, 5)
 """Of both, for the cases where there is little to lose."""
+
+ALIKE = 1.15
+"""Times a limit: up to there another limit is nearly the same."""
 
 CLOSE = 0.02
 """Of the loss without skill: how much more than the sweep's best still counts as the best."""
@@ -104,4 +108,29 @@ def section(store: Store) -> str:
             near = [sum(told.near[arm] for told in done.values()) for arm in ARMS]
             sums.append([f"all, {label}", "", *(f"**{n}/{count}**" for n in near)])
     head = ["task, learning rate, seeds", "best of each seed"]
-    return markdown([*head, "unclipped", "advised", AGAIN, ONE, "always 1"], rows + sums)
+    table = markdown([*head, "unclipped", "advised", AGAIN, ONE, "always 1"], rows + sums)
+    return "\n\n".join([table, *noise(store)])
+
+
+def noise(store: Store) -> list[str]:
+    """Return a sentence on two runs of one seed whose limits are nearly the same, if there are."""
+    pairs = []
+    for name, case in CASES.items():
+        for seed in SEEDS:
+            advised = store.get(case.with_(seed=seed, policy=ADVISED))
+            if advised is None or not advised["policy"].startswith("norm:"):
+                continue
+            limit = float(advised["policy"].removeprefix("norm:"))
+            near = min(THRESHOLDS, key=lambda swept: abs(math.log(swept / limit)))
+            other = store.get(case.with_(seed=seed, policy=f"norm:{near:g}"))
+            if other is not None and 1 < max(near / limit, limit / near) <= ALIKE:
+                loss, swept = loss_of(advised), loss_of(other)
+                gap = abs(loss - swept) / advised["trivial"]
+                pairs.append((gap, name, seed, limit, loss, near, swept))
+    if not pairs:
+        return []
+    _, name, seed, limit, loss, near, swept = max(pairs)
+    return [
+        f"How noisy a single loss is: on {name}, seed {seed}, `norm:{limit:g}` ended at {loss:.3f} "
+        f"and `norm:{near:g}` at {swept:.3f}."
+    ]

@@ -36,7 +36,7 @@ class TanhNet(nn.Module):
 
 
 def adding(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
-    """Add the two marked numbers of a sequence; solved when the error is a hundredth of no skill.
+    """Add the two marked numbers of a sequence; solved when the error is a tenth of no skill.
 
     Sequences are `length` steps long: a number in [0, 1] and a mark, which is 1 at one place in
     the first tenth to half and at one in the second half.
@@ -54,7 +54,7 @@ def adding(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
         return {"loss": float(nn.functional.mse_loss(model(held_x), held_y))}
 
     # The sum of two uniform numbers has variance 2/12.
-    return Problem(model, loss, evaluate, 1 / 6, lambda seen: seen["loss"] < 1 / 600)
+    return Problem(model, loss, evaluate, 1 / 6, lambda seen: seen["loss"] < 1 / 60)
 
 
 def order(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
