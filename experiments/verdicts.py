@@ -33,6 +33,7 @@ def verdicts(store: Store) -> list[Verdict]:
     return [
         _stability(store),
         _convergence(store),
+        _final(store),
         _generalization(store),
         _too_small(store),
         _threshold(store),
@@ -65,6 +66,9 @@ def _stability(store: Store) -> Verdict:
         f"0.1 without clipping, in {_percent(cut)} with `norm:1.0`, and in {_percent(slower)} "
         "without clipping at 0.03"
     )
+    for name, c in _text(store).items():
+        told += f"; {name}: usable to a learning rate of {c.none.usable:g}, "
+        told += f"with `{text_study.CLIPPED}` of {c.clipped.usable:g}"
     seeds = str(max(count for _, count in counts[0]))
     if cut.value < plain.value + MARGIN:
         return Verdict(claim, NOT, told, seeds)
@@ -73,24 +77,41 @@ def _stability(store: Store) -> Verdict:
     return Verdict(claim, HOLDS, told, seeds)
 
 
-def _convergence(store: Store) -> Verdict:
-    claim = "Faster convergence"
+def _text(store: Store) -> dict[str, text_study.Compared]:
     found = {name: text_study.compare(store, name) for name in text_study.CASES}
-    done = {name: c for name, c in found.items() if c is not None}
-    if not done:
-        return _missing(claim)
-    told = "; ".join(
-        f"{name}: final loss {c.loss.text()} against the best learning rate without clipping "
-        f"({c.none.best:g}, with clipping {c.clipped.best:g})"
+    return {name: told for name, told in found.items() if told is not None}
+
+
+def _convergence(store: Store) -> Verdict:
+    claim = "Faster convergence than at a tuned learning rate"
+    done = _text(store)
+    told = (
+        "steps to one loss, clipped over unclipped, each at its best learning rate: "
+        + "; ".join(f"{name} {text_study.ratio(c.speed)}" for name, c in done.items())
+    )
+    return _by_task(claim, told, {name: c.speed for name, c in done.items()})
+
+
+def _final(store: Store) -> Verdict:
+    claim = "A lower final loss than at a tuned learning rate"
+    done = _text(store)
+    told = "clipped less unclipped, each at its best learning rate: " + "; ".join(
+        f"{name} {c.loss.text()} ({c.none.best:g} without, {c.clipped.best:g} with clipping)"
         for name, c in done.items()
     )
-    better = [name for name, c in done.items() if c.loss.high < 0]
-    worse = [name for name, c in done.items() if c.loss.low > 0]
-    seeds = str(min(c.seeds for c in done.values()))
+    return _by_task(claim, told, {name: c.loss for name, c in done.items()})
+
+
+def _by_task(claim: str, told: str, changes: dict[str, Interval]) -> Verdict:
+    """Return what intervals say of which below 0 is better."""
+    if not changes:
+        return _missing(claim)
+    better = [name for name, change in changes.items() if change.high < 0]
+    worse = [name for name, change in changes.items() if change.low > 0]
+    word = NOT if worse and not better else UNSHOWN
     if better:
-        word = HOLDS if len(better) == len(text_study.CASES) else f"{WHEN}: {', '.join(better)}"
-        return Verdict(claim, word, told, seeds)
-    return Verdict(claim, NOT if len(worse) == len(done) else UNSHOWN, told, seeds)
+        word = HOLDS if len(better) == len(changes) else f"{WHEN}: {', '.join(better)}"
+    return Verdict(claim, word, told, str(min(change.count for change in changes.values())))
 
 
 def _generalization(store: Store) -> Verdict:
@@ -103,12 +124,7 @@ def _generalization(store: Store) -> Verdict:
     if not changes:
         return _missing(claim)
     told = "; ".join(f"{name}: {change.text(2)}" for name, change in changes.items())
-    better = [name for name, c in changes.items() if c.high < 0]
-    worse = [name for name, c in changes.items() if c.low > 0]
-    seeds = str(min(c.count for c in changes.values()))
-    if not better:
-        return Verdict(claim, NOT if worse else UNSHOWN, told, seeds)
-    return Verdict(claim, f"{WHEN}: {'; '.join(better)}", told, seeds)
+    return _by_task(claim, told, changes)
 
 
 def _too_small(store: Store) -> Verdict:
@@ -131,7 +147,7 @@ def _too_small(store: Store) -> Verdict:
     told += ". Clipping downward cannot enlarge a gradient: a floor or normalisation can"
     seeds = str(max(c[1] for row in rows.values() for c in row))
     rates = {arm: good / count for arm, (good, count) in counts.items()}
-    upward = max(rates["floor 0.1 per tensor"], rates["normalised per tensor"])
+    upward = max(rate for arm, rate in rates.items() if "per tensor" in arm)
     word = NOT
     if upward > rates["nothing"] + MARGIN:
         word = f"{WHEN} it scales up (floor, normalisation), per tensor"
@@ -140,24 +156,24 @@ def _too_small(store: Store) -> Verdict:
 
 def _threshold(store: Store) -> Verdict:
     claim = "A threshold between 1 and 5 is right"
-    best, flat = {}, {}
+    best, flat = {}, {"norm:1": [], "norm:3": []}
     for name in threshold.CASES:
         regrets = threshold.regrets(store, name)
         if regrets:
             fixed = {p: r for p, r in regrets.items() if p.startswith("norm:")}
             best[name] = min(fixed, key=lambda p: fixed[p]).removeprefix("norm:")
-            flat[name] = min(fixed["norm:1"], fixed["norm:3"])
+            for policy, names in flat.items():
+                names += [name] if fixed[policy] <= threshold.CLOSE else []
     if not best:
         return _missing(claim)
-    good = [name for name, regret in flat.items() if regret <= threshold.CLOSE]
-    told = "best of 0.01 to 100: " + "; ".join(
-        f"{name} {limit} (1 or 3: {flat[name]:+.1%} of the loss without skill)"
-        for name, limit in best.items()
-    )
-    if len(good) == len(best):
-        return Verdict(claim, HOLDS, told, str(len(threshold.SEEDS)))
-    word = f"{WHEN}: {', '.join(good)}" if good else NOT
-    return Verdict(claim, word, told, str(len(threshold.SEEDS)))
+    told = "best of 0.01 to 100: " + "; ".join(f"{name} {limit}" for name, limit in best.items())
+    for policy, names in flat.items():
+        told += f"; {policy.removeprefix('norm:')} is within 2 % of the best on {len(names)} tasks"
+    seeds = str(len(threshold.SEEDS))
+    both = [name for name in best if all(name in names for names in flat.values())]
+    if len(both) == len(best):
+        return Verdict(claim, HOLDS, told, seeds)
+    return Verdict(claim, f"{WHEN}: {', '.join(both)}" if both else NOT, told, seeds)
 
 
 def _information(store: Store) -> Verdict:
@@ -182,18 +198,21 @@ def _normalization(store: Store) -> Verdict:
     plain, normal = depth.effect(store, "none"), depth.effect(store, "batch")
     if not plain or not normal:
         return _missing(claim)
-    parts = [
-        f"learning rate {lr:g}: {plain[lr][2].text()} without, {normal[lr][2].text()} with it"
-        for lr in plain
-        if lr in normal
-    ]
-    told = "loss at `norm:1.0` less unclipped, 30 ReLU layers; " + "; ".join(parts)
-    seeds = str(min(row[2].count for row in normal.values()))
-    helped = [lr for lr, row in normal.items() if row[2].high < 0]
-    hurt = [lr for lr, row in normal.items() if row[2].low > 0]
-    if helped:
-        return Verdict(claim, f"{WHEN} the rate is {', '.join(map(str, helped))}", told, seeds)
-    return Verdict(claim, NOT if hurt else UNSHOWN, told, seeds)
+    parts = []
+    helped, seeds = [], 0
+    for lr in plain:
+        changes = []
+        for rows, label in ((plain, "without"), (normal, "with it")):
+            limits = {p: row for p, row in rows[lr].items() if p != NONE}
+            best = min(limits, key=lambda p: limits[p][0])
+            changes.append(f"{limits[best][1].text()} at `{best}` {label}")
+            seeds = limits[best][1].count
+            if rows is normal and limits[best][1].high < 0:
+                helped.append(lr)
+        parts.append(f"learning rate {lr:g}: {', '.join(changes)}")
+    told = "loss at the best limit less unclipped, 30 ReLU layers; " + "; ".join(parts)
+    word = f"{WHEN} the learning rate is {', '.join(map(str, helped))}" if helped else UNSHOWN
+    return Verdict(claim, word, told, str(seeds))
 
 
 def _batch_size(store: Store) -> Verdict:

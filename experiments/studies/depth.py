@@ -30,6 +30,7 @@ ACTIVATIONS = ("sigmoid", "relu")
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": (NONE, {}),
     "floor 0.1 per tensor": ("floor:0.1,scope=tensor", {}),
+    "floor 1 per tensor, any gain": ("floor:1.0,scope=tensor,max_gain=1e30", {}),
     "normalised per tensor": ("normalise:0.1,scope=tensor", {}),
     "batch normalization": (NONE, {"norm": "batch"}),
     "residual": (NONE, {"residual": True}),
@@ -38,6 +39,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 NORMALISED = (0.03, 0.1, 0.3)
 """Learning rates of the nets with and without batch normalization, clipped and not."""
+LIMITS = (NONE, "norm:1.0", "norm:10.0", "norm:100.0")
 
 
 def vanishing(depth: int, act: str, arm: str, lr: float) -> Setting:
@@ -65,7 +67,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
         *(
             normalised(norm, policy, lr)
             for norm in ("none", "batch")
-            for policy in (NONE, "norm:1.0")
+            for policy in LIMITS
             for lr in NORMALISED
         ),
     ]
@@ -113,24 +115,22 @@ def profiles(store: Store) -> dict[str, list[float]]:
     return {name: run["profile"] for name, run in runs.items() if run is not None}
 
 
-def effect(store: Store, norm: str) -> dict[float, tuple[float, float, Interval]]:
-    """Return for each learning rate the loss without and with clipping, and the difference."""
+def effect(store: Store, norm: str) -> dict[float, dict[str, tuple[float, Interval]]]:
+    """Return for each learning rate and limit the mean loss, and that less the unclipped."""
     told = {}
     for lr in NORMALISED:
-        arms = {p: normalised(norm, p, lr) for p in (NONE, "norm:1.0")}
-        runs = complete(store, arms, SEEDS)
-        losses = [[loss_of(run) for run in runs[p]] for p in arms]
-        if losses[0]:
-            told[lr] = (mean(losses[0]), mean(losses[1]), paired(*losses))
+        runs = complete(store, {p: normalised(norm, p, lr) for p in LIMITS}, SEEDS)
+        losses = {p: [loss_of(run) for run in arm] for p, arm in runs.items()}
+        if losses[NONE]:
+            told[lr] = {p: (mean(c), paired(losses[NONE], c)) for p, c in losses.items()}
     return told
 
 
 def section_normalised(store: Store) -> str:
     """Return the table of clipping with and without batch normalization, as Markdown."""
     rows = [
-        [f"{norm}, {lr:g}", f"{plain:.3f}", f"{clipped:.3f}", change.text()]
+        [f"{norm}, {lr:g}", *(f"{loss:.3f}" for loss, _ in by_limit.values())]
         for norm in ("none", "batch")
-        for lr, (plain, clipped, change) in effect(store, norm).items()
+        for lr, by_limit in effect(store, norm).items()
     ]
-    head = ["normalization, learning rate", "loss unclipped", "loss at `norm:1.0`", "difference"]
-    return markdown(head, rows)
+    return markdown(["normalization, learning rate", *(f"`{p}`" for p in LIMITS)], rows)

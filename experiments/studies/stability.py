@@ -14,7 +14,7 @@ ADAPTIVE = ("autoclip", "quantile:0.9", "zclip", "adagc", "spam", "moving-averag
 """Adaptive methods with the defaults of their papers; of the quantile's the paper leaves open."""
 
 POLICIES = (NONE, "norm:1.0", "value:0.1", *ADAPTIVE)
-ORDER = {length: Setting("order", 0.1, steps=1000, stop=True) for length in (20, 40, 80)}
+ORDER = {length: Setting("order", 0.1, steps=1000, stop=True) for length in (20, 30, 40, 80)}
 ADDING = {length: Setting("adding", 0.1, steps=2000, stop=True) for length in (10, 20)}
 
 

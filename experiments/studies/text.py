@@ -12,7 +12,7 @@ from ..store import Store
 
 __all__ = ["CASES", "CLIPPED", "SEEDS", "Compared", "compare", "section", "settings"]
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 CLIPPED = "norm:0.3"
 POLICIES = (NONE, CLIPPED)
 CASES = {
@@ -57,8 +57,9 @@ class Compared(NamedTuple):
     clipped: Arm
     loss: Interval
     """How much lower the final loss is with clipping, below 0 if it is."""
-    speed: list[float]
-    """For each seed: steps with clipping over steps without, to one loss."""
+    speed: Interval
+    """The logarithm of steps with clipping over steps without, to one loss; NaN if some run never
+    reached it."""
     seeds: int
 
 
@@ -86,12 +87,22 @@ def compare(store: Store, name: str) -> Compared | None:
     plain, cut = runs[f"{NONE} {none.best:g}"], runs[f"{CLIPPED} {clipped.best:g}"]
     # What the unclipped run has reached after three quarters of its steps.
     targets = [run["curve"][len(run["curve"]) * 3 // 4] for run in plain]
-    speed = [
-        steps_to(b, target, case.steps) / steps_to(a, target, case.steps)
-        for a, b, target in zip(plain, cut, targets, strict=True)
-    ]
+    speed = paired(
+        *(
+            [math.log(steps_to(run, t, case.steps)) for run, t in zip(arm, targets, strict=True)]
+            for arm in (plain, cut)
+        )
+    )
     change = paired([loss_of(run) for run in plain], [loss_of(run) for run in cut])
     return Compared(none, clipped, change, speed, len(plain))
+
+
+def ratio(logarithm: Interval) -> str:
+    """Return a ratio and its interval."""
+    if not math.isfinite(logarithm.value):
+        return "not reached in all seeds"
+    value, low, high = map(math.exp, (logarithm.value, logarithm.low, logarithm.high))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def section(store: Store) -> str:
@@ -104,10 +115,7 @@ def section(store: Store) -> str:
         for label, arm in (("none", found.none), (CLIPPED, found.clipped)):
             cells = [f"{arm.best:g}", f"{arm.losses[arm.best]:.3f}", f"{arm.usable:g}"]
             stable.append([f"{name}: `{label}`", *cells, str(arm.diverged), str(arm.spikes)])
-        ratio = mean(found.speed) if all(map(math.isfinite, found.speed)) else math.inf
-        reached = sum(map(math.isfinite, found.speed))
-        told = f"{ratio:.2f}" if math.isfinite(ratio) else f"reached in {reached}/{found.seeds}"
-        tuned.append([name, found.loss.text(), told, str(found.seeds)])
+        tuned.append([name, found.loss.text(), ratio(found.speed), str(found.seeds)])
     first = ["task: policy", "best learning rate", "loss there", "highest usable"]
     second = ["task", "final loss, clipped less unclipped", "steps, clipped / unclipped", "seeds"]
     return "\n\n".join(
