@@ -9,7 +9,7 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-quick docs-methods docs-parity docs-bench \
+.PHONY: help demo test test-slow lint format bench bench-quick docs docs-methods docs-parity docs-bench \
   build clean
 
 help:  ## what there is
@@ -38,6 +38,10 @@ bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes 
 
 bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
 	$(BIN)/python -m benchmarks --quick
+
+docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
