@@ -14,7 +14,7 @@ author = "the gradclip developers"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["images"]
+exclude_patterns = ["images", "_static"]
 # Links such as methods.md#zclip lead to headings.
 myst_heading_anchors = 3
 
@@ -38,6 +38,8 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"gradclip {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
