@@ -10,7 +10,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format bench bench-quick experiments experiments-quick \
-  docs-methods docs-parity docs-bench docs-experiments build clean
+  docs docs-methods docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ experiments: $(VENV)/.experiments $(VENV)/.data  ## train all that is not traine
 
 experiments-quick: $(VENV)/.experiments $(VENV)/.data  ## the same with few steps: a look
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments --quick
+
+docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
