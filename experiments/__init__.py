@@ -1,0 +1,1 @@
+"""What clipping does and does not do, measured: `python -m experiments`."""

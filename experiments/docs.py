@@ -1,0 +1,30 @@
+"""Writes the docs from the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .evidence import advisor_part, evidence_page
+from .figures import draw_all
+from .page import insert
+from .store import Store
+
+__all__ = ["NOTES", "pages", "write_docs"]
+
+NOTES = Path(__file__).parent / "notes.md"
+"""What a person has to say of the results."""
+
+
+def pages(store: Store, root: Path, alts: dict[str, str]) -> dict[Path, str]:
+    """Return the text of each page that has results in it."""
+    advisor = root / "docs/advisor.md"
+    return {
+        root / "docs/evidence.md": evidence_page(store, alts, NOTES.read_text("utf-8")),
+        advisor: insert(advisor.read_text("utf-8"), "advisor", advisor_part(store, alts)),
+    }
+
+
+def write_docs(store: Store, root: Path) -> None:
+    """Write the pages and the figures."""
+    for page, text in pages(store, root, draw_all(store)).items():
+        page.write_text(text, "utf-8")

@@ -1,0 +1,169 @@
+"""The figures of the docs: SVG, readable on a light and on a dark page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from .outcome import loss_of, mean
+from .store import Store
+from .studies import advisor, depth, spikes, threshold
+
+__all__ = ["FOLDER", "draw_all"]
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs/images/experiments"
+
+GREY = "#7a7f87"
+"""Of text and axes: 4 to 1 against white and against #131416."""
+
+COLOURS = ("#2f7ed8", "#d9822b", "#2a9d6f", "#b95fc4", "#c94f4f", "#8a8a2f")
+MARKERS = "osv^DP"
+"""No line is told by its colour alone."""
+
+mpl.rcParams.update(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "gradclip",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "savefig.transparent": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY
+        ),
+        "axes.titlecolor": GREY,
+        "axes.grid": True,
+        "grid.color": GREY,
+        "grid.alpha": 0.25,
+    }
+)
+
+
+def draw_all(store: Store) -> dict[str, str]:
+    """Write every figure for which there are results; return what each shows, by name."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    told = {}
+    for name, draw in (
+        ("threshold", _threshold),
+        ("depth", _depth),
+        ("fixed-point", _fixed_point),
+        ("spikes", _spikes),
+    ):
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        alt = draw(store, figure)
+        if alt:
+            path = FOLDER / f"{name}.svg"
+            figure.savefig(path, metadata={"Date": None, "Creator": None})
+            told[name] = alt
+    return told
+
+
+def _line(axes: Any, place: int, x: Any, y: Any, label: str) -> None:
+    style = {"color": COLOURS[place % 6], "marker": MARKERS[place % 6], "markersize": 4}
+    axes.plot(x, y, label=label, linewidth=1.6, **style)
+
+
+def _threshold(store: Store, figure: Figure) -> str:
+    axes = figure.subplots()
+    axes.axvspan(1, 5, color=GREY, alpha=0.15, linewidth=0)
+    drawn = []
+    for place, name in enumerate(threshold.CASES):
+        regrets = threshold.regrets(store, name)
+        if regrets:
+            y = [100 * regrets[f"norm:{limit:g}"] for limit in advisor.THRESHOLDS]
+            _line(axes, place, advisor.THRESHOLDS, y, name)
+            drawn.append(name)
+    axes.set(xscale="log", xlabel="threshold of the global norm", ylim=(-2, None))
+    axes.set_ylabel("loss over the best, % of no skill")
+    axes.set_title("The grey band is 1 to 5", loc="left", fontsize=10)
+    if not drawn:
+        return ""
+    axes.legend(frameon=False, labelcolor=GREY)
+    return (
+        f"Regret against threshold, logarithmic, for {', '.join(drawn)}: each has its own valley, "
+        "most of them outside of the band from 1 to 5."
+        if _outside(store)
+        else f"Regret against threshold, logarithmic, for {', '.join(drawn)}."
+    )
+
+
+def _outside(store: Store) -> bool:
+    """Whether the best threshold is outside of 1 to 5 in most tasks."""
+    best = []
+    for name in threshold.CASES:
+        regrets = threshold.regrets(store, name)
+        if regrets:
+            best.append(min(advisor.THRESHOLDS, key=lambda limit: regrets[f"norm:{limit:g}"]))
+    return sum(not 1 <= limit <= 5 for limit in best) > len(best) / 2
+
+
+def _depth(store: Store, figure: Figure) -> str:
+    profiles = depth.profiles(store)
+    axes = figure.subplots()
+    for place, (name, norms) in enumerate(profiles.items()):
+        axes.plot(norms, label=name, linewidth=1.6, color=COLOURS[place % 6])
+        axes.plot([len(norms) - 1], norms[-1:], color=COLOURS[place % 6], marker=MARKERS[place % 6])
+    axes.set(yscale="log", xlabel="layer, from input to output")
+    axes.set_ylabel("norm of the first gradient")
+    if not profiles:
+        return ""
+    axes.legend(frameon=False, labelcolor=GREY, fontsize=8)
+    ends = "; ".join(
+        f"{name} {norms[0]:.0e} to {norms[-1]:.0e}" for name, norms in profiles.items()
+    )
+    return f"Norm of the first gradient of each of 50 layers, from input to output: {ends}."
+
+
+def _fixed_point(store: Store, figure: Figure) -> str:
+    """Draw the median norm of a run against its limit, and where the loss is the smallest."""
+    axes = figure.subplots()
+    drawn = []
+    for place, name in enumerate(n for n in advisor.CASES if n.endswith("hot")):
+        case = advisor.CASES[name]
+        runs = [
+            [store.get(case.with_(seed=seed, policy=f"norm:{x:g}")) for x in advisor.THRESHOLDS]
+            for seed in advisor.SEEDS
+        ]
+        done = [row for row in runs if all(run is not None for run in row)]
+        if not done:
+            continue
+        norms = [mean(row[i]["norm_median"] for row in done) for i in range(len(done[0]))]  # type: ignore[index]
+        losses = [mean(loss_of(row[i]) for row in done) for i in range(len(done[0]))]  # type: ignore[arg-type]
+        _line(axes, place, advisor.THRESHOLDS, norms, name.removesuffix(" hot"))
+        best = losses.index(min(losses))
+        axes.plot(
+            advisor.THRESHOLDS[best], norms[best], "o", markersize=13, fillstyle="none", color=GREY
+        )
+        drawn.append(name.removesuffix(" hot"))
+    axes.plot([0.01, 100], [0.01, 100], color=GREY, linestyle="--", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="threshold", ylabel="median norm of the run")
+    axes.set_ylim(0.05, 300)
+    axes.set_title("Dashed: both are equal. Ringed: the smallest loss", loc="left", fontsize=10)
+    if not drawn:
+        return ""
+    axes.legend(frameon=False, labelcolor=GREY)
+    return (
+        f"Median gradient norm of a run against its threshold, for {', '.join(drawn)}, with "
+        "a ring at the smallest loss and a dashed line where norm and threshold are equal."
+    )
+
+
+def _spikes(store: Store, figure: Figure) -> str:
+    drawn = [name for name in spikes.CASES if spikes.compare(store, name)]
+    if not drawn:
+        return ""
+    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        runs = spikes.compare(store, name)
+        labels = list(runs)
+        values = [mean(loss_of(run) for run in arm) for arm, _ in runs.values()]
+        axes.barh(labels, values, color=COLOURS[0])
+        axes.invert_yaxis()
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xlabel("final loss")
+        axes.set_xlim(left=0.9 * min(values))
+        axes.tick_params(labelsize=8)
+    return f"Final loss of each policy under planted spikes, for {' and '.join(drawn)}."

@@ -1,0 +1,123 @@
+"""Real text: the highest learning rate that works, spikes, and how soon a loss is reached."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..outcome import complete, loss_of, markdown, mean, steps_to
+from ..setting import NONE, Setting
+from ..statistics import Interval, paired
+from ..store import Store
+
+__all__ = ["CASES", "CLIPPED", "SEEDS", "Compared", "compare", "section", "settings"]
+
+SEEDS = (0, 1, 2, 3, 4, 5)
+CLIPPED = "norm:0.3"
+POLICIES = (NONE, CLIPPED)
+CASES = {
+    "LSTM, SGD": (Setting("char_lm", 0, steps=300), (1, 2, 4, 8, 16, 32, 64)),
+    "transformer, SGD": (Setting("transformer", 0, steps=200), (0.3, 1, 3, 10)),
+    "transformer, AdamW": (
+        Setting("transformer", 0, steps=200, optimizer="adamw"),
+        (0.001, 0.003, 0.01, 0.03),
+    ),
+}
+"""A task without clipping, and the learning rates that are tried."""
+
+
+def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
+    """Return every run of the study."""
+    return [
+        case.with_(lr=lr, policy=policy, seed=seed)
+        for seed in seeds
+        for case, rates in CASES.values()
+        for lr in rates
+        for policy in POLICIES
+    ]
+
+
+class Arm(NamedTuple):
+    """One policy at all learning rates."""
+
+    losses: dict[float, float]
+    """The mean final loss at each learning rate."""
+    best: float
+    """The learning rate of the smallest."""
+    usable: float
+    """The highest learning rate whose loss is at most 5 % over that."""
+    diverged: int
+    spikes: int
+
+
+class Compared(NamedTuple):
+    """A case, unclipped and clipped, each at its own best learning rate."""
+
+    none: Arm
+    clipped: Arm
+    loss: Interval
+    """How much lower the final loss is with clipping, below 0 if it is."""
+    speed: Interval
+    """The logarithm of steps with clipping over steps without, to one loss; NaN if some run never
+    reached it."""
+    seeds: int
+
+
+USABLE = 1.05
+
+
+def compare(store: Store, name: str) -> Compared | None:
+    """Return what came of a case; None while no seed is finished."""
+    case, rates = CASES[name]
+    arms = {f"{p} {lr:g}": case.with_(policy=p, lr=lr) for p in POLICIES for lr in rates}
+    runs = complete(store, arms, SEEDS)
+    if not next(iter(runs.values())):
+        return None
+
+    def arm(policy: str) -> Arm:
+        of = {lr: runs[f"{policy} {lr:g}"] for lr in rates}
+        losses = {lr: mean(loss_of(run) for run in of[lr]) for lr in rates}
+        best = min(losses, key=lambda lr: losses[lr])
+        usable = max(lr for lr in rates if losses[lr] <= USABLE * losses[best])
+        every = [run for column in of.values() for run in column]
+        diverged = sum(run["diverged"] for run in every)
+        return Arm(losses, best, usable, diverged, sum(run["loss_spikes"] for run in every))
+
+    none, clipped = arm(NONE), arm(CLIPPED)
+    plain, cut = runs[f"{NONE} {none.best:g}"], runs[f"{CLIPPED} {clipped.best:g}"]
+    # What the unclipped run has reached after three quarters of its steps.
+    targets = [run["curve"][len(run["curve"]) * 3 // 4] for run in plain]
+    speed = paired(
+        *(
+            [math.log(steps_to(run, t, case.steps)) for run, t in zip(arm, targets, strict=True)]
+            for arm in (plain, cut)
+        )
+    )
+    change = paired([loss_of(run) for run in plain], [loss_of(run) for run in cut])
+    return Compared(none, clipped, change, speed, len(plain))
+
+
+def ratio(logarithm: Interval) -> str:
+    """Return a ratio and its interval."""
+    if not math.isfinite(logarithm.value):
+        return "not reached in all seeds"
+    value, low, high = map(math.exp, (logarithm.value, logarithm.low, logarithm.high))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def section(store: Store) -> str:
+    """Return both tables, as Markdown."""
+    stable, tuned = [], []
+    for name in CASES:
+        found = compare(store, name)
+        if found is None:
+            continue
+        for label, arm in (("none", found.none), (CLIPPED, found.clipped)):
+            cells = [f"{arm.best:g}", f"{arm.losses[arm.best]:.3f}", f"{arm.usable:g}"]
+            stable.append([f"{name}: `{label}`", *cells, str(arm.diverged), str(arm.spikes)])
+        tuned.append([name, found.loss.text(), ratio(found.speed), str(found.seeds)])
+    first = ["task: policy", "best learning rate", "loss there", "highest usable"]
+    second = ["task", "final loss, clipped less unclipped", "steps, clipped / unclipped", "seeds"]
+    return "\n\n".join(
+        [markdown([*first, "runs diverged", "loss spikes"], stable), markdown(second, tuned)]
+    )

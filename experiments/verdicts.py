@@ -1,0 +1,252 @@
+"""What the results say of each claim: computed, so that no verdict outlives its figures."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .outcome import loss_of, mean
+from .setting import NONE
+from .statistics import Interval, share
+from .store import Store
+from .studies import batch_size, depth, generalization, information, spikes, stability, threshold
+from .studies import text as text_study
+
+__all__ = ["Verdict", "verdicts"]
+
+HOLDS, WHEN, NOT, UNSHOWN = "holds", "holds when", "does not hold", "not shown"
+
+MARGIN = 0.1
+"""Of all runs: a share of successes must differ by this much to be called different."""
+
+
+class Verdict(NamedTuple):
+    """One claim, and what came out."""
+
+    claim: str
+    word: str
+    told: str
+    seeds: str
+
+
+def verdicts(store: Store) -> list[Verdict]:
+    """Return a verdict for each claim."""
+    return [
+        _stability(store),
+        _convergence(store),
+        _final(store),
+        _generalization(store),
+        _too_small(store),
+        _threshold(store),
+        _information(store),
+        _normalization(store),
+        _batch_size(store),
+        _adaptive(store),
+    ]
+
+
+def _missing(claim: str) -> Verdict:
+    return Verdict(claim, UNSHOWN, "no finished runs yet: `make experiments`", "0")
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _stability(store: Store) -> Verdict:
+    claim = "More stability"
+    arms = [(NONE, None), ("norm:1.0", None), (NONE, 0.03)]
+    counts = [stability.counts(store, policy, lr) for policy, lr in arms]
+    if not all(count for column in counts for _, count in column):
+        return _missing(claim)
+    plain, cut, slower = (
+        share(sum(a for a, _ in column), sum(b for _, b in column)) for column in counts
+    )
+    told = (
+        f"tanh networks solved their task in {_percent(plain)} of the runs at a learning rate of "
+        f"0.1 without clipping, in {_percent(cut)} with `norm:1.0`, and in {_percent(slower)} "
+        "without clipping at 0.03"
+    )
+    for name, c in _text(store).items():
+        told += f"; {name}: usable to a learning rate of {c.none.usable:g}, "
+        told += f"with `{text_study.CLIPPED}` of {c.clipped.usable:g}"
+    seeds = str(max(count for _, count in counts[0]))
+    if cut.value < plain.value + MARGIN:
+        return Verdict(claim, NOT, told, seeds)
+    if slower.value > cut.value - MARGIN:
+        return Verdict(claim, f"{WHEN} the learning rate is too high", told, seeds)
+    return Verdict(claim, HOLDS, told, seeds)
+
+
+def _text(store: Store) -> dict[str, text_study.Compared]:
+    found = {name: text_study.compare(store, name) for name in text_study.CASES}
+    return {name: told for name, told in found.items() if told is not None}
+
+
+def _convergence(store: Store) -> Verdict:
+    claim = "Faster convergence than at a tuned learning rate"
+    done = _text(store)
+    told = (
+        "steps to one loss, clipped over unclipped, each at its best learning rate: "
+        + "; ".join(f"{name} {text_study.ratio(c.speed)}" for name, c in done.items())
+    )
+    return _by_task(claim, told, {name: c.speed for name, c in done.items()})
+
+
+def _final(store: Store) -> Verdict:
+    claim = "A lower final loss than at a tuned learning rate"
+    done = _text(store)
+    told = "clipped less unclipped, each at its best learning rate: " + "; ".join(
+        f"{name} {c.loss.text()} ({c.none.best:g} without, {c.clipped.best:g} with clipping)"
+        for name, c in done.items()
+    )
+    return _by_task(claim, told, {name: c.loss for name, c in done.items()})
+
+
+def _by_task(claim: str, told: str, changes: dict[str, Interval]) -> Verdict:
+    """Return what intervals say of which below 0 is better."""
+    if not changes:
+        return _missing(claim)
+    better = [name for name, change in changes.items() if change.high < 0]
+    worse = [name for name, change in changes.items() if change.low > 0]
+    word = NOT if worse and not better else UNSHOWN
+    if better:
+        word = HOLDS if len(better) == len(changes) else f"{WHEN}: {', '.join(better)}"
+    return Verdict(claim, word, told, str(min(change.count for change in changes.values())))
+
+
+def _generalization(store: Store) -> Verdict:
+    claim = "Better generalization, at equal training loss"
+    changes: dict[str, Interval] = {}
+    for name in generalization.CASES:
+        for arm, (runs, change) in generalization.compare(store, name).items():
+            if runs and arm != "none" and change.count:
+                changes[f"{name}, {arm}"] = change
+    if not changes:
+        return _missing(claim)
+    told = "; ".join(f"{name}: {change.text(2)}" for name, change in changes.items())
+    return _by_task(claim, told, changes)
+
+
+def _too_small(store: Store) -> Verdict:
+    claim = "Help against gradients that are too small"
+    cells = {
+        arm: [
+            depth.trained(store, layers, act, arm)
+            for act in depth.ACTIVATIONS
+            for layers in depth.DEPTHS
+        ]
+        for arm in depth.ARMS
+    }
+    rows = {arm: [c for c in row if c is not None] for arm, row in cells.items()}
+    if not all(rows.values()):
+        return _missing(claim)
+    counts = {arm: (sum(c[0] for c in row), sum(c[1] for c in row)) for arm, row in rows.items()}
+    told = "nets of 20 and 50 layers that trained: " + "; ".join(
+        f"{arm} {good} of {count}" for arm, (good, count) in counts.items()
+    )
+    told += ". Clipping downward cannot enlarge a gradient: a floor or normalisation can"
+    seeds = str(max(c[1] for row in rows.values() for c in row))
+    rates = {arm: good / count for arm, (good, count) in counts.items()}
+    upward = max(rate for arm, rate in rates.items() if "per tensor" in arm)
+    word = NOT
+    if upward > rates["nothing"] + MARGIN:
+        word = f"{WHEN} it scales up (floor, normalisation), per tensor"
+    return Verdict(claim, word, told, seeds)
+
+
+def _threshold(store: Store) -> Verdict:
+    claim = "A threshold between 1 and 5 is right"
+    best, flat = {}, {"norm:1": [], "norm:3": []}
+    for name in threshold.CASES:
+        regrets = threshold.regrets(store, name)
+        if regrets:
+            fixed = {p: r for p, r in regrets.items() if p.startswith("norm:")}
+            best[name] = min(fixed, key=lambda p: fixed[p]).removeprefix("norm:")
+            for policy, names in flat.items():
+                names += [name] if fixed[policy] <= threshold.CLOSE else []
+    if not best:
+        return _missing(claim)
+    told = "best of 0.01 to 100: " + "; ".join(f"{name} {limit}" for name, limit in best.items())
+    for policy, names in flat.items():
+        told += f"; {policy.removeprefix('norm:')} is within 2 % of the best on {len(names)} tasks"
+    seeds = str(len(threshold.SEEDS))
+    both = [name for name in best if all(name in names for names in flat.values())]
+    if len(both) == len(best):
+        return Verdict(claim, HOLDS, told, seeds)
+    return Verdict(claim, f"{WHEN}: {', '.join(both)}" if both else NOT, told, seeds)
+
+
+def _information(store: Store) -> Verdict:
+    claim = "Loss of information"
+    places = information.places(store)
+    if not all(places.values()):
+        return _missing(claim)
+    told = "; ".join(
+        f"`{policy}` comes to rest at {mean(values):.3f}"
+        + ("" if information.PARABOLA[policy] is None else f" ({information.PARABOLA[policy]:.3f})")
+        for policy, values in places.items()
+    )
+    told = f"on the parabola (in brackets the closed form): {told}"
+    biased = abs(mean(places["norm:2.0"]) - 7 / 9) < 0.05
+    mended = abs(mean(places["feedback(norm:2.0)"])) < 0.05
+    word = "holds; error feedback mends the bias" if biased and mended else UNSHOWN
+    return Verdict(claim, word, told, str(len(places[NONE])))
+
+
+def _normalization(store: Store) -> Verdict:
+    claim = "With batch normalization clipping still matters"
+    plain, normal = depth.effect(store, "none"), depth.effect(store, "batch")
+    if not plain or not normal:
+        return _missing(claim)
+    parts = []
+    helped, seeds = [], 0
+    for lr in plain:
+        changes = []
+        for rows, label in ((plain, "without"), (normal, "with it")):
+            limits = {p: row for p, row in rows[lr].items() if p != NONE}
+            best = min(limits, key=lambda p: limits[p][0])
+            changes.append(f"{limits[best][1].text()} at `{best}` {label}")
+            seeds = limits[best][1].count
+            if rows is normal and limits[best][1].high < 0:
+                helped.append(lr)
+        parts.append(f"learning rate {lr:g}: {', '.join(changes)}")
+    told = "loss at the best limit less unclipped, 30 ReLU layers; " + "; ".join(parts)
+    word = f"{WHEN} the learning rate is {', '.join(map(str, helped))}" if helped else UNSHOWN
+    return Verdict(claim, word, told, str(seeds))
+
+
+def _batch_size(store: Store) -> Verdict:
+    claim = "Adaptive clipping (AGC) stands in for normalization at large batches"
+    largest = batch_size.losses(store, max(batch_size.BATCHES))
+    if not all(values for arm in largest.values() for values in arm.values()):
+        return _missing(claim)
+    best = {arm: min(mean(v) for v in by_rate.values()) for arm, by_rate in largest.items()}
+    fast = {arm: mean(by_rate[max(batch_size.RATES)]) for arm, by_rate in largest.items()}
+    told = f"batch {max(batch_size.BATCHES)}, training loss at the best learning rate and at " + (
+        f"{max(batch_size.RATES):g}: "
+        + "; ".join(f"{arm} {best[arm]:.3f} and {fast[arm]:.3f}" for arm in best)
+    )
+    seeds = str(min(len(v) for by_rate in largest.values() for v in by_rate.values()))
+    agc = [arm for arm in best if arm.startswith("AGC")]
+    if min(best[a] for a in agc) < 0.9 * best["none"]:
+        return Verdict(claim, HOLDS, told, seeds)
+    if min(fast[a] for a in agc) < 0.9 * fast["none"]:
+        return Verdict(claim, f"{WHEN} the learning rate is too high for none", told, seeds)
+    return Verdict(claim, NOT, told, seeds)
+
+
+def _adaptive(store: Store) -> Verdict:
+    claim = "Adaptive thresholds beat the best fixed one under heavy-tailed spikes"
+    better, parts, seeds = [], [], 0
+    for name in spikes.CASES:
+        runs = spikes.compare(store, name)
+        for policy in stability.ADAPTIVE if runs else ():
+            arm, regret = runs[policy]
+            seeds = len(arm)
+            parts.append((mean(loss_of(run) for run in arm), f"{name} `{policy}` {regret.text()}"))
+            if regret.high < 0:
+                better.append(f"{name} `{policy}`")
+    if not parts:
+        return _missing(claim)
+    told = "final loss less that of the best fixed threshold: " + "; ".join(p for _, p in parts)
+    return Verdict(claim, f"{WHEN}: {', '.join(better)}" if better else UNSHOWN, told, str(seeds))
