@@ -105,8 +105,8 @@ def _depth(store: Store, figure: Figure) -> str:
     profiles = depth.profiles(store)
     axes = figure.subplots()
     for place, (name, norms) in enumerate(profiles.items()):
-        axes.plot(norms, label=name, linewidth=1.6, color=COLOURS[place % 6])
-        axes.plot([len(norms) - 1], norms[-1:], color=COLOURS[place % 6], marker=MARKERS[place % 6])
+        _line(axes, place, range(len(norms)), norms, name)
+        axes.lines[-1].set_markevery(7)
     axes.set(yscale="log", xlabel="layer, from input to output")
     axes.set_ylabel("norm of the first gradient")
     if not profiles:
