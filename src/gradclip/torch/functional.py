@@ -21,6 +21,7 @@ from ..threshold import Limits
 from .gather import with_gradients
 from .gradients import Gradients
 from .sharded import Sharded, gradients
+from .shards import any_sharded
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
@@ -206,9 +207,10 @@ def _gradients(parameters: Tensors, name: str, groups: object = None) -> Grads:
     if not given and not torch.compiler.is_compiling():
         text = f"{name} was given no parameters: a generator that was already used up?"
         warnings.warn(text, GradclipWarning, stacklevel=4)
-    spread = gradients(list({id(p): p for p in given}.values()), groups)
-    if spread is not None:
-        return spread
+    if groups is not None or any_sharded(given):
+        spread = gradients(list({id(p): p for p in given}.values()), groups)
+        if spread is not None:
+            return spread
     params, grads = with_gradients(given)
     found = Gradients(grads, [""] * len(grads), params)
     if not found.apart:  # Only then may one be listed twice.

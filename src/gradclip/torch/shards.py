@@ -7,7 +7,7 @@ on which it is replicated. A plain tensor is a copy everywhere, unless a group s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ __all__ = [
     "whole",
 ]
 
+_PLAIN_OR_NONE = frozenset({*PLAIN, type(None)})
+
 Index = npt.NDArray[np.int64]
 
 _OPS = (
@@ -48,8 +50,10 @@ _OPS = (
 )
 
 
-def any_sharded(tensors: Iterable[Tensor | None]) -> bool:
+def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
     """Whether any is a DTensor; where there is none, torch's module for them is not imported."""
+    if not torch.compiler.is_compiling() and _PLAIN_OR_NONE.issuperset(map(type, tensors)):
+        return False  # Thousands of tensors are asked at once.
     return any(map(is_sharded, tensors))
 
 
