@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .intervals import Interval, share
 from .outcome import loss_of, mean
 from .setting import NONE
-from .statistics import Interval, share
 from .store import Store
 from .studies import batch_size, depth, generalization, information, spikes, stability, threshold
 from .studies import text as text_study

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..intervals import Interval, paired
 from ..outcome import complete, found, loss_of, markdown, mean
 from ..setting import NONE, Setting
-from ..statistics import Interval, paired
 from ..store import Store
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..intervals import Interval, paired
 from ..outcome import complete, markdown, mean
 from ..setting import NONE, Setting
-from ..statistics import Interval, paired
 from ..store import Store
 
 __all__ = ["ARMS", "CASES", "SEEDS", "compare", "section", "settings"]

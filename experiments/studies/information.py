@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..intervals import paired
 from ..outcome import complete, found, loss_of, markdown, mean
 from ..setting import NONE, Setting
-from ..statistics import paired
 from ..store import Store
 
 __all__ = ["LIMITS", "PARABOLA", "SEEDS", "TEXT", "places", "policies", "section", "settings"]

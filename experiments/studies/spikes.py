@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..intervals import Interval, paired
 from ..outcome import complete, loss_of, markdown, mean
 from ..setting import NONE, Setting
-from ..statistics import Interval, paired
 from ..store import Store
 from .stability import ADAPTIVE
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..intervals import share
 from ..outcome import found, markdown
 from ..setting import NONE, Setting
-from ..statistics import share
 from ..store import Store
 
 __all__ = ["ADAPTIVE", "SEEDS", "counts", "section", "settings"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ..intervals import Interval, paired
 from ..outcome import complete, loss_of, markdown, mean, steps_to
 from ..setting import NONE, Setting
-from ..statistics import Interval, paired
 from ..store import Store
 
 __all__ = ["CASES", "CLIPPED", "SEEDS", "Compared", "compare", "section", "settings"]

@@ -23,12 +23,12 @@ from experiments import run, train  # noqa: E402
 from experiments.docs import pages  # noqa: E402
 from experiments.evidence import TEXTS  # noqa: E402
 from experiments.figures import FOLDER, draw_all  # noqa: E402
+from experiments.intervals import paired, share  # noqa: E402
 from experiments.outcome import complete, loss_of, steps_to  # noqa: E402
 from experiments.page import insert  # noqa: E402
 from experiments.problem import Problem  # noqa: E402
 from experiments.setting import ADVISED, Setting  # noqa: E402
 from experiments.spikes import Spikes  # noqa: E402
-from experiments.statistics import paired, share  # noqa: E402
 from experiments.store import RESULTS, Store  # noqa: E402
 from experiments.studies import advisor, information, threshold  # noqa: E402
 from experiments.sums import Sums  # noqa: E402
@@ -134,7 +134,7 @@ def test_a_key_names_one_setting() -> None:
     assert len({setting.key for setting in (base, *changed)}) == 11
 
 
-# ---- The statistics
+# ---- The intervals
 
 
 def test_the_interval_is_students() -> None:
