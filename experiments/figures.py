@@ -23,24 +23,23 @@ COLOURS = ("#2f7ed8", "#d9822b", "#2a9d6f", "#b95fc4", "#c94f4f", "#8a8a2f")
 MARKERS = "osv^DP"
 """No line is told by its colour alone."""
 
-mpl.rcParams.update(
-    {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "gradclip",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "savefig.transparent": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY
-        ),
-        "axes.titlecolor": GREY,
-        "axes.grid": True,
-        "grid.color": GREY,
-        "grid.alpha": 0.25,
-    }
-)
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gradclip",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "savefig.transparent": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY
+    ),
+    "axes.titlecolor": GREY,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+}
+"""Not set for the whole process, in which others draw, too."""
 
 
 def draw_all(store: Store) -> dict[str, str]:
@@ -53,12 +52,13 @@ def draw_all(store: Store) -> dict[str, str]:
         ("fixed-point", _fixed_point),
         ("spikes", _spikes),
     ):
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-        alt = draw(store, figure)
-        if alt:
-            path = FOLDER / f"{name}.svg"
-            figure.savefig(path, metadata={"Date": None, "Creator": None})
-            told[name] = alt
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+            alt = draw(store, figure)
+            if alt:
+                path = FOLDER / f"{name}.svg"
+                figure.savefig(path, metadata={"Date": None, "Creator": None})
+                told[name] = alt
     return told
 
 

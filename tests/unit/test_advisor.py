@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradclip.numpy
@@ -285,6 +285,7 @@ row = st.fixed_dictionaries(
 )
 
 
+@example(drawn=[{"norm": 5e-324}, {"norm": math.nan, "loss": math.nan}], times=1, policy=None)
 @settings(deadline=None, max_examples=40)
 @given(
     drawn=st.lists(row, max_size=6),

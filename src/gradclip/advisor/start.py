@@ -68,4 +68,5 @@ def guess(trace: Trace, wrong: int, largest: float) -> float | None:
     if not len(before):
         return None
     used = limit[np.isfinite(limit) & (limit > 0)][:1].tolist()
-    return min([GUESS * float(before.min()), *(LOWER * size for size in used)])
+    least = min([GUESS * float(before.min()), *(LOWER * size for size in used)])
+    return least if least > 0 else None  # A tenth of the smallest float is 0.
