@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradclip.torch.attach import named_parameters
-from gradclip.torch.find_model import find_model
+from gradclip.torch.find_model import _children, _unwrapped, find_model
 
 
 class Backbone(nn.Module):
@@ -58,6 +58,14 @@ def test_wrappers_add_nothing(kind: str) -> None:
     model = Whole()
     outside = wrapped(model, kind)
     assert names(*outside.parameters()) == [n for n, _ in model.named_parameters()]
+
+
+def test_a_compiled_model_is_a_child_though_it_has_no_truth_value() -> None:
+    """Else it and its wrapper are two models, and chance decides between them."""
+    model = Whole()
+    outside = wrapped(model, "both")
+    assert [child for _, child in _children(outside)] == [outside.module]
+    assert _unwrapped(outside) is model
 
 
 def test_two_models_in_one_optimizer() -> None:

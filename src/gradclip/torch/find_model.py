@@ -61,7 +61,9 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     try:
-        return [(name, child) for name, child in vars(module)["_modules"].items() if child]
+        return [
+            (name, child) for name, child in vars(module)["_modules"].items() if child is not None
+        ]
     except Exception:  # A module whose construction failed half-way, or a very odd one.
         return []
 
