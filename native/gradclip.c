@@ -19,6 +19,14 @@ typedef int64_t counter;
 #define TAKE(next) ((next)++)
 #endif
 
+/* Tasks that one thread does first; the others help when theirs are done. Neighbours in memory
+ * stay with one thread, which the processor's prefetching rewards with an eighth of the time. */
+typedef struct share {
+    counter next;
+    int64_t end;
+    char apart[64 - sizeof(counter) - sizeof(int64_t)]; /* a cache line of its own */
+} share;
+
 enum {
     CHUNK = 1 << 16,   /* elements of a big buffer per task */
     VISIT = 16,        /* what visiting a buffer costs, in elements */
@@ -42,8 +50,9 @@ struct job {
     const double *factors; /* scale, and the rescue of float64 sums */
     double lo, hi;         /* clamp */
     task *tasks;
-    int64_t task_count;
-    counter next;
+    share *shares;
+    int share_count;
+    counter arrived; /* threads that have begun */
     double *parts;
 };
 
@@ -84,8 +93,11 @@ static void work(void *arg) {
      * and threads inherit that from whoever started them. */
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
-    for (int64_t t = TAKE(j->next); t < j->task_count; t = TAKE(j->next))
-        run_task(j, &j->tasks[t]);
+    int64_t mine = TAKE(j->arrived);
+    for (int k = 0; k < j->share_count; k++) {
+        share *s = &j->shares[(mine + k) % j->share_count];
+        for (int64_t t = TAKE(s->next); t < s->end; t = TAKE(s->next)) run_task(j, &j->tasks[t]);
+    }
     fesetenv(&before);
 }
 
@@ -130,21 +142,28 @@ static int run(job *j, int threads, double *out) {
         slots += chunks_of(b->sizes[i]);
         load += VISIT + (skipped ? 0 : b->sizes[i]);
     }
-    j->task_count = cut(b, NULL);
-    j->tasks = malloc((size_t)(j->task_count + 1) * sizeof *j->tasks);
-    if (!j->tasks) return GRADCLIP_NO_MEMORY;
+    int64_t task_count = cut(b, NULL);
+    int alone = load < ALONE || threads < 2 || task_count < 2;
+    j->share_count = alone ? 1 : (int)least(threads, task_count);
+    j->shares = malloc((size_t)j->share_count * sizeof *j->shares +
+                       (size_t)task_count * sizeof *j->tasks);
+    if (!j->shares) return GRADCLIP_NO_MEMORY;
+    j->tasks = (task *)(j->shares + j->share_count);
     j->parts = out;
     if (j->width > 0 && slots > b->n) {
         j->parts = malloc((size_t)slots * (size_t)j->width * sizeof *j->parts);
         if (!j->parts) {
-            free(j->tasks);
+            free(j->shares);
             return GRADCLIP_NO_MEMORY;
         }
     }
     cut(b, j->tasks);
-    threads = load < ALONE ? 1 : (int)least(threads, j->task_count);
-    gradclip_parallel(work, j, threads);
-    free(j->tasks);
+    for (int64_t k = 0; k < j->share_count; k++) {
+        j->shares[k].next = task_count * k / j->share_count;
+        j->shares[k].end = task_count * (k + 1) / j->share_count;
+    }
+    gradclip_parallel(work, j, j->share_count);
+    free(j->shares);
     return GRADCLIP_OK;
 }
 
