@@ -116,7 +116,7 @@ def _not_clipped(target: Target, grads: GradientSet, effort: Effort, title: str)
     sides = [Side(name, timed(call, check=check)) for name, call in calls.items()]
     reads = target.read is not None
     if reads:
-        sides.append(Side(FLAT, timed(lambda: torch.sum(grads.flat))))
+        sides.append(Side(FLAT, timed(lambda: torch.sum(grads.memory))))
     times = alternate(sides, effort.budget())
     errors = _verify(grads, calls, FAR, times)
     rows = []

@@ -183,10 +183,12 @@ def test_the_page_counts_the_targets_and_names_what_failed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_what_autograd_would_leave(dtype: torch.dtype) -> None:
+def test_gradients_are_what_ddp_would_leave(dtype: torch.dtype) -> None:
     grads = make(many(5, 64), dtype)
     assert all(param.is_leaf and param.grad is not None for param in grads.params)
-    assert len({grad.untyped_storage().data_ptr() for grad in grads.grads}) == 5
+    assert len({grad.data_ptr() for grad in grads.grads}) == 5
+    assert {grad.untyped_storage().data_ptr() for grad in grads.grads} == {grads.memory.data_ptr()}
+    assert float(grads.memory.double().sum()) == float(grads.flat.double().sum())
     assert math.isclose(grads.norm, float(grads.flat.double().norm()), rel_tol=1e-12)
     assert math.isclose(norm64(torch.cat(grads.grads)), grads.norm, rel_tol=1e-12)
 

@@ -372,6 +372,14 @@ def test_any_record_has_a_diagnosis(tmp_path_factory: Any, rows: Any, times: int
         assert finding.step is None or 1 <= finding.step <= len(rows) * times
 
 
+@pytest.mark.parametrize("way", [1, -1])
+def test_norms_at_both_ends_of_the_floats_have_a_ratio(tmp_path: Path, way: int) -> None:
+    norms = [1.7e308, 1.7e308, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0][::way]
+    for finding in diagnose(record(tmp_path, [{"norm": 1.0, "norms": norms}] * 60)):
+        values = [v for v in finding.evidence.values() if isinstance(v, float)]
+        assert all(map(math.isfinite, values)), finding
+
+
 @pytest.mark.parametrize(
     "rows",
     [[], [{"norm": 1.0}], [{"norm": 1.0, "loss": 2.0}] * 200, [{"norm": 0.0}] * 60],

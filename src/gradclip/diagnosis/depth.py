@@ -24,6 +24,8 @@ MONOTONE = 0.8
 BLOCKS = 20
 """Stretches of a run that are looked at separately."""
 
+FURTHEST = 700.0
+"""The largest logarithm of a ratio that is told apart: exp of it and of its negative are floats."""
 
 OFTEN = 0.25
 """Share of the stretches that must be steep if the last is not: many runs begin steep."""
@@ -81,8 +83,8 @@ def _profile(step: int, names: tuple[str, ...], norms: Floats) -> Profile:
     trend = 0.0
     if np.ptp(logs) > 0:
         trend = float(np.corrcoef(_ranks(logs), depth)[0, 1])
-    with np.errstate(over="ignore"):
-        return Profile(step, names, norms, trend, float(np.exp(gap)), float(np.exp(-slope)))
+    ratio, per_layer = np.exp(np.clip([gap, -slope], -FURTHEST, FURTHEST))
+    return Profile(step, names, norms, trend, float(ratio), float(per_layer))
 
 
 def _ranks(values: Floats) -> Floats:

@@ -246,6 +246,8 @@ def _total(grads: Grads, norm_type: float) -> Any:
 
 
 def _rescale(grads: Grads, total: Any, limit: Any) -> None:
+    if grads.host and total <= limit:
+        return  # Known here, and the usual case.
     grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
 
 
@@ -260,4 +262,7 @@ def _refuse_nonfinite(grads: Grads, total: Any, norm_type: float, asked: bool) -
 
 def _returned(total: Any, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
+    if grads.host:
+        kind = torch.float64 if grads.double else torch.float32
+        return torch.scalar_tensor(float(total), dtype=kind, device="cpu")
     return torch.as_tensor(total).to(torch.float64 if grads.double else torch.float32)

@@ -92,7 +92,7 @@ class Gradients:
     def double(self) -> bool:
         """Whether any of them is of double precision."""
         if self._buffers is not None and not self._rest:
-            return bool((self._buffers.dtypes == kernel.DType.FLOAT64).any())
+            return kernel.DType.FLOAT64 in self._buffers.dtypes.tobytes()
         return any(t.dtype in (torch.float64, torch.complex128) for t in self._tensors)
 
     @property
