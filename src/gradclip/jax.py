@@ -425,18 +425,25 @@ def _two_norms(leaves: list[Any]) -> Any:
     """Return the 2-norms of arrays, shape (arrays,): in float32 where its range is enough.
 
     XLA adds in trees, so a float32 sum is right to its last bits, at up to six times the speed of
-    a float64 sum on a CPU. Where a square overflowed, or so many were lost under the range that it
-    could show, all is measured again in float64.
+    a float64 sum on a CPU. An array where a square overflowed, or where so many were lost under the
+    range that it could show, is measured again in float64.
     """
     if any(x.dtype not in _NARROW for x in leaves):
         return _exact_norms(leaves, 2.0)
-    sums = jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves])
-    least = np.asarray([x.size * _LOST for x in leaves], np.float32)
-    usable = jnp.all((sums >= least) & jnp.isfinite(sums))
+    sums = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
+    enough = [(s >= x.size * _LOST) & jnp.isfinite(s) for s, x in zip(sums, leaves, strict=True)]
     kind = _float()
-    return jax.lax.cond(
-        usable, lambda: jnp.sqrt(sums.astype(kind)), lambda: _exact_norms(leaves, 2.0)
-    )
+
+    def quick() -> Any:
+        return jnp.sqrt(jnp.stack(sums).astype(kind))
+
+    def again() -> Any:
+        each = zip(enough, quick(), leaves, strict=True)
+        return jnp.stack(
+            [jax.lax.cond(e, lambda n=n: n, lambda x=x: _norm(x, 2.0)) for e, n, x in each]
+        )
+
+    return jax.lax.cond(jnp.all(jnp.stack(enough)), quick, again)
 
 
 def _norm(x: Any, order: float, keep: int | None = None) -> Any:
