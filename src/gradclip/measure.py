@@ -102,8 +102,8 @@ def combine(norms: Any, order: float, xp: Any) -> Any:
     """
     if norms.shape[0] == 0:
         return xp.sum(norms)
-    known = order == 2.0 and isinstance(norms, np.ndarray)
-    if known and _SMALL < np.maximum.reduce(norms) < _LARGE:
+    double = isinstance(norms, np.ndarray) and norms.dtype == np.float64
+    if double and order == 2.0 and _SMALL < np.maximum.reduce(norms) < _LARGE:
         return np.sqrt(np.add.reduce(norms * norms))  # The usual case in few steps.
     largest = xp.max(norms)
     if math.isinf(order):

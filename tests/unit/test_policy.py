@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from gradclip import (
     from_dict,
     parse,
 )
+from gradclip.measure import combine
 from gradclip.policy import plan
 
 # ---- what a policy is ----------------------------------------------------------------------
@@ -273,3 +275,12 @@ def test_a_refusal_is_a_value_error_and_ours() -> None:
         by_norm(-1)
     with pytest.raises(gradclip.GradclipError, match="max_norm=-1"):
         by_norm(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [-0.95, -0.5, -0.1, 0.0, 0.1, 0.5, 0.95])
+def test_norms_are_combined_wherever_they_lie(dtype: Any, share: float) -> None:
+    """From near the smallest normal float of their dtype to near the largest."""
+    size = dtype(10.0 ** (share * math.log10(np.finfo(dtype).max)))
+    found = combine(np.asarray([3.0, 4.0], dtype) * size, 2.0, np)
+    assert math.isclose(float(found), 5.0 * float(size), rel_tol=1e-6)
