@@ -424,9 +424,9 @@ def _exact_norms(leaves: list[Any], order: float) -> Any:
 def _two_norms(leaves: list[Any]) -> Any:
     """Return the 2-norms of arrays, shape (arrays,): in float32 where its range is enough.
 
-    XLA adds in trees, so a float32 sum is right to its last bits, at up to six times the speed of
-    a float64 sum on a CPU. An array where a square overflowed, or where so many were lost under the
-    range that it could show, is measured again in float64.
+    XLA adds in trees, so a float32 sum is right to its last bits, at up to seven times the speed
+    of a float64 sum on a CPU. An array where a square overflowed, or where so many were lost under
+    the range that it could show, is measured again in float64.
     """
     if any(x.dtype not in _NARROW for x in leaves):
         return _exact_norms(leaves, 2.0)

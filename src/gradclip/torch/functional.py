@@ -262,7 +262,7 @@ def _refuse_nonfinite(grads: Grads, total: Any, norm_type: float, asked: bool) -
 
 def _returned(total: Any, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
+    kind = torch.float64 if grads.double else torch.float32
     if grads.host:
-        kind = torch.float64 if grads.double else torch.float32
         return torch.scalar_tensor(float(total), dtype=kind, device="cpu")
-    return torch.as_tensor(total).to(torch.float64 if grads.double else torch.float32)
+    return torch.as_tensor(total).to(kind)
