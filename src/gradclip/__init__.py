@@ -14,9 +14,10 @@ from .errors import (
     PolicyError,
     RecordError,
 )
-from .measure import Measure
-from .policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
-from .recipes import (
+from .method.measure import Measure
+from .method.policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
+from .method.read import from_dict, parse, to_dict
+from .method.recipes import (
     acclip,
     adaclip,
     adagc,
@@ -49,12 +50,8 @@ from .recipes import (
     with_feedback,
     zclip,
 )
-from .record import Run, read_run
-from .response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
-from .result import ClipResult
-from .source import Carry, Center, Difference, Momentum
-from .spec import from_dict, parse, to_dict
-from .threshold import (
+from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
+from .method.threshold import (
     After,
     Fixed,
     MeanStd,
@@ -71,6 +68,9 @@ from .threshold import (
     WindowZScore,
     ZScore,
 )
+from .method.wrapper import Carry, Center, Difference, Momentum
+from .record import Run, read_run
+from .result import ClipResult
 
 __version__ = "0.1.0"
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from .errors import PolicyError
 from .ledger import Ledger, put
-from .measure import combine
-from .policy import Plan, Policy, Stage, WrappedStage
-from .response import Clamp, Skip, ValueResponse
+from .method.measure import combine
+from .method.policy import Plan, Policy, Stage, WrappedStage
+from .method.response import Clamp, Skip, ValueResponse
+from .method.threshold import Limits, Seen
 from .result import ClipResult
-from .threshold import Limits, Seen
 
 __all__ = ["Backend", "NonFinite", "Plan", "init", "run"]
 

@@ -20,9 +20,9 @@ import numpy as np
 from .checks import choice, integer
 from .engine import Plan, init, run
 from .errors import NonFiniteError, PolicyError
-from .policy import as_policy, plan
+from .method.policy import as_policy, plan
+from .method.threshold import Limits
 from .result import ClipResult
-from .threshold import Limits
 
 __all__ = ["ClipState", "check", "clip", "guard"]
 

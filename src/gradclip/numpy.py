@@ -11,9 +11,9 @@ import numpy as np
 from .checks import choice
 from .engine import NonFinite, init, run
 from .errors import NonFiniteError, PolicyError
-from .policy import as_policy, plan
+from .method.policy import as_policy, plan
+from .method.threshold import Limits
 from .result import ClipResult
-from .threshold import Limits
 
 __all__ = ["clip"]
 

@@ -16,7 +16,7 @@ import torch
 
 import gradclip.numpy
 from gradclip import ClipResult, GradclipWarning
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper
 
 __all__ = ["BACKENDS", "DTYPES", "Arrays", "Steps", "leaves", "start"]

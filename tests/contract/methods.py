@@ -37,7 +37,7 @@ from gradclip import (
     with_feedback,
     zclip,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 
 __all__ = ["ROWS", "Row"]
 

@@ -31,7 +31,7 @@ from gradclip import (
     by_value,
     floor,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper
 from oracle import Array
 

@@ -27,7 +27,7 @@ from gradclip import (
     online_quantile,
     quantile,
 )
-from gradclip.catalogue import CATALOGUE
+from gradclip.method.catalogue import CATALOGUE
 
 # ---- the table of gradients ----------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import pytest
 from contract.backends import start
 from contract.methods import ROWS
 from gradclip import Chain, agc
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from stream import STEPS, stream, weights
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from contract.methods import ROWS
 from distributed.launch import Collectives, begin, tell
 from distributed.spread import Model, draw
 from gradclip import Fixed, Measure, Policy, Rescale, by_norm, by_value
-from gradclip.policy import AnyPolicy, as_policy
+from gradclip.method.policy import AnyPolicy, as_policy
 from gradclip.torch import Clipper
 
 SCALES = (1.0, 0.2, 5.0, 30.0, 0.5)

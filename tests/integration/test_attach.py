@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradclip import Measure, Policy, PolicyError, Rescale, by_name, by_norm
-from gradclip.threshold import Limits
+from gradclip.method.threshold import Limits
 from gradclip.torch import Clipper, attach
 from gradclip.torch.attach import named_parameters
 

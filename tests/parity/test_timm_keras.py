@@ -16,7 +16,7 @@ import torch
 
 import gradclip.numpy
 from gradclip import agc, by_norm, by_value
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper
 
 # ---- timm ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import gradclip.numpy
 import oracle
 from conftest import PATHS, OnPath
 from gradclip import ClipResult, GradclipWarning, by_norm, by_value, floor
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper, clip_grad_norm_
 
 Grads = list[np.ndarray]

@@ -23,7 +23,7 @@ from gradclip import (
     with_feedback,
     zclip,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 
 Array = np.ndarray[Any, Any]
 Stream = list[list[Array]]

@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from gradclip import __version__, kernel
-from gradclip.catalogue import CATALOGUE
 from gradclip.cli import app
 from gradclip.cli.demo import _script
 from gradclip.kernel import KernelStatus
+from gradclip.method.catalogue import CATALOGUE
 from gradclip.record import RecordWriter
 
 FLAGS = {

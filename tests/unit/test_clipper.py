@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import gradclip.threshold
+import gradclip.method.threshold
 from gradclip import (
     Chain,
     ClipResult,
@@ -27,8 +27,8 @@ from gradclip import (
     by_name,
     by_norm,
 )
-from gradclip.policy import AnyPolicy
-from gradclip.threshold import Limits
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.threshold import Limits
 from gradclip.torch import Clipper
 
 
@@ -70,9 +70,9 @@ class Running:
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Policy:
     """A policy with a memory for each tensor, which its text form knows, too."""
-    monkeypatch.setattr(gradclip.threshold, "Running", Running, raising=False)
-    names = [*gradclip.threshold.__all__, "Running"]
-    monkeypatch.setattr(gradclip.threshold, "__all__", names)
+    monkeypatch.setattr(gradclip.method.threshold, "Running", Running, raising=False)
+    names = [*gradclip.method.threshold.__all__, "Running"]
+    monkeypatch.setattr(gradclip.method.threshold, "__all__", names)
     return Policy(Measure("tensor"), Running(), Rescale())
 
 

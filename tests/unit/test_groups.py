@@ -23,7 +23,7 @@ from gradclip import (
     with_feedback,
     zclip,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper, attach
 from stream import stream
 

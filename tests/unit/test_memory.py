@@ -45,8 +45,8 @@ from gradclip import (
     with_feedback,
     zclip,
 )
-from gradclip.policy import AnyPolicy
-from gradclip.threshold import After
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.threshold import After
 from gradclip.torch import Clipper, attach
 from stream import SHAPES, stream
 

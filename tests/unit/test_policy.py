@@ -29,8 +29,8 @@ from gradclip import (
     from_dict,
     parse,
 )
-from gradclip.measure import combine
-from gradclip.policy import plan
+from gradclip.method.measure import combine
+from gradclip.method.policy import plan
 
 # ---- what a policy is ----------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from gradclip import (
     with_feedback,
     zclip,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper, attach
 
 BACKENDS = ("numpy", "kernel", "fallback", "device")

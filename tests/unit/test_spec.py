@@ -28,7 +28,7 @@ from gradclip import (
     parse,
     to_dict,
 )
-from gradclip.policy import AnyPolicy
+from gradclip.method.policy import AnyPolicy
 
 # ---- any policy ----------------------------------------------------------------------------
 

@@ -7,22 +7,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.advisor.advice import Advice, Replayed
-from gradclip.advisor.choose import choose
-from gradclip.advisor.grid import current_policy, policies_for, rounded
-from gradclip.advisor.replay import replay
-from gradclip.advisor.settle import heavy_tailed, settled
-from gradclip.advisor.start import LEAST, guess, norms_before, stuck_since, went_wrong
-from gradclip.diagnosis import Finding, diagnose_trace
-from gradclip.diagnosis.spikes import loss_spikes, norm_bound
-from gradclip.diagnosis.thresholds import changes_every_step
-from gradclip.errors import PolicyError, RecordError
-from gradclip.policy import AnyPolicy, Policy
-from gradclip.recipes import by_norm
-from gradclip.record import Run, Trace, traces_of
-from gradclip.record.trace import Floats
-from gradclip.response import Rescale
-from gradclip.threshold import Fixed
+from ..diagnosis import Finding, diagnose_trace
+from ..diagnosis.spikes import loss_spikes, norm_bound
+from ..diagnosis.thresholds import changes_every_step
+from ..errors import PolicyError, RecordError
+from ..method.policy import AnyPolicy, Policy
+from ..method.recipes import by_norm
+from ..method.response import Rescale
+from ..method.threshold import Fixed
+from ..record import Run, Trace, traces_of
+from ..record.trace import Floats
+from .advice import Advice, Replayed
+from .choose import choose
+from .grid import current_policy, policies_for, rounded
+from .replay import replay
+from .settle import heavy_tailed, settled
+from .start import LEAST, guess, norms_before, stuck_since, went_wrong
 
 __all__ = ["advise"]
 

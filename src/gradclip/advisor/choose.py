@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradclip.advisor.advice import Replayed
+from .advice import Replayed
 
 __all__ = ["choose"]
 

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradclip.errors import PolicyError
-from gradclip.policy import AnyPolicy, Policy
-from gradclip.recipes import (
-    adagc,
-    autoclip,
-    by_norm,
-    mean_std,
-    moving_average,
-    quantile,
-    zclip,
-)
-from gradclip.record.trace import Floats, Trace
-from gradclip.spec import parse
+from ..errors import PolicyError
+from ..method.policy import AnyPolicy, Policy
+from ..method.read import parse
+from ..method.recipes import adagc, autoclip, by_norm, mean_std, moving_average, quantile, zclip
+from ..record.trace import Floats, Trace
 
 __all__ = ["QUANTILES", "current_policy", "policies_for", "rounded"]
 

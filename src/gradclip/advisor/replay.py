@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.numpy import clip
-from gradclip.policy import AnyPolicy, by_name
+from ..method.policy import AnyPolicy, by_name
+from ..numpy import clip
 
 __all__ = ["replay"]
 

@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from gradclip.diagnosis.spikes import norm_spikes
-from gradclip.diagnosis.window import usual_before
-from gradclip.record import Trace
+from ..diagnosis.spikes import norm_spikes
+from ..diagnosis.window import usual_before
+from ..record import Trace
 
 __all__ = ["heavy_tailed", "settled"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradclip.diagnosis import Finding
-from gradclip.diagnosis.spikes import began_at, first_of, loss_spikes, norm_spikes
-from gradclip.record import Trace
-from gradclip.record.trace import Floats
+from ..diagnosis import Finding
+from ..diagnosis.spikes import began_at, first_of, loss_spikes, norm_spikes
+from ..record import Trace
+from ..record.trace import Floats
 
 __all__ = ["LEAST", "guess", "norms_before", "stuck_since", "went_wrong"]
 

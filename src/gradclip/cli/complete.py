@@ -7,8 +7,8 @@ __all__ = ["method_names", "policies"]
 
 def method_names(incomplete: str) -> list[tuple[str, str]]:
     """Return the methods whose names begin so, with what they do."""
-    from .. import recipes  # noqa: F401 - importing it fills the catalogue
-    from ..catalogue import CATALOGUE
+    from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+    from ..method.catalogue import CATALOGUE
 
     rows = sorted(CATALOGUE.values(), key=lambda row: row.name)
     return [(row.name, row.summary) for row in rows if row.name.startswith(incomplete)]
@@ -16,8 +16,8 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 def policies(incomplete: str) -> list[tuple[str, str]]:
     """Return an example of each policy that begins so."""
-    from .. import recipes  # noqa: F401 - importing it fills the catalogue
-    from ..catalogue import CATALOGUE
+    from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+    from ..method.catalogue import CATALOGUE
 
     rows = sorted(CATALOGUE.values(), key=lambda row: row.name)
     return [(row.example, row.summary) for row in rows if row.example.startswith(incomplete)]

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ..errors import GradclipError
+from ..method.read import parse
 from ..record import read_run
 from ..report import Summary, summarise, write_report
 from ..report.summary import number
-from ..spec import parse
 from .complete import policies
 from .failure import told, wants_extra
 

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import recipes  # noqa: F401 - importing it fills the catalogue
-from ..catalogue import CATALOGUE, Recipe, lookup
-from ..describe import describe_recipe
+from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+from ..method.catalogue import CATALOGUE, Recipe, lookup
+from ..method.describe import describe_recipe
 from ..record.schema import encode_row
 from .complete import method_names
 from .failure import told

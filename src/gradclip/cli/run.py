@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import PolicyError
-from ..spec import parse
+from ..method.read import parse
 from .complete import policies
 from .failure import told, wants_extra
 

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import PolicyError
+from ..method.read import parse
 from ..record.schema import encode_row
-from ..spec import parse
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
 from .failure import told, wants_extra

@@ -1,7 +1,7 @@
 """What a record shows: exploding and vanishing gradients, spikes, thresholds that do nothing."""
 
-from gradclip.diagnosis.diagnose import diagnose, diagnose_trace
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.links import PAGES
+from .diagnose import diagnose, diagnose_trace
+from .finding import Finding
+from .links import PAGES
 
 __all__ = ["PAGES", "Finding", "diagnose", "diagnose_trace"]

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradclip.diagnosis.window import Floats, median
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .window import Floats, median
 
 __all__ = ["LEAST_LAYERS", "MONOTONE", "OFTEN", "STEEP", "Profile", "profiles"]
 

@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gradclip.diagnosis.exploding import find_exploding, find_exploding_depth
-from gradclip.diagnosis.finding import SEVERITIES, Finding
-from gradclip.diagnosis.nonfinite import find_nonfinite, find_skipped
-from gradclip.diagnosis.piles import find_double_clipping
-from gradclip.diagnosis.plateau import find_plateau
-from gradclip.diagnosis.spikes import find_spikes
-from gradclip.diagnosis.thresholds import find_thresholds
-from gradclip.diagnosis.unscaled import find_clip_before_unscale
-from gradclip.diagnosis.vanishing import find_dead_layers, find_vanished, find_vanishing
-from gradclip.record import Run, Trace, traces_of
+from ..record import Run, Trace, traces_of
+from .exploding import find_exploding, find_exploding_depth
+from .finding import SEVERITIES, Finding
+from .nonfinite import find_nonfinite, find_skipped
+from .piles import find_double_clipping
+from .plateau import find_plateau
+from .spikes import find_spikes
+from .thresholds import find_thresholds
+from .unscaled import find_clip_before_unscale
+from .vanishing import find_dead_layers, find_vanished, find_vanishing
 
 __all__ = ["diagnose", "diagnose_trace"]
 

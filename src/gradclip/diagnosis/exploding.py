@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.links import NORMALISATION
-from gradclip.diagnosis.spikes import HARMFUL, LEAD, began_at, first_of
-from gradclip.diagnosis.window import WINDOW, Floats, median
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .depth import MONOTONE, OFTEN, STEEP, profiles
+from .finding import Finding
+from .links import NORMALISATION
+from .spikes import HARMFUL, LEAD, began_at, first_of
+from .window import WINDOW, Floats, median
 
 __all__ = ["explosion_step", "find_exploding", "find_exploding_depth"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gradclip.diagnosis.links import PAGES
+from .links import PAGES
 
 __all__ = ["SEVERITIES", "Finding", "Kind", "Severity"]
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gradclip.diagnosis.finding import Finding
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .finding import Finding
 
 __all__ = ["find_nonfinite", "find_skipped", "stretches"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradclip.diagnosis.finding import Finding
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .finding import Finding
 
 __all__ = ["Pile", "find_double_clipping", "find_pile", "script_limit"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.window import SIGMA
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .finding import Finding
+from .window import SIGMA
 
 __all__ = ["find_plateau"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.window import LEAST, Floats, median, usual_before
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .finding import Finding
+from .window import LEAST, Floats, median, usual_before
 
 __all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
 

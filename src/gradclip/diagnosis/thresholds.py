@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradclip.describe import describe
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.window import median
-from gradclip.errors import PolicyError
-from gradclip.record.trace import Trace
-from gradclip.spec import parse
+from ..errors import PolicyError
+from ..method.describe import describe
+from ..method.read import parse
+from ..record.trace import Trace
+from .finding import Finding
+from .window import median
 
 __all__ = ["changes_every_step", "find_thresholds"]
 

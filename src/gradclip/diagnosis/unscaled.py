@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.piles import find_pile, power_of_two_between, script_limit
-from gradclip.diagnosis.window import Floats, median
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .finding import Finding
+from .piles import find_pile, power_of_two_between, script_limit
+from .window import Floats, median
 
 __all__ = ["find_clip_before_unscale", "jumps"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradclip.diagnosis.depth import MONOTONE, OFTEN, STEEP, profiles
-from gradclip.diagnosis.finding import Finding
-from gradclip.diagnosis.links import NORMALISATION
-from gradclip.diagnosis.spikes import began_at
-from gradclip.diagnosis.window import median
-from gradclip.record.trace import Trace
+from ..record.trace import Trace
+from .depth import MONOTONE, OFTEN, STEEP, profiles
+from .finding import Finding
+from .links import NORMALISATION
+from .spikes import began_at
+from .window import median
 
 __all__ = ["find_dead_layers", "find_vanished", "find_vanishing"]
 

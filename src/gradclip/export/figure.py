@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradclip.errors import GradclipError, GradclipWarning
-from gradclip.export.look import RC, line_style, one_line
-from gradclip.record import Run, Trace, read_run, traces_of
-from gradclip.report.page import replace_file
+from ..errors import GradclipError, GradclipWarning
+from ..record import Run, Trace, read_run, traces_of
+from ..report.page import replace_file
+from .look import RC, line_style, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def _figure(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    from gradclip.export.panels import DRAW, draw_layers, plain, whole
+    from .panels import DRAW, draw_layers, plain, whole
 
     layered = [trace for trace in traces if trace.norms.matrix.size] if "layers" in panels else []
     rows: list[tuple[str, Trace | None]] = []

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gradclip.export.look import MARKERS, line_style, one_line
-from gradclip.record.trace import Floats, Trace
-from gradclip.report.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
+from ..record.trace import Floats, Trace
+from ..report.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
+from .look import MARKERS, line_style, one_line
 
 __all__ = ["DRAW", "draw_layers", "label_log"]
 

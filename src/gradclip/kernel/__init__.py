@@ -4,10 +4,10 @@ The kernel measures and edits many dense CPU buffers in one multithreaded call. 
 optional: check :func:`available` first, and read :func:`status` to know why it is not there.
 """
 
-from gradclip.kernel.binding import available, clamp, maxabs, norm2, scale
-from gradclip.kernel.buffers import Buffers, DType
-from gradclip.kernel.exchange import gather
-from gradclip.kernel.library import KernelStatus, status
+from .binding import available, clamp, maxabs, norm2, scale
+from .buffers import Buffers, DType
+from .exchange import gather
+from .library import KernelStatus, status
 
 __all__ = [
     "Buffers",

@@ -8,8 +8,8 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from gradclip.kernel.buffers import Buffers, DType
-from gradclip.kernel.library import CBuffers, load, status
+from .buffers import Buffers, DType
+from .library import CBuffers, load, status
 
 BAD_BUFFER, BAD_BOUNDS, NO_MEMORY = 1, 2, 3
 MOST_THREADS = 256

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradclip.kernel.buffers import Buffers
-from gradclip.kernel.library import load_holding_the_lock
+from .buffers import Buffers
+from .library import load_holding_the_lock
 
 MAJOR = 1
 NAME = b"dlpack_exchange_api"

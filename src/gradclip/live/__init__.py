@@ -1,5 +1,5 @@
 """A run as it goes: bounded state fed by a growing record, and a terminal's picture of it."""
 
-from gradclip.live.state import LayerNews, LiveOptimizer, LiveRun
+from .state import LayerNews, LiveOptimizer, LiveRun
 
 __all__ = ["LayerNews", "LiveOptimizer", "LiveRun"]

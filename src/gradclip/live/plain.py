@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradclip.diagnosis import Finding
-from gradclip.live.state import LiveOptimizer, LiveRun
-from gradclip.record import Event
-from gradclip.report.summary import number, percent
+from ..diagnosis import Finding
+from ..record import Event
+from ..report.summary import number, percent
+from .state import LiveOptimizer, LiveRun
 
 __all__ = ["counts", "one_line", "printable", "state_of", "to_dict", "told_event", "told_finding"]
 

@@ -8,17 +8,10 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from gradclip.live.plain import (
-    counts,
-    duration,
-    printable,
-    state_of,
-    told_event,
-    told_finding,
-)
-from gradclip.live.series import ASCII, BLOCKS, bars, span
-from gradclip.live.state import LiveOptimizer, LiveRun
-from gradclip.report.summary import number
+from ..report.summary import number
+from .plain import counts, duration, printable, state_of, told_event, told_finding
+from .series import ASCII, BLOCKS, bars, span
+from .state import LiveOptimizer, LiveRun
 
 __all__ = ["Screen"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gradclip.diagnosis import Finding, diagnose
-from gradclip.live.series import Floats, Series
-from gradclip.record import End, Event, Header, Run, Trace, traces_of
-from gradclip.record.follow import Follower
+from ..diagnosis import Finding, diagnose
+from ..record import End, Event, Header, Run, Trace, traces_of
+from ..record.follow import Follower
+from .series import Floats, Series
 
 __all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]
 

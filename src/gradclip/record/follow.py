@@ -12,9 +12,9 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradclip.errors import RecordError
-from gradclip.record.reader import read_lines, read_run
-from gradclip.record.run import Run
+from ..errors import RecordError
+from .reader import read_lines, read_run
+from .run import Run
 
 __all__ = ["Follower", "News"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gradclip.errors import GradclipError, RecordError
-from gradclip.record.run import End, Event, Header, Optimizer, Run
-from gradclip.record.schema import Parameter
+from ..errors import GradclipError, RecordError
+from .run import End, Event, Header, Optimizer, Run
+from .schema import Parameter
 
 MAGIC = b"PAR1"
 """How a Parquet file begins."""

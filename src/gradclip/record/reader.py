@@ -10,10 +10,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from gradclip.errors import RecordError
-from gradclip.record import parquet
-from gradclip.record.run import End, Event, Floats, Header, Optimizer, Run
-from gradclip.record.schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
+from ..errors import RecordError
+from . import parquet
+from .run import End, Event, Floats, Header, Optimizer, Run
+from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
 
 Row = dict[str, Any]
 

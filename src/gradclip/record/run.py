@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.errors import GradclipError, RecordError
-from gradclip.record.schema import STEP_FIELDS, Parameter
+from ..errors import GradclipError, RecordError
+from .schema import STEP_FIELDS, Parameter
 
 if TYPE_CHECKING:
     import pandas
@@ -226,7 +226,7 @@ class Run:
             GradclipError: pyarrow is not installed.
             RecordError: The file cannot be written.
         """
-        from gradclip.record import parquet
+        from . import parquet
 
         parquet.write(self, Path(path))
 

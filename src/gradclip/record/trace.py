@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gradclip.record.run import Norms, Run
+from .run import Norms, Run
 
 Floats = NDArray[np.float64]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gradclip.errors import GradclipWarning, RecordError
-from gradclip.record.schema import SCHEMA, Parameter, encode_row
-from gradclip.sinks import Feed
+from ..errors import GradclipWarning, RecordError
+from ..sinks import Feed
+from .schema import SCHEMA, Parameter, encode_row
 
 
 class RecordWriter:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradclip.diagnosis.nonfinite import stretches
-from gradclip.diagnosis.spikes import loss_spikes
-from gradclip.record.trace import Trace
-from gradclip.report.summary import number
+from ..diagnosis.nonfinite import stretches
+from ..diagnosis.spikes import loss_spikes
+from ..record.trace import Trace
+from .summary import number
 
 MOST = 50
 """Rows of one trace; more are counted, not listed."""

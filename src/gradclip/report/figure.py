@@ -32,9 +32,9 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from gradclip.record.trace import Floats, Trace
-from gradclip.report.downsample import thin
-from gradclip.report.style import FONT, INK, Mark, Style
+from ..record.trace import Floats, Trace
+from .downsample import thin
+from .style import FONT, INK, Mark, Style
 
 EDGE = "edge"
 LEFT = 112

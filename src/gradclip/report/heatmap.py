@@ -20,10 +20,10 @@ from bokeh.models import (
 )
 from bokeh.palettes import Viridis256
 
-from gradclip.record.trace import Floats, Trace
-from gradclip.report.downsample import bucket_edges, bucket_max
-from gradclip.report.figure import Axis, Panel, new_figure
-from gradclip.report.style import BAD, BAD_CELL, FONT, INK
+from ..record.trace import Floats, Trace
+from .downsample import bucket_edges, bucket_max
+from .figure import Axis, Panel, new_figure
+from .style import BAD, BAD_CELL, FONT, INK
 
 BUCKETS = 600
 _SHORT = 17

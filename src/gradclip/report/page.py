@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradclip.diagnosis import diagnose_trace
-from gradclip.errors import GradclipError
-from gradclip.record import Run, read_run
-from gradclip.record.trace import Trace, traces_of
-from gradclip.report.events import events_of
-from gradclip.report.summary import number, percent, summarise
-from gradclip.report.swatch import mark_swatch, trace_swatch
+from ..diagnosis import diagnose_trace
+from ..errors import GradclipError
+from ..record import Run, read_run
+from ..record.trace import Trace, traces_of
+from .events import events_of
+from .summary import number, percent, summarise
+from .swatch import mark_swatch, trace_swatch
 
 if TYPE_CHECKING:
-    from gradclip.report.figure import Panel
+    from .figure import Panel
 
 RunLike = str | os.PathLike[str] | Run
 
@@ -78,9 +78,9 @@ def _render(traces: Sequence[Trace]) -> str:
         raise GradclipError("the report needs Bokeh: pip install 'gradclip[report]'") from error
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from gradclip.report.figure import axis_of
-    from gradclip.report.heatmap import heat_panels
-    from gradclip.report.panels import panels
+    from .figure import axis_of
+    from .heatmap import heat_panels
+    from .panels import panels
 
     axis = axis_of(traces)
     shown = [*panels(traces, axis), *heat_panels(traces, axis)]

@@ -7,20 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
-from gradclip.record.trace import Floats, Trace
-from gradclip.report import style as look
-from gradclip.report.downsample import envelope, histogram, power_of_ten, rate, thin
-from gradclip.report.figure import (
-    EDGE,
-    Axis,
-    Panel,
-    Plotter,
-    finite,
-    label_log,
-    new_figure,
-    positive,
-)
-from gradclip.report.style import style_of
+from ..record.trace import Floats, Trace
+from . import style as look
+from .downsample import envelope, histogram, power_of_ten, rate, thin
+from .figure import EDGE, Axis, Panel, Plotter, finite, label_log, new_figure, positive
+from .style import style_of
 
 
 def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradclip.record import Run
-from gradclip.record.trace import Floats, Trace, traces_of
+from ..record import Run
+from ..record.trace import Floats, Trace, traces_of
 
 WARM_UP = 20
 """Losses at the start that count as no spike: every run begins high."""

@@ -16,9 +16,9 @@ Only what was given as text is closed. A name of the second optimizer of a run e
 third in "_2".
 """
 
-from gradclip.sinks.feed import Feed
-from gradclip.sinks.opened import KINDS, open_sink
-from gradclip.sinks.scalars import SCALARS, scalars
-from gradclip.sinks.sink import Sink, Steps, as_sink
+from .feed import Feed
+from .opened import KINDS, open_sink
+from .scalars import SCALARS, scalars
+from .sink import Sink, Steps, as_sink
 
 __all__ = ["KINDS", "SCALARS", "Feed", "Sink", "Steps", "as_sink", "open_sink", "scalars"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gradclip.sinks.scalars import Counts, scalars
-from gradclip.sinks.sink import Sink, as_sink
+from .scalars import Counts, scalars
+from .sink import Sink, as_sink
 
 __all__ = ["Feed"]
 

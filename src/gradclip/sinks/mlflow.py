@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gradclip.sinks.opened import Steps
+from .opened import Steps
 
 _AT_ONCE = 1000
 """How many numbers MLflow takes in one call."""

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradclip.errors import GradclipError, PolicyError
+from ..errors import GradclipError, PolicyError
 
 __all__ = ["KINDS", "Steps", "open_sink"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gradclip.errors import PolicyError
-from gradclip.sinks.opened import Steps, open_sink
+from ..errors import PolicyError
+from .opened import Steps, open_sink
 
 __all__ = ["Sink", "Steps", "as_sink"]
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from gradclip.sinks.opened import Steps
+from .opened import Steps
 
 
 def open_(folder: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from gradclip.sinks.opened import Steps
+from .opened import Steps
 
 
 def open_(project: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:

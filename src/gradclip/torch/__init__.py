@@ -2,12 +2,7 @@
 
 from .attach import attach
 from .clipper import Clipper
-from .functional import (
-    clip_grad_norm_,
-    clip_grad_value_,
-    clip_grads_with_norm_,
-    get_total_norm,
-)
+from .functional import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from .in_backward import InBackward, attach_in_backward
 from .recorder import Recorder, record
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..checks import choice, integer
 from ..engine import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
-from ..response import Skip
+from ..method.policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
+from ..method.read import parse
+from ..method.response import Skip
 from ..result import ClipResult
-from ..spec import parse
 from .fold import Fold
 from .gradients import Gradients
 from .layout import Layout, layout

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import Plan, Stage
+from ..method.policy import Plan, Stage
 from .gradients import Gradients
 from .sharded import Sharded
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..checks import number
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..measure import combine
-from ..response import Rescale
-from ..threshold import Limits
+from ..method.measure import combine
+from ..method.response import Rescale
+from ..method.threshold import Limits
 from .gather import with_gradients
 from .gradients import Gradients
 from .sharded import Sharded, gradients

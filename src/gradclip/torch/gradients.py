@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .. import kernel
 from ..errors import PolicyError
-from ..response import Clamp
-from ..threshold import Limits
+from ..method.response import Clamp
+from ..method.threshold import Limits
 from . import units
 from .gather import DTYPES, PLAIN, buffers, is_run, runs
 

@@ -21,9 +21,9 @@ from ..checks import choice, integer
 from ..engine import init, run
 from ..errors import NonFiniteError, PolicyError
 from ..ledger import Ledger
-from ..measure import combine
-from ..policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
-from ..response import Skip, ValueResponse
+from ..method.measure import combine
+from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
+from ..method.response import Skip, ValueResponse
 from ..result import ClipResult
 from .attach import named_parameters
 from .clipper import as_tensors, hole

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import PolicyError
-from ..measure import combine
+from ..method.measure import combine
 from . import shards
 from .reduce import Group, Powers, all_reduce, gather_objects, group_of, norms_over
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PolicyError
-from ..threshold import Limits
+from ..method.threshold import Limits
 from . import shards
 from .gradients import Gradients
 from .layout import Layout, over_all

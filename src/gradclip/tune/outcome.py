@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gradclip.diagnosis import Finding, diagnose_trace
-from gradclip.diagnosis.spikes import first_of
-from gradclip.record import Run, traces_of
-from gradclip.record.trace import Floats
+from ..diagnosis import Finding, diagnose_trace
+from ..diagnosis.spikes import first_of
+from ..record import Run, traces_of
+from ..record.trace import Floats
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gradclip.advisor import Advice
-from gradclip.advisor.grid import rounded
+from ..advisor import Advice
+from ..advisor.grid import rounded
 
 __all__ = [
     "KEEP",

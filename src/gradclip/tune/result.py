@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradclip.errors import GradclipError
-from gradclip.tune.outcome import Outcome
-from gradclip.tune.plan import UNCLIPPED, Trial
+from ..errors import GradclipError
+from .outcome import Outcome
+from .plan import UNCLIPPED, Trial
 
 __all__ = ["Result", "Row", "conclude"]
 

@@ -16,21 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import gradclip
-from gradclip.advisor import advise
-from gradclip.errors import GradclipError, RecordError
-from gradclip.record import Run, read_run
-from gradclip.tune.outcome import Outcome, judge
-from gradclip.tune.plan import (
-    UNCLIPPED,
-    Trial,
-    candidates,
-    grid,
-    lengths_for,
-    sizes_for,
-    survivors,
-)
-from gradclip.tune.result import Result, conclude
-from gradclip.tune.state import State
+
+from ..advisor import advise
+from ..errors import GradclipError, RecordError
+from ..record import Run, read_run
+from .outcome import Outcome, judge
+from .plan import UNCLIPPED, Trial, candidates, grid, lengths_for, sizes_for, survivors
+from .result import Result, conclude
+from .state import State
 
 __all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Script", "Setting", "Told", "TuneError", "tune"]
 

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradclip.errors import GradclipError
-from gradclip.record.schema import encode_row
-from gradclip.tune.outcome import Outcome
-from gradclip.tune.plan import Trial
+from ..errors import GradclipError
+from ..record.schema import encode_row
+from .outcome import Outcome
+from .plan import Trial
 
 __all__ = ["SCHEMA", "State"]
 

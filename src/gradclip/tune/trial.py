@@ -20,10 +20,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from gradclip.errors import GradclipError
-from gradclip.record import RecordWriter
-from gradclip.spec import parse
-from gradclip.torch.runner import Session, run_script
+from ..errors import GradclipError
+from ..method.read import parse
+from ..record import RecordWriter
+from ..torch.runner import Session, run_script
 
 __all__ = ["Scale", "Stop", "StopAfter", "main"]
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from .checks import choice, number
+from ..checks import choice, number
 from .threshold.base import Limits
 
 __all__ = [

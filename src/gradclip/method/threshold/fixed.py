@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import number
-from ..errors import PolicyError
+from ...checks import number
+from ...errors import PolicyError
 from .base import Limits, Seen, State
 
 __all__ = ["Fixed", "RatioToWeight"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...errors import PolicyError
 from ..catalogue import recipe
-from ..errors import PolicyError
 from ..policy import ByName, Chain, Policy, Wrapped, as_policy
-from ..source import Carry, Center, Difference
+from ..wrapper import Carry, Center, Difference
 
 __all__ = ["centered", "clip21", "with_feedback"]
 

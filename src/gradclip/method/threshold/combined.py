@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import integer
+from ...checks import integer
 from .base import Limits, Seen, State, Threshold
 
 __all__ = ["After", "Smallest"]

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .checks import choice, integer, number
-from .errors import PolicyError
+from ..checks import choice, integer, number
+from ..errors import PolicyError
 
 __all__ = ["Measure", "Order", "Scope", "combine"]
 

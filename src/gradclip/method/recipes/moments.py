@@ -8,8 +8,8 @@ from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Chain, Policy, Wrapped
 from ..response import Normalise, Rescale, ShrinkSpikes
-from ..source import Momentum
 from ..threshold import MovingAverage, NormalisedNorm, PowerAverage, SecondMoment
+from ..wrapper import Momentum
 
 __all__ = [
     "acclip",

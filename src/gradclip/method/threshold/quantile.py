@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import integer, number
+from ...checks import integer, number
 from .base import Limits, Seen, State
 
 __all__ = ["OnlineQuantile", "Quantile", "places", "push"]

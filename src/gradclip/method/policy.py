@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import dropwhile, takewhile, zip_longest
 
+from ..errors import PolicyError
 from .catalogue import Call
-from .errors import PolicyError
 from .measure import Measure
 from .response import Response, Skip
-from .source import Source
 from .threshold import Threshold
+from .wrapper import Source
 
 __all__ = [
     "AnyPolicy",
@@ -45,7 +45,7 @@ class _Written:
 
     def __str__(self) -> str:
         """Return the text form, which `parse` reads back."""
-        from .spec import to_text
+        from .read import to_text
 
         return to_text(self)  # type: ignore[arg-type]
 
@@ -235,7 +235,7 @@ def as_policy(value: object) -> AnyPolicy:
     if isinstance(value, AnyPolicy):
         return value
     if isinstance(value, str):
-        from .spec import parse
+        from .read import parse
 
         return parse(value)
     if isinstance(value, Mapping):

@@ -17,11 +17,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import PolicyError
 from . import response as responses
-from . import source as sources
 from . import threshold as thresholds
+from . import wrapper as sources
 from .catalogue import lookup
-from .errors import PolicyError
 from .measure import Measure
 from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped, by_name
 

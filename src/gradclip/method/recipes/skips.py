@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ...checks import choice, number
 from ..catalogue import recipe
-from ..checks import choice, number
 from ..measure import Measure
 from ..policy import Policy
 from ..response import Skip

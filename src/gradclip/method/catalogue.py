@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import PolicyError
+from ..errors import PolicyError
 
 if TYPE_CHECKING:
     from .policy import Chain, Policy, Wrapped

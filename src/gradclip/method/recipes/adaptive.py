@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...checks import choice
 from ..catalogue import recipe
-from ..checks import choice
 from ..measure import Measure, Scope
 from ..policy import Policy
 from ..response import Rescale

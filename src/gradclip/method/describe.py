@@ -8,7 +8,7 @@ import numpy as np
 
 from .catalogue import Recipe
 from .policy import AnyPolicy, ByName, Policy, Wrapped
-from .spec import parse
+from .read import parse
 
 __all__ = ["Description", "describe", "describe_recipe"]
 
@@ -26,7 +26,7 @@ def describe_recipe(recipe: Recipe) -> Description:
     """Describe what a recipe makes, by its example.
 
     Example:
-        >>> from gradclip.catalogue import lookup
+        >>> from gradclip.method.catalogue import lookup
         >>> describe_recipe(lookup("zclip"))
         Description(scope='global', threshold='ZScore', response='Rescale', \
 state='mean, variance, count')

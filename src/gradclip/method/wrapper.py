@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .checks import number
+from ..checks import number
 from .threshold.base import State
 
 __all__ = ["Carry", "Center", "Difference", "Momentum", "Source"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ...checks import choice, number
+from ...errors import PolicyError
 from ..catalogue import recipe
-from ..checks import choice, number
-from ..errors import PolicyError
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
