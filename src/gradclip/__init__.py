@@ -6,6 +6,7 @@ package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.j
 
 from .advisor import Advice, Replayed, advise
 from .diagnosis import Finding, diagnose
+from .engine.result import ClipResult
 from .errors import (
     GradclipError,
     GradclipWarning,
@@ -70,7 +71,6 @@ from .method.threshold import (
 )
 from .method.wrapper import Carry, Center, Difference, Momentum
 from .record import Run, read_run
-from .result import ClipResult
 
 __version__ = "0.1.0"
 

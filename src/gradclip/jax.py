@@ -18,11 +18,11 @@ except ImportError as error:
 import numpy as np
 
 from .checks import choice, integer
-from .engine import Plan, init, run
+from .engine.result import ClipResult
+from .engine.run import Plan, init, run
 from .errors import NonFiniteError, PolicyError
 from .method.policy import as_policy, plan
 from .method.threshold import Limits
-from .result import ClipResult
 
 __all__ = ["ClipState", "check", "clip", "guard"]
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .checks import choice
-from .engine import NonFinite, init, run
+from .engine.result import ClipResult
+from .engine.run import NonFinite, init, run
 from .errors import NonFiniteError, PolicyError
 from .method.policy import as_policy, plan
 from .method.threshold import Limits
-from .result import ClipResult
 
 __all__ = ["clip"]
 

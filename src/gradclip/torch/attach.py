@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice
-from ..engine import NonFinite
+from ..engine.run import NonFinite
 from ..errors import PolicyError
 from .clipper import Clipper
 from .hooks import StepHooks

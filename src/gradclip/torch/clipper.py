@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer
-from ..engine import NonFinite, init, run
+from ..engine.result import ClipResult
+from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
 from ..method.read import parse
 from ..method.response import Skip
-from ..result import ClipResult
 from .fold import Fold
 from .gradients import Gradients
 from .layout import Layout, layout

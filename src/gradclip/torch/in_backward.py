@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer
-from ..engine import init, run
+from ..engine.ledger import Ledger
+from ..engine.result import ClipResult
+from ..engine.run import init, run
 from ..errors import NonFiniteError, PolicyError
-from ..ledger import Ledger
 from ..method.measure import combine
 from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
 from ..method.response import Skip, ValueResponse
-from ..result import ClipResult
 from .attach import named_parameters
 from .clipper import as_tensors, hole
 from .gradients import Gradients

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import kernel
 from ..checks import integer
+from ..engine.result import ClipResult
 from ..record import Parameter, RecordWriter
-from ..result import ClipResult
 from .clipper import Clipper
 
 __all__ = ["Recorder", "record"]

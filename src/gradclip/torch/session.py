@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..engine import NonFinite
+from ..engine.run import NonFinite
 from ..errors import PolicyError
 from ..record import RecordWriter
 from .attach import attached, clip_steps, named_parameters

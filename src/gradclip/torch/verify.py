@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..engine.result import ClipResult
 from ..errors import LayoutError
-from ..result import ClipResult
 from . import shards
 from .layout import Layout
 

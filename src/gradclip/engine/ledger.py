@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .method.measure import combine
+from ..method.measure import combine
 
 __all__ = ["Ledger", "put"]
 

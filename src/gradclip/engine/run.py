@@ -12,12 +12,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from .errors import PolicyError
+from ..errors import PolicyError
+from ..method.measure import combine
+from ..method.policy import Plan, Policy, Stage, WrappedStage
+from ..method.response import Clamp, Skip, ValueResponse
+from ..method.threshold import Limits, Seen
 from .ledger import Ledger, put
-from .method.measure import combine
-from .method.policy import Plan, Policy, Stage, WrappedStage
-from .method.response import Clamp, Skip, ValueResponse
-from .method.threshold import Limits, Seen
 from .result import ClipResult
 
 __all__ = ["Backend", "NonFinite", "Plan", "init", "run"]

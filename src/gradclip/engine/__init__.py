@@ -1,0 +1,1 @@
+"""The one pass that every backend shares, and its result."""
