@@ -32,8 +32,8 @@ import gradclip
 from gradclip import diagnose, read_run
 from gradclip.diagnosis import Finding
 from gradclip.record import RecordWriter, Run
-from gradclip.torch.session import Session
-from gradclip.torch.watch import watch
+from gradclip.torch.script.patches import watch
+from gradclip.torch.script.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 SEEN = (0, 1, 2)

@@ -13,7 +13,7 @@ from typing import Any
 _SERVER = """
 import json, os, sys
 import torch, torch._dynamo  # The first optimizer needs it, too.
-import gradclip.cli, gradclip.torch.runner
+import gradclip.cli, gradclip.torch.script.runner
 
 def next_job():
     for line in sys.stdin:

@@ -17,7 +17,7 @@ import torch
 
 from gradclip import PolicyError
 from gradclip.torch import attach
-from gradclip.torch.hooks import _unseen
+from gradclip.torch.step.hooks import _unseen
 
 from .training import KINDS, STEPS, net, owned, same, scripted_gradients, snapshot, weights
 
@@ -120,7 +120,9 @@ def test_no_policy_changes_nothing() -> None:
 def test_nothing_keeps_the_optimizer_and_the_clipper_alive(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradclip.torch.hooks._unseen", Counter())  # No warning at our own exit.
+    monkeypatch.setattr(
+        "gradclip.torch.step.hooks._unseen", Counter()
+    )  # No warning at our own exit.
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     clipper = attach(optimizer, "norm:0.5", nonfinite="raise" if end == "raised" else "skip")

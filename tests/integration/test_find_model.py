@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradclip.torch.attach import named_parameters
-from gradclip.torch.find_model import _children, _unwrapped, find_model
+from gradclip.torch.script.find_model import _children, _unwrapped, find_model
 
 
 class Backbone(nn.Module):

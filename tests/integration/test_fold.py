@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import oracle
 from gradclip import ClipResult, NonFiniteError, by_name, by_norm
 from gradclip.torch import Clipper, attach, record
-from gradclip.torch.fold import Fold, seen_on
-from gradclip.torch.gradients import Gradients
+from gradclip.torch.step.fused import Fold, seen_on
+from gradclip.torch.tensors.gradients import Gradients
 
 from .training import (
     FUSED,

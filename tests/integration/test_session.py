@@ -19,8 +19,8 @@ import gradclip.torch
 from gradclip import Run, parse, read_run
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper
-from gradclip.torch.session import Session
-from gradclip.torch.watch import watch
+from gradclip.torch.script.patches import watch
+from gradclip.torch.script.session import Session
 
 from .training import loss_at, net, weights
 

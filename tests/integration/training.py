@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradclip.torch.gradients import Gradients
+from gradclip.torch.tensors.gradients import Gradients
 
 STEPS = 8
 MAX_NORM = 0.5

@@ -346,7 +346,7 @@ def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch._fused_adamw_", lambda *_, **__: None)  # As one that ignores it.
     _, out, _ = invoke("doctor")
     assert "fused SGD, Adam, Adagrad on cpu" in " ".join(out.split())
-    monkeypatch.setattr("gradclip.torch.fold.seen_on", lambda _: [])
+    monkeypatch.setattr("gradclip.torch.step.fused.seen_on", lambda _: [])
     _, out, _ = invoke("doctor")
     assert "fold NO: no fused optimizer takes the clip factor" in " ".join(out.split())
 

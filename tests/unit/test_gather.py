@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradclip import kernel
 from gradclip.kernel.exchange import reader
-from gradclip.torch.gather import DTYPES, is_run, runs, with_gradients
+from gradclip.torch.tensors.gather import DTYPES, is_run, runs, with_gradients
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="the C kernel is not built")
 

@@ -81,7 +81,7 @@ def _package(name: str, purpose: str, extra: str | None) -> str:
 
 def _fold() -> str:
     """Say which fused optimizers take the clip factor; each makes a step to show it."""
-    from ..torch.fold import seen_on
+    from ..torch.step.fused import seen_on
 
     torch = sys.modules["torch"]
     devices = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]

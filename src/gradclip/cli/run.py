@@ -17,7 +17,7 @@ from .complete import policies
 from .failure import told, wants_extra
 
 if TYPE_CHECKING:
-    from ..torch.runner import Session
+    from ..torch.script.runner import Session
 
 __all__ = ["check_target", "run"]
 
@@ -77,7 +77,7 @@ def run(
     _check(clip, nonfinite, max_skips)
     check_target(target, module)
     try:
-        from ..torch.runner import Session, run_script
+        from ..torch.script.runner import Session, run_script
     except ImportError as error:
         raise wants_extra(error, "torch") from None
     from ..record import RecordWriter

@@ -12,7 +12,7 @@ from ..checks import choice
 from ..engine.run import NonFinite
 from ..errors import PolicyError
 from .clipper import Clipper
-from .hooks import StepHooks
+from .step.hooks import StepHooks
 
 __all__ = ["attach", "attached", "clip_steps", "named_parameters"]
 

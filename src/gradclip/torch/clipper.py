@@ -19,13 +19,13 @@ from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
 from ..method.read import parse
 from ..method.response import Skip
-from .fold import Fold
-from .gradients import Gradients
-from .layout import Layout, layout
-from .memory import alike, holds_anything, map_arrays
-from .sharded import Sharded
-from .shards import as_parts, local
-from .verify import compare, shown
+from .processes.layout import Layout, layout
+from .processes.placements import as_parts, local
+from .processes.sharded import Sharded
+from .processes.verify import compare, shown
+from .step.fused import Fold
+from .tensors.gradients import Gradients
+from .tensors.memory import alike, holds_anything, map_arrays
 
 __all__ = ["Clipper", "as_tensors", "hole"]
 

@@ -18,10 +18,10 @@ from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.measure import combine
 from ..method.response import Rescale
 from ..method.threshold import Limits
-from .gather import with_gradients
-from .gradients import Gradients
-from .sharded import Sharded, gradients
-from .shards import any_sharded
+from .processes.placements import any_sharded
+from .processes.sharded import Sharded, gradients
+from .tensors.gather import with_gradients
+from .tensors.gradients import Gradients
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 

@@ -27,10 +27,10 @@ from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_p
 from ..method.response import Skip, ValueResponse
 from .attach import named_parameters
 from .clipper import as_tensors, hole
-from .gradients import Gradients
-from .known_norms import KnownNorms
-from .memory import alike, map_arrays
-from .skip import keep_from_weights
+from .step.skip import keep_from_weights
+from .tensors.gradients import Gradients
+from .tensors.known_norms import KnownNorms
+from .tensors.memory import alike, map_arrays
 
 __all__ = ["InBackward", "attach_in_backward"]
 

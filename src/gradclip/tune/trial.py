@@ -23,7 +23,7 @@ from torch.optim.optimizer import (
 from ..errors import GradclipError
 from ..method.read import parse
 from ..record import RecordWriter
-from ..torch.runner import Session, run_script
+from ..torch.script.runner import Session, run_script
 
 __all__ = ["Scale", "Stop", "StopAfter", "main"]
 

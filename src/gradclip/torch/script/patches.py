@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .clipper import Clipper
+from ..clipper import Clipper
 from .session import Session
 
 __all__ = ["watch"]

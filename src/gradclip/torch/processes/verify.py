@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..engine.result import ClipResult
-from ..errors import LayoutError
-from . import shards
+from ...engine.result import ClipResult
+from ...errors import LayoutError
+from . import placements as shards
 from .layout import Layout
 
 __all__ = ["compare", "shown"]

@@ -14,8 +14,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from .patches import watch
 from .session import Session
-from .watch import watch
 
 __all__ = ["Session", "run_script"]
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import PolicyError
+from ...errors import PolicyError
 
 __all__ = ["Group", "Powers", "all_reduce", "gather_objects", "group_of", "norms_over"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernel
+from ... import kernel
 
 __all__ = ["DTYPES", "PLAIN", "buffers", "is_run", "runs", "with_gradients"]
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from ..engine.run import NonFinite
-from ..errors import PolicyError
-from ..record import RecordWriter
-from .attach import attached, clip_steps, named_parameters
-from .clipper import Clipper
+from ...engine.run import NonFinite
+from ...errors import PolicyError
+from ...record import RecordWriter
+from ..attach import attached, clip_steps, named_parameters
+from ..clipper import Clipper
+from ..recorder import Recorder
 from .find_model import find_model
 from .losses import Losses
-from .recorder import Recorder
 
 __all__ = ["Session"]
 

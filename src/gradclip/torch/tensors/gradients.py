@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernel
-from ..errors import PolicyError
-from ..method.response import Clamp
-from ..method.threshold import Limits
+from ... import kernel
+from ...errors import PolicyError
+from ...method.response import Clamp
+from ...method.threshold import Limits
 from . import units
 from .gather import DTYPES, PLAIN, buffers, is_run, runs
 

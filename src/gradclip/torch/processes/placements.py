@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import PolicyError
-from .gather import PLAIN
+from ...errors import PolicyError
+from ..tensors.gather import PLAIN
 from .reduce import Group, all_reduce
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernel
+from ... import kernel
 
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 

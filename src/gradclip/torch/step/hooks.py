@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .clipper import Clipper
-from .fold import Fold, refusal, zero_momentum
-from .lend import Left, lend, mend
+from ..clipper import Clipper
+from .fused import Fold, refusal, zero_momentum
+from .leftovers import Left, lend, mend
 from .skip import keep_from_weights
 
 __all__ = ["StepHooks"]

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import PolicyError
-from ..method.measure import combine
-from . import shards
+from ...errors import PolicyError
+from ...method.measure import combine
+from . import placements as shards
 from .reduce import Group, Powers, all_reduce, gather_objects, group_of, norms_over
 
 __all__ = ["Layout", "Piece", "layout", "over_all"]

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from .fold import honours_found_inf, zero_momentum
-from .lend import lend
+from .fused import honours_found_inf, zero_momentum
+from .leftovers import lend
 
 __all__ = ["keep_from_weights"]
 

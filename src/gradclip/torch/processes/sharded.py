@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
-from ..method.threshold import Limits
-from . import shards
-from .gradients import Gradients
+from ...errors import PolicyError
+from ...method.threshold import Limits
+from ..tensors.gradients import Gradients
+from . import placements as shards
 from .layout import Layout, over_all
 
 __all__ = ["Sharded", "gradients"]

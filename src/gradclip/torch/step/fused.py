@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method.policy import Plan, Stage
-from .gradients import Gradients
-from .sharded import Sharded
+from ...method.policy import Plan, Stage
+from ..processes.sharded import Sharded
+from ..tensors.gradients import Gradients
 
 __all__ = ["Fold", "honours_found_inf", "one_factor", "refusal", "seen_on", "zero_momentum"]
 

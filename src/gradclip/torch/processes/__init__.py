@@ -1,0 +1,1 @@
+"""Gradients that are spread over processes."""

@@ -1,0 +1,1 @@
+"""Used by `gradclip run` alone: a script, its optimizers, its losses."""

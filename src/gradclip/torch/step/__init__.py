@@ -1,0 +1,1 @@
+"""Around `optimizer.step()`: hooks, the fused factor, skipped steps."""
