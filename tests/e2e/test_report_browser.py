@@ -14,7 +14,7 @@ import pytest
 
 from gradclip.record import RecordWriter
 from gradclip.report import write_report
-from gradclip.report.style import BAD, style_of
+from gradclip.show.style import BAD, style_of
 
 playwright = pytest.importorskip("playwright.sync_api")
 PIL_Image = pytest.importorskip("PIL.Image")

@@ -81,7 +81,7 @@ def test_its_size_is_what_was_asked_for_and_it_can_be_made_again(runs, tmp_path,
 def test_lines_differ_by_dash_and_by_colour(runs, tmp_path) -> None:
     out = write_figure(runs, tmp_path / "fig.svg", panels=["loss"])
     svg = out.read_text("utf-8")
-    from gradclip.report.style import style_of
+    from gradclip.show.style import style_of
 
     assert style_of(0).colour in svg
     assert style_of(1).colour in svg

@@ -18,9 +18,9 @@ from hypothesis.extra.numpy import arrays
 from gradclip.errors import GradclipError, RecordError
 from gradclip.record import RecordWriter, read_run
 from gradclip.report import summarise, traces_of, worst_spike, write_report
-from gradclip.report.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
 from gradclip.report.events import events_of
-from gradclip.report.summary import number, percent
+from gradclip.show.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
+from gradclip.show.summary import number, percent
 
 EVIL = "<script>alert(1)</script>"
 

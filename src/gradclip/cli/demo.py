@@ -19,7 +19,7 @@ from ..errors import GradclipError
 from ..method.read import parse
 from ..record import read_run
 from ..report import Summary, summarise, write_report
-from ..report.summary import number
+from ..show.summary import number
 from .complete import policies
 from .failure import told, wants_extra
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..report.style import style_of
+from ..show.style import style_of
 
 __all__ = ["MARKERS", "RC", "dashes", "line_style", "one_line"]
 

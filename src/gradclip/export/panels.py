@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..record.trace import Floats, Trace
-from ..report.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
+from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
 from .look import MARKERS, line_style, one_line
 
 __all__ = ["DRAW", "draw_layers", "label_log"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..diagnosis import Finding
 from ..record import Event
-from ..report.summary import number, percent
+from ..show.summary import number, percent
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["counts", "one_line", "printable", "state_of", "to_dict", "told_event", "told_finding"]

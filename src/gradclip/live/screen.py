@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ..report.summary import number
+from ..show.summary import number
 from .plain import counts, duration, printable, state_of, told_event, told_finding
 from .series import ASCII, BLOCKS, bars, span
 from .state import LiveOptimizer, LiveRun

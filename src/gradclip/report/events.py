@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..diagnosis.nonfinite import stretches
 from ..diagnosis.spikes import loss_spikes
 from ..record.trace import Trace
-from .summary import number
+from ..show.summary import number
 
 MOST = 50
 """Rows of one trace; more are counted, not listed."""

@@ -33,8 +33,8 @@ from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from ..record.trace import Floats, Trace
-from .downsample import thin
-from .style import FONT, INK, Mark, Style
+from ..show.downsample import thin
+from ..show.style import FONT, INK, Mark, Style
 
 EDGE = "edge"
 LEFT = 112

@@ -21,9 +21,9 @@ from bokeh.models import (
 from bokeh.palettes import Viridis256
 
 from ..record.trace import Floats, Trace
-from .downsample import bucket_edges, bucket_max
+from ..show.downsample import bucket_edges, bucket_max
+from ..show.style import BAD, BAD_CELL, FONT, INK
 from .figure import Axis, Panel, new_figure
-from .style import BAD, BAD_CELL, FONT, INK
 
 BUCKETS = 600
 _SHORT = 17

@@ -12,8 +12,8 @@ from ..diagnosis import diagnose_trace
 from ..errors import GradclipError
 from ..record import Run, read_run
 from ..record.trace import Trace, traces_of
+from ..show.summary import number, percent, summarise
 from .events import events_of
-from .summary import number, percent, summarise
 from .swatch import mark_swatch, trace_swatch
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
 from ..record.trace import Floats, Trace
-from . import style as look
-from .downsample import envelope, histogram, power_of_ten, rate, thin
+from ..show import style as look
+from ..show.downsample import envelope, histogram, power_of_ten, rate, thin
+from ..show.style import style_of
 from .figure import EDGE, Axis, Panel, Plotter, finite, label_log, new_figure, positive
-from .style import style_of
 
 
 def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:

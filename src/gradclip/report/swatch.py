@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from .style import BAD, BAD_CELL, Mark, style_of
+from ..show.style import BAD, BAD_CELL, Mark, style_of
 
 _SHAPES = {
     "inverted_triangle": '<path d="M5 3h10l-5 8z" fill="currentColor"/>',

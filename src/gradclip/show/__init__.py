@@ -1,0 +1,1 @@
+"""Shared by report, export, live and the command line."""
