@@ -1,4 +1,4 @@
-"""The names of the C kernel: all begin with ``gradclip_``, and only the public ones are exported."""
+"""The C kernel's names: each begins with ``gradclip_``, and only the public ones are exported."""
 
 from __future__ import annotations
 
