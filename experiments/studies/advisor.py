@@ -131,6 +131,6 @@ def noise(store: Store) -> list[str]:
         return []
     _, name, seed, limit, loss, near, swept = max(pairs)
     return [
-        f"How noisy a single loss is: on {name}, seed {seed}, `norm:{limit:g}` ended at {loss:.3f} "
+        f"A single loss is noisy: on {name}, seed {seed}, `norm:{limit:g}` ended at {loss:.3f} "
         f"and `norm:{near:g}` at {swept:.3f}."
     ]
