@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # The experiments are no part of what is installed.
 
 pytest.importorskip("matplotlib")

@@ -90,7 +90,7 @@ def test_every_command_is_in_the_help_and_in_the_table(invoke) -> None:
 
 def test_version(invoke) -> None:
     assert invoke("--version") == (0, f"gradclip {__version__}\n", "")
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     assert __version__ == project["project"]["version"]
 
 
@@ -361,7 +361,7 @@ def test_report_prints_the_page(invoke, tmp_path: Path) -> None:
 def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _script().samefile(Path(__file__).parents[2] / "examples" / "char_lm.py")
+    assert _script().samefile(Path(__file__).parents[3] / "examples" / "char_lm.py")
     installed = tmp_path / "site-packages" / "gradclip"
     module = sys.modules["gradclip.cli.demo"]
     monkeypatch.setattr(module, "__file__", str(installed / "cli" / "demo.py"))

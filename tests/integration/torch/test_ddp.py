@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradclip.torch import attach
-
-from .training import net, weights
+from integration.training import net, weights
 
 WORLD = 2
 STEPS = 6

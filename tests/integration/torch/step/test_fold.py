@@ -19,8 +19,7 @@ from gradclip import ClipResult, NonFiniteError, by_name, by_norm
 from gradclip.torch import Clipper, attach, record
 from gradclip.torch.step.fused import Fold, seen_on
 from gradclip.torch.tensors.gradients import Gradients
-
-from .training import (
+from integration.training import (
     FUSED,
     KINDS,
     MAX_NORM,

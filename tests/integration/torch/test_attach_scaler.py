@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from gradclip import NonFiniteError
 from gradclip.torch import Clipper, attach
-
-from .training import (
+from integration.training import (
     FUSED,
     KINDS,
     ReadsBack,

@@ -18,8 +18,16 @@ import torch
 from gradclip import PolicyError
 from gradclip.torch import attach
 from gradclip.torch.step.hooks import _unseen
-
-from .training import KINDS, STEPS, net, owned, same, scripted_gradients, snapshot, weights
+from integration.training import (
+    KINDS,
+    STEPS,
+    net,
+    owned,
+    same,
+    scripted_gradients,
+    snapshot,
+    weights,
+)
 
 
 def sgd(model: torch.nn.Module) -> torch.optim.SGD:

@@ -17,11 +17,11 @@ import torch
 
 import gradclip.torch
 from gradclip.record import read_run
+from integration.sinks.test_sinks import events_in
+from integration.training import same
 
 from . import train_all
 from .interpreter import Interpreter
-from .test_sinks import events_in
-from .training import same
 
 Ran = subprocess.CompletedProcess[str]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -29,7 +29,7 @@ from stream import stream, weights
 
 clip: Any = gradclip.jax.clip  # Optax says of a state only that it is a tree of arrays.
 guard: Any = gradclip.jax.guard
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 STEPS = 100  # All the faults of the stream: spikes, zeros, a NaN, an inf, an empty step.
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.policy))
 

@@ -21,8 +21,7 @@ from gradclip import GradclipError, GradclipWarning, PolicyError, Run, read_run
 from gradclip.record import RecordWriter
 from gradclip.sinks import KINDS, SCALARS, Sink, open_sink
 from gradclip.torch import Clipper, Recorder, attach, record
-
-from .training import ReadsBack, decided_on_device, net, scripted_gradients
+from integration.training import ReadsBack, decided_on_device, net, scripted_gradients
 
 Stored = dict[str, dict[int, float]]
 """Name → step → value."""

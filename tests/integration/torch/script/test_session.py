@@ -21,8 +21,7 @@ from gradclip.record import RecordWriter
 from gradclip.torch import Clipper
 from gradclip.torch.script.patches import watch
 from gradclip.torch.script.session import Session
-
-from .training import loss_at, net, weights
+from integration.training import loss_at, net, weights
 
 Watched = Callable[..., tuple[Session, Run]]
 

@@ -18,8 +18,7 @@ from torch import nn
 from gradclip import ClipResult, NonFiniteError, PolicyError, RecordError, kernel, read_run
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper, Recorder, attach, record
-
-from .training import ReadsBack, decided_on_device, net, scripted_gradients
+from integration.training import ReadsBack, decided_on_device, net, scripted_gradients
 
 COLUMNS = {
     "norm": "total_norm",

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from gradclip import ClipResult, NonFiniteError
 from gradclip.torch import attach
-
-from .training import (
+from integration.training import (
     FUSED,
     KINDS,
     STEPS,

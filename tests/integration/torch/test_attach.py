@@ -15,8 +15,7 @@ from gradclip import Measure, Policy, PolicyError, Rescale, by_name, by_norm
 from gradclip.method.threshold import Limits
 from gradclip.torch import Clipper, attach
 from gradclip.torch.attach import named_parameters
-
-from .training import (
+from integration.training import (
     KINDS,
     MAX_NORM,
     STEPS,
