@@ -259,7 +259,6 @@ def test_no_modules_import_each_other(imports: list[Import]) -> None:
     assert_none(cycle_faults(imports))
 
 
-@pytest.mark.xfail(strict=False, reason="moves under way on other branches")
 def test_no_import_points_up(imports: list[Import]) -> None:
     assert_none(upward_faults(modules_of(PACKAGE), imports))
 
