@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..method.policy import AnyPolicy, by_name
+from ..method.policy import AnyPolicy
+from ..method.read import by_name
 from ..numpy import clip
 
 __all__ = ["replay"]
