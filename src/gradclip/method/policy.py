@@ -265,7 +265,7 @@ class Wrapped(_Written):
 AnyPolicy = Policy | Chain | ByName | Wrapped
 Link = Policy | ByName | Wrapped
 Rule = Policy | Chain | Wrapped | None
-_Asked = TypeVar("_Asked", Policy, Chain, Wrapped)
+_Asked = TypeVar("_Asked", bound="Policy | Chain | Wrapped")
 
 
 def asked(policy: _Asked, call: Call) -> _Asked:
