@@ -284,8 +284,7 @@ def test_all_that_can_be_built_is_shallow_enough_to_be_read(
 def _can_be_built(build: Callable[[int], AnyPolicy], depth: int) -> bool:
     try:
         build(depth)
-    except PolicyError as error:
-        assert "deep" in str(error)
+    except PolicyError:
         return False
     return True
 
