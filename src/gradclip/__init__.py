@@ -56,8 +56,7 @@ from .method.recipes import (
     zclip,
 )
 from .record import Run, read_run
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Advice",
