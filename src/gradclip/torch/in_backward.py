@@ -26,7 +26,8 @@ from ..method.measure import combine
 from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
 from ..method.response import Skip, ValueResponse
 from .attach import named_parameters
-from .clipper import as_tensors, hole
+from .step.decision import as_tensors
+from .step.parameters import empty_like_units
 from .step.skip import keep_from_weights
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
@@ -244,7 +245,7 @@ class InBackward:
         part = self._parts[index]
         part.undo.close()
         there = [p.grad is not None for p in part.params]
-        tensors = [hole(p) if p.grad is None else p.grad for p in part.params]
+        tensors = [empty_like_units(p) if p.grad is None else p.grad for p in part.params]
         grads = Gradients(tensors, [self.names[m] for m in part.members], part.params, there)
         with np.errstate(all="ignore"):
             result = self._alone(part, grads) if self.exact else self._ahead(part, grads)
