@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "gradclip"
 
 LAYERS = (
-    ("errors", "checks", "arrays", "version"),
+    ("errors", "checks", "arrays", "version", "_publish"),
     ("method",),
     ("engine",),
     ("kernel",),
