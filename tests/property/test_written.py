@@ -28,7 +28,8 @@ from gradclip import (
     with_feedback,
 )
 from gradclip.method.catalogue import CATALOGUE
-from gradclip.method.policy import RESPONSES, SOURCES, THRESHOLDS, AnyPolicy
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
 from gradclip.parts import After, Carry, Fixed, Rescale, Smallest
 
 from .policies import anything, bare, by_hand, calls, inner, namespace

@@ -22,17 +22,8 @@ from typing import TypeVar
 from ..errors import PolicyError
 from .catalogue import lookup
 from .measure import Measure
-from .policy import (
-    PARTS,
-    RESPONSES,
-    SOURCES,
-    THRESHOLDS,
-    AnyPolicy,
-    ByName,
-    Chain,
-    Policy,
-    Wrapped,
-)
+from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
+from .written import PARTS, RESPONSES, SOURCES, THRESHOLDS
 
 __all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]
 
