@@ -10,7 +10,7 @@ from ..wrapper import Carry, Center, Difference
 __all__ = ["centered", "clip21", "with_feedback"]
 
 
-@recipe("feedback", example="feedback(norm:1.0)", paper="Elesedy & Hutter 2023, arXiv:2302.02971")
+@recipe(kind="wrapper", example="(norm:1.0)", paper="Elesedy & Hutter 2023, arXiv:2302.02971")
 def with_feedback(policy: object) -> Wrapped:
     """Carry what a policy cuts off into the next step (U-Clip's error feedback).
 
@@ -38,7 +38,7 @@ def with_feedback(policy: object) -> Wrapped:
     return Wrapped(Carry(), _inner(policy))
 
 
-@recipe("clip21", example="clip21(norm:1.0)", paper="Clip21-SGD2M, arXiv:2502.11682")
+@recipe(kind="wrapper", example="(norm:1.0)", paper="Clip21-SGD2M, arXiv:2502.11682")
 def clip21(policy: object, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
     """Clip the distance of a momentum from an estimate, and move the estimate (Clip21-SGD2M).
 
@@ -65,9 +65,7 @@ def clip21(policy: object, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
     return Wrapped(Difference(beta1, beta2), _inner(policy))
 
 
-@recipe(
-    "centered", example="centered(norm:1.0)", paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333"
-)
+@recipe(kind="wrapper", example="(norm:1.0)", paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333")
 def centered(policy: object) -> Wrapped:
     """Clip the gradient's distance from the last output (centered clipping).
 
