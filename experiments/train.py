@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradclip.engine.run.result import ClipResult
 
 import gradclip.torch
 from gradclip.diagnosis.window import usual_before
+from gradclip.engine.result import ClipResult
 
 from .problem import Problem
 from .setting import NONE, Setting
