@@ -1,4 +1,4 @@
-"""The catalogue of recipes: every method's name, and how a call of it is written down.
+"""The catalogue of recipes: every method's name, where it comes from, and what it needs.
 
 A recipe is a function that returns a policy. `@recipe(...)` enters the function here, which gives
 the method a text form (`norm:1.0`), a dictionary form and a line in `gradclip methods`.
@@ -9,49 +9,19 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
+from ..checks import builtin
 from ..errors import PolicyError
+from .call import Call, text_name
+from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
+from .traits import Traits, traits_of
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from .policy import Chain, Policy, Wrapped
-
-__all__ = ["CATALOGUE", "KINDS", "Call", "Kind", "Recipe", "lookup", "recipe", "text_name"]
+__all__ = ["CATALOGUE", "KINDS", "Kind", "Recipe", "lookup", "recipe"]
 
 F = TypeVar("F", bound="Callable[..., Policy | Chain | Wrapped]")
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a policy was asked for: a recipe's name and its arguments as the user gave them."""
-
-    recipe: str
-    args: tuple[object, ...] = ()
-    kwargs: tuple[tuple[str, object], ...] = ()
-
-    def text(self) -> str:
-        """Return the text form, as in `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`."""
-        inner, args = self._split()
-        parts = [_literal(value) for value in args]
-        parts += [f"{key}={_literal(value)}" for key, value in self.kwargs]
-        head = f"{self.recipe}:{','.join(parts)}" if parts else self.recipe
-        return head if inner is None else f"{head}({inner})"
-
-    def code(self) -> str:
-        """Return the Python form, as in `by_norm(1.0, order=inf)`."""
-        parts = [_python(value) for value in self.args]
-        parts += [f"{key}={_python(value)}" for key, value in self.kwargs]
-        return f"{CATALOGUE[self.recipe].function.__name__}({', '.join(parts)})"
-
-    def _split(self) -> tuple[object, tuple[object, ...]]:
-        """Return the policy that is wrapped, if the first argument is one, and the others."""
-        wraps = bool(self.args) and not isinstance(self.args[0], (str, int, float, type(None)))
-        return (self.args[0], self.args[1:]) if wraps else (None, self.args)
-
 
 Kind = Literal["fixed", "following", "moment", "skip", "update", "wrapper"]
 KINDS: dict[Kind, str] = {
@@ -67,17 +37,14 @@ KINDS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the catalogue.
-
-    A row holds only what nobody can compute. What a method looks at, remembers and may do follows
-    from the policy of its example: `gradclip.method.traits`.
+    """One row of the catalogue: stated is only what cannot be derived from the policy.
 
     Attributes:
         name: the name in the text form of a policy.
         function: the recipe; a call returns a policy.
         kind: the group in which the docs list the method.
         paper: who published the method.
-        example: a call in text form.
+        sample: the arguments of a useful call.
         renamed: old names of arguments, which old records may hold, with the new names.
     """
 
@@ -85,7 +52,7 @@ class Recipe:
     function: Callable[..., Policy | Chain | Wrapped]
     kind: Kind
     paper: str
-    example: str
+    sample: tuple[object, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -102,6 +69,21 @@ class Recipe:
     def arguments(self) -> list[str]:
         """The names that a call may use."""
         return list(inspect.signature(self.function).parameters)
+
+    @property
+    def policy(self) -> Policy | Chain | Wrapped:
+        """The policy of the useful call."""
+        return self.function(*self.sample)
+
+    @property
+    def example(self) -> str:
+        """The useful call in text form."""
+        return str(self.policy)
+
+    @property
+    def traits(self) -> Traits:
+        """What the method looks at, remembers and may do, with the arguments of the example."""
+        return traits_of(self.policy)
 
     def __call__(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -123,7 +105,12 @@ CATALOGUE: dict[str, Recipe] = {}
 
 
 def recipe(
-    *, kind: Kind, paper: str, example: str = "", renamed: Mapping[str, str] | None = None
+    *,
+    kind: Kind,
+    paper: str,
+    sample: tuple[object, ...] = (),
+    renamed: Mapping[str, str] | None = None,
+    wraps: Callable[[object], AnyPolicy] | None = None,
 ) -> Callable[[F], F]:
     """Enter a function that returns a policy into the catalogue.
 
@@ -132,9 +119,13 @@ def recipe(
     Args:
         kind: the group in which the docs list the method, a key of `KINDS`.
         paper: who published the method.
-        example: the arguments of a useful call in text form, as in "1.0", or "(norm:1.0)" for a
-            wrapper; empty if the bare name is a useful call.
+        sample: the arguments of a useful call; empty if all have defaults.
         renamed: old names of arguments with their new names; both work in calls and in text.
+        wraps: for a recipe whose first argument is a policy: what reads that argument, so that
+            text is read before the call is noted.
+
+    Returns:
+        The decorator; the function that it returns notes the call on the policy.
 
     Raises:
         PolicyError: the catalogue has a method of this name already.
@@ -145,46 +136,40 @@ def recipe(
         name = text_name(function.__name__)
         if name in CATALOGUE:
             raise PolicyError.of("recipe", function.__name__, "the catalogue has this name already")
+        first = next(iter(inspect.signature(function).parameters), None)
 
         @functools.wraps(function)
         def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
-            args = tuple(map(_unboxed, args))
-            named = {key: _unboxed(value) for key, value in kwargs.items()}
-            named = _current(named, old_names)
+            args = tuple(map(builtin, args))
+            named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
+            if wraps is not None and first in named:
+                args = (named.pop(first), *args)
+            if wraps is not None and args:
+                args = (wraps(args[0]), *args[1:])
             policy = function(*args, **named)
-            return replace(policy, call=Call(name, args, tuple(named.items())))
+            return asked(policy, Call(function.__name__, args, tuple(named.items())))
 
-        call = f"{name}{'' if example.startswith('(') or not example else ':'}{example}"
-        CATALOGUE[name] = Recipe(name, build, kind, paper, call, old_names)
-        return cast(F, build)
+        CATALOGUE[name] = Recipe(name, build, kind, paper, sample, old_names)
+        return cast("F", build)
 
     return enter
 
 
-def text_name(name: str) -> str:
-    """Return the name in the text form: no leading `by_` or `with_`, and '_' for '-'.
-
-    Example:
-        >>> text_name("by_norm"), text_name("online-quantile")
-        ('norm', 'online_quantile')
-    """
-    return name.replace("-", "_").removeprefix("by_").removeprefix("with_")
-
-
 def lookup(name: str) -> Recipe:
-    """Return the recipe called `name`, or say which names there are.
+    """Return the recipe of this name in text, or say which names there are.
 
-    A recipe is found by the name of its function and by old names with '-' too.
+    The name of the recipe's function is read too, and `-` for `_`, as earlier versions wrote.
 
     Raises:
         PolicyError: no recipe has this name.
     """
-    found = CATALOGUE.get(text_name(name))
-    if found is None:
-        close = get_close_matches(name, CATALOGUE, 1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
-    return found
+    plain = name.replace("-", "_")
+    for row in CATALOGUE.values():
+        if plain in (row.name, row.function.__name__):
+            return row
+    close = get_close_matches(plain, CATALOGUE, 1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
 
 
 def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:
@@ -193,20 +178,3 @@ def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[s
         if old in kwargs and new in kwargs:
             raise PolicyError.of(old, kwargs[old], f"it is the old name of {new}: give one of them")
     return {renamed.get(name, name): value for name, value in kwargs.items()}
-
-
-def _unboxed(value: object) -> object:
-    """Return a number of NumPy's as Python's, which can be written down."""
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return cast("np.generic", value).item()
-    return value
-
-
-def _literal(value: object) -> str:
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-
-
-def _python(value: object) -> str:
-    return f"float({str(value)!r})" if value in (float("inf"), float("-inf")) else repr(value)

@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 
 from gradclip import (
     Chain,
-    Clamp,
-    Fixed,
     Measure,
     Policy,
     PolicyError,
-    Rescale,
     by_name,
     by_norm,
     by_value,
@@ -29,6 +26,7 @@ from gradclip import (
     to_dict,
 )
 from gradclip.method.policy import AnyPolicy
+from gradclip.parts import Clamp, Fixed, Rescale
 
 # ---- any policy ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ..threshold import Fixed, WindowZScore
 __all__ = ["skip_above", "skip_outliers"]
 
 
-@recipe(kind="skip", example="100.0", paper="folklore")
+@recipe(kind="skip", sample=(100.0,), paper="folklore")
 def skip_above(max_norm: float) -> Policy:
     """Skip the step if the global norm exceeds max_norm.
 

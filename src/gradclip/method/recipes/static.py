@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...checks import choice, number
+from ...checks import choice, flag, number
 from ...errors import PolicyError
 from ..catalogue import recipe
 from ..measure import Measure, Order, Scope
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@recipe(kind="fixed", example="1.0", paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
+@recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
 def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
@@ -60,7 +60,7 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     return Policy(Measure(scope, order), limit, Rescale())
 
 
-@recipe(kind="fixed", example="0.5", paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
+@recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
     limit: float | None = None,
     /,
@@ -112,7 +112,7 @@ def by_value(
 
 @recipe(
     kind="fixed",
-    example="0.1",
+    sample=(0.1,),
     paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
 )
 def floor(
@@ -147,7 +147,7 @@ def floor(
 
 @recipe(
     kind="fixed",
-    example="0.1,1.0",
+    sample=(0.1, 1.0),
     paper="a norm band: Pascanu et al. 2013 from above, a floor from below",
 )
 def band(
@@ -188,7 +188,7 @@ def band(
 
 @recipe(
     kind="fixed",
-    example="1.0",
+    sample=(1.0,),
     paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235",
 )
 def block_rms(threshold: float) -> Policy:
@@ -215,7 +215,7 @@ def block_rms(threshold: float) -> Policy:
     return Policy(Measure("tensor", "rms"), limit, Rescale())
 
 
-@recipe(kind="fixed", example="0.1", paper="TensorFlow clip_by_average_norm")
+@recipe(kind="fixed", sample=(0.1,), paper="TensorFlow clip_by_average_norm")
 def average_norm(max_norm: float) -> Policy:
     """Rescale each tensor whose 2-norm over its number of values exceeds max_norm.
 
@@ -273,7 +273,7 @@ def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
 
 @recipe(
     kind="fixed",
-    example="1.0",
+    sample=(1.0,),
     paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429",
 )
 def smooth(
@@ -309,7 +309,7 @@ def smooth(
     return Policy(Measure(scope, order), limit, Smooth(shape))
 
 
-@recipe(kind="fixed", example="0.5", paper="a smooth form of value clipping")
+@recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
 def tanh(limit: float) -> Policy:
     """Squash each value: τ·tanh(g/τ).
 
@@ -366,7 +366,7 @@ def normalise(
     return Policy(Measure(scope, order), limit, Normalise(eps))
 
 
-@recipe(kind="fixed", example="1.0", paper="SPECTRA: spectral clipping of singular values")
+@recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")
 def spectral(max_value: float, soft: bool = False) -> Policy:
     """Cap the singular values of each matrix.
 
@@ -392,7 +392,7 @@ def spectral(max_value: float, soft: bool = False) -> Policy:
     Source: SPECTRA; there the soft form is computed by Newton-Schulz, here exactly.
     """
     limit = Fixed(high=number("max_value", max_value, low=0, above=True))
-    return Policy(Measure("singular"), limit, Smooth("root") if soft else Rescale())
+    return Policy(Measure("singular"), limit, Smooth("root") if flag("soft", soft) else Rescale())
 
 
 def _refuse_scope(scope: object) -> None:
