@@ -19,7 +19,7 @@ from .response import Response, Skip
 from .threshold import Threshold
 from .threshold.base import check_threshold
 from .wrapper import Source
-from .written import Written, as_code, as_data, fields_as_data, joined
+from .written import MOST_BRACKETS, Written, as_code, as_data, fields_as_data, joined
 
 __all__ = [
     "AnyPolicy",
@@ -201,8 +201,10 @@ class ByName(_Chainable):
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        if not self.rules:
-            raise PolicyError.of("rules", self.rules, "give at least one pattern, such as '*'")
+        pairs = isinstance(self.rules, (tuple, list)) and all(map(_is_pair, self.rules))
+        if not pairs or not self.rules:
+            remedy = "give at least one pair of a pattern and a policy, such as ('*', by_norm(1.0))"
+            raise PolicyError.of("rules", self.rules, remedy)
         kept: dict[str, Rule] = {}
         for pattern, rule in self.rules:
             if not _is_pattern(pattern):
@@ -336,12 +338,17 @@ def _only_skips(policy: AnyPolicy | None) -> bool:
     return policy is None or (isinstance(policy, Policy) and isinstance(policy.response, Skip))
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
 def _is_pattern(pattern: object) -> bool:
     """Return whether the text form of rules by name can hold this pattern."""
     if not isinstance(pattern, str) or not pattern or pattern.strip() != pattern:
         return False
     pairs = all(pattern.count(a) == pattern.count(b) for a, b in ("[]", "{}"))
-    return pairs and not set(pattern) & set(";=:|()")
+    few = pattern.count("[") + pattern.count("{") <= MOST_BRACKETS
+    return pairs and few and not set(pattern) & set(";=:|()")
 
 
 def _refuse_deep(policy: AnyPolicy) -> None:

@@ -19,6 +19,7 @@ from .threshold import Threshold
 from .wrapper import Source
 
 __all__ = [
+    "MOST_BRACKETS",
     "PARTS",
     "RESPONSES",
     "SOURCES",
@@ -46,6 +47,9 @@ RESPONSES: dict[str, type[Response]] = _kinds(responses)
 SOURCES: dict[str, type[Source]] = _kinds(sources)
 PARTS: dict[str, type] = {**THRESHOLDS, **RESPONSES, **SOURCES}
 """The parts that can be read back, by name."""
+
+MOST_BRACKETS = 50
+"""How many brackets text may have in each other."""
 
 # A word that text can hold as an argument, and that no reader takes for another value.
 _WORD = re.compile(r"(?!(?:none|true|false|inf|infinity|nan)$)[a-z_][\w.-]*", re.ASCII | re.I)
