@@ -16,7 +16,7 @@ from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.plan import plan
+from ..method.plan import Plan, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from .processes.placements import as_parts, local
