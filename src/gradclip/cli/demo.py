@@ -60,7 +60,7 @@ def demo(
         import jinja2  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise wants_extra(error, "demo") from None
+        raise wants_extra("demo", error, "demo") from None
     script = _script()
     options = ["--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40))]
     console = Console(highlight=False)

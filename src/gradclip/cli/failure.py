@@ -30,7 +30,11 @@ def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
     return guarded
 
 
-def wants_extra(error: ImportError, extra: str) -> typer.Exit:
-    """Say which extra brings a missing package; return what to raise."""
-    typer.echo(f"gradclip: {error}: pip install 'gradclip[{extra}]'", err=True)
+def wants_extra(command: str, error: ImportError, extra: str) -> typer.Exit:
+    """Say which extra brings the package that a command lacks; return what to raise."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        problem = f"{command} needs {error.name.partition('.')[0]}"
+    else:  # The package is there, and is broken.
+        problem = f"{command} cannot import what it needs ({error})"
+    typer.echo(f"gradclip: {problem}: pip install 'gradclip[{extra}]'", err=True)
     return typer.Exit(2)

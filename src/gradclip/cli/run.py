@@ -79,7 +79,7 @@ def run(
     try:
         from ..torch.script.runner import Session, run_script
     except ImportError as error:
-        raise wants_extra(error, "torch") from None
+        raise wants_extra("run", error, "torch") from None
     from ..record import RecordWriter
 
     writer, path = None, record or _default_path(target, module)

@@ -81,7 +81,7 @@ def tune(
     try:
         import torch  # noqa: F401 - the runs need it
     except ImportError as error:
-        raise wants_extra(error, "torch") from None
+        raise wants_extra("tune", error, "torch") from None
     out = out or Path("runs") / f"tune-{target if module else Path(target).stem}"
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
