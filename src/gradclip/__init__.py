@@ -71,8 +71,7 @@ from .method.threshold import (
 )
 from .method.wrapper import Carry, Center, Difference, Momentum
 from .record import Run, read_run
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Advice",

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gradclip
-
 from ..advisor import advise
 from ..errors import GradclipError, RecordError
 from ..record import Run, read_run
+from ..version import __version__
 from .outcome import Outcome, judge
 from .plan import UNCLIPPED, Trial, candidates, grid, lengths_for, sizes_for, survivors
 from .result import Result, conclude
@@ -177,7 +176,7 @@ def _facts(script: Script, setting: Setting) -> dict[str, Any]:
         "script": asdict(script),
         "source_sha256": source,
         "tried": asdict(setting),
-        "gradclip": gradclip.__version__,
+        "gradclip": __version__,
     }
     return json.loads(json.dumps(facts))
 
