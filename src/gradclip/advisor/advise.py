@@ -16,7 +16,7 @@ from ..method.recipes import by_norm
 from ..method.response import Rescale
 from ..method.threshold import Fixed
 from ..record import Run, Trace, traces_of
-from ..record.run import Floats
+from ..record.rows import Floats
 from .advice import Advice, Replayed
 from .choose import choose
 from .grid import current_policy, policies_for, rounded

@@ -13,8 +13,9 @@ import typer
 
 from ..errors import PolicyError
 from ..method.read import parse
+from ..record import RecordWriter
 from .complete import policies
-from .failure import exit_on_user_error, wants_extra
+from .failure import exit_on_user_error, require
 
 if TYPE_CHECKING:
     from ..torch.script.runner import Session
@@ -76,11 +77,8 @@ def run(
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
     check_target(target, module)
-    try:
-        from ..torch.script.runner import Session, run_script
-    except ImportError as error:
-        raise wants_extra("run", error, "torch") from None
-    from ..record import RecordWriter
+    require("run", "torch", "torch")
+    from ..torch.script.runner import Session, run_script
 
     writer, path = None, record or _default_path(target, module)
     if os.environ.get("RANK", "0") == "0":  # One record a job; torchrun numbers its processes.

@@ -16,7 +16,7 @@ from ..method.read import parse
 from ..record.schema import encode_row
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
-from .failure import exit_on_user_error, wants_extra
+from .failure import exit_on_user_error, require
 from .run import check_target
 
 __all__ = ["tune"]
@@ -78,10 +78,7 @@ def tune(
     setting = Setting(
         steps, rungs, _numbers("--lr-factors", lr_factors), _policies_to_try(thresholds, policy)
     )
-    try:
-        import torch  # noqa: F401 - the runs need it
-    except ImportError as error:
-        raise wants_extra("tune", error, "torch") from None
+    require("tune", "torch", "torch")
     out = out or Path("runs") / f"tune-{target if module else Path(target).stem}"
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from .finding import Finding
 from .window import MIN_VALUES, median, usual_before

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["MIN_VALUES", "SIGMA", "WINDOW", "Usual", "median", "usual_before"]
 

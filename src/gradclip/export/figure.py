@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import GradclipError, GradclipWarning
 from ..record import Trace, traces_of
@@ -16,6 +16,7 @@ from ..show.words import one_line, shorten
 from .style import RC, line_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["FORMATS", "PANELS", "write_figure"]
@@ -147,7 +148,7 @@ def _height(trace: Trace | None) -> float:
     return 1.35 if trace is None else min(0.5 + 0.1 * len(trace.norms.names), 2.1)
 
 
-def _join(every: Sequence[Any], traces: Sequence[Trace]) -> None:
+def _join(every: Sequence[Axes], traces: Sequence[Trace]) -> None:
     """Give all of `every` the same steps, and write the steps under the lowest."""
     steps = [trace.steps for trace in traces if len(trace.steps)]
     first = min((one[0] for one in steps), default=0.0)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import positive, rate_window, wants_log
 from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
@@ -105,7 +107,7 @@ def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_ylabel("share of steps")
 
 
-def draw_layers(axes: Axes, trace: Trace) -> Any:
+def draw_layers(axes: Axes, trace: Trace) -> QuadMesh:
     """Draw the norm of each parameter over the steps; return the picture, for its scale."""
     steps, names, matrix = trace.norms
     edges, values = bucket_max(steps, matrix, 300)
@@ -125,7 +127,7 @@ def draw_layers(axes: Axes, trace: Trace) -> Any:
     return picture
 
 
-def label_log(axis: Any) -> None:
+def label_log(axis: Axis) -> None:
     """Write the powers of ten of a logarithmic axis as plain numbers, and no others."""
     axis.set_major_locator(LogLocator(numticks=6))
     axis.set_major_formatter(plain)

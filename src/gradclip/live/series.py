@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["Series", "bars"]
 

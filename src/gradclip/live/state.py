@@ -11,7 +11,7 @@ import numpy as np
 from ..diagnosis import Finding, diagnose
 from ..record import End, Event, Header, Run, Trace, traces_of
 from ..record.follow import Follower
-from ..record.run import Floats
+from ..record.rows import Floats
 from .series import Series
 
 __all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]

@@ -1,7 +1,8 @@
 """What happened, step by step: JSON lines that anything can read, while the run still runs."""
 
 from .reader import read_run
-from .run import Counters, End, Event, Header, Norms, Optimizer, Run
+from .rows import Counters, End, Event, Header, Norms, Optimizer
+from .run import Run
 from .schema import SCHEMA, STEP_FIELDS, Parameter
 from .trace import Trace, traces_of
 from .writer import RecordWriter

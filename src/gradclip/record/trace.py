@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .run import Floats, Norms, Run
+from .rows import Floats, Norms
+from .run import Run
 
 
 @dataclass(frozen=True, eq=False)

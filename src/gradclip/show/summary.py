@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..record import Run
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace, traces_of
 from .words import percent
 

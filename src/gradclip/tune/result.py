@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..errors import GradclipError
 from .outcome import Outcome
@@ -78,7 +77,7 @@ class Result:
             return shlex.join(["python", *self.command])
         return shlex.join(["gradclip", "run", "--clip", self.recommended, *self.command])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain data."""
         return {
             "recommended": self.recommended,
