@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..method.policy import AnyPolicy, by_name
+from ..method.policy import AnyPolicy
+from ..method.read import by_name
 from ..numpy import clip
 from ..record.rows import Floats
 
