@@ -40,7 +40,7 @@ class _Arm:
 
 @exit_on_user_error
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the records and the report go.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the records and the report.")] = Path(
         "runs/demo"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 400,

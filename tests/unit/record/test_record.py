@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,20 @@ def test_what_ran_is_written_when_it_changes(path):
     assert run.ran(1) == [(1, "t")]
     assert run.ran(2) == []
     assert "ran" not in run.names
+
+
+def test_the_page_of_the_record_lists_the_keys_that_are_written(path):
+    page = (Path(__file__).parents[3] / "docs" / "record.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.*) \|$", page, re.MULTILINE))
+    with RecordWriter(path, policy="norm:1.0") as record:
+        record.optimizer("SGD", [Parameter("w", (2, 3), "float32")])
+        record.event("note", "something", step=1)
+        record.step(step=1)
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["kind"] != "step":
+            assert row.keys() - {"kind"} == set(re.findall(r"`(\w+)`", table[row["kind"]]))
+    assert table.keys() == {"header", "optimizer", "step", "event", "end"}
 
 
 def test_what_ran_is_read_from_a_record_with_the_older_key(path):
