@@ -92,8 +92,6 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
         >>> advice = advise(read_run(path))
         >>> advice.recommended, advice.code
         ('norm:1.2', 'attach(optimizer, "norm:1.2")')
-
-    Source: none; the rule of choice is ours.
     """
     trace = _trace(run, optimizer)
     findings = diagnose_trace(trace)

@@ -12,7 +12,15 @@ from ..record.trace import Trace
 from .finding import Finding
 from .window import MIN_VALUES, median, usual_before
 
-__all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
+__all__ = [
+    "LossSpike",
+    "began_at",
+    "find_spikes",
+    "first_of",
+    "loss_spikes",
+    "norm_bound",
+    "norm_spikes",
+]
 
 DEVIATIONS = 6.0
 """Robust standard deviations over the usual: norms are skewed, and 3 would mark healthy steps."""

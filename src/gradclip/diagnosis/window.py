@@ -42,7 +42,7 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) 
     Returns:
         Two arrays of shape (n,).
 
-    Examples:
+    Example:
         >>> usual_before(np.array([1.0, 3.0, 100.0, 2.0]), window=2, least=2).median.tolist()
         [nan, nan, 2.0, 51.5]
     """

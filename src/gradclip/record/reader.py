@@ -18,7 +18,7 @@ from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
 
 __all__ = ["read_lines", "read_run"]
 
-Row: TypeAlias = dict[str, Any]
+_Row: TypeAlias = dict[str, Any]
 """A row as JSON has it: the reader finds out what it holds."""
 
 
@@ -26,14 +26,14 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`; a last line that was cut off is left out.
 
     Args:
-        path: A file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
+        path: a file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
             or `Run.to_parquet`.
 
     Returns:
         The run; its `end` is None if it has not ended.
 
     Raises:
-        RecordError: There is no such file, it is not a record, a newer gradclip wrote it, or a line
+        RecordError: there is no such file, it is not a record, a newer gradclip wrote it, or a line
             before the last is damaged (the message has its number).
     """
     path = Path(path)
@@ -68,7 +68,7 @@ class _Reading:
         self.optimizers: dict[int, Optimizer] = {}
         self.events: list[Event] = []
         self.end: End | None = None
-        self.steps: list[Row] = []
+        self.steps: list[_Row] = []
         self.lines: list[int] = []
         self.norms: dict[int, list[tuple[int, Floats]]] = {}
         self.nonfinite: list[tuple[int, tuple[str, ...]]] = []
@@ -77,7 +77,7 @@ class _Reading:
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, file: IO[bytes]) -> Run:
-        kinds: dict[object, Callable[[Row], None]] = {
+        kinds: dict[object, Callable[[_Row], None]] = {
             "optimizer": self._optimizer,
             "step": self._step,
             "event": self._event,
@@ -125,7 +125,7 @@ class _Reading:
             f"{self.path}, line {number} is damaged ({error}): remove that line to read the rest"
         )
 
-    def _header(self, row: Row) -> None:
+    def _header(self, row: _Row) -> None:
         if row["kind"] != "header":
             raise ValueError("no header")
         schema = int(row["schema"])
@@ -143,7 +143,7 @@ class _Reading:
             extra=_rest(row, "schema", *known, "command", "versions"),
         )
 
-    def _optimizer(self, row: Row) -> None:
+    def _optimizer(self, row: _Row) -> None:
         parameters = tuple(
             Parameter(str(item["name"]), tuple(item.get("shape", ())), str(item.get("dtype", "")))
             for item in row.get("parameters", ())
@@ -156,7 +156,7 @@ class _Reading:
             extra=_rest(row, "id", "class", "policy", "parameters"),
         )
 
-    def _event(self, row: Row) -> None:
+    def _event(self, row: _Row) -> None:
         step = row.get("step")
         self.events.append(
             Event(
@@ -167,11 +167,11 @@ class _Reading:
             )
         )
 
-    def _end(self, row: Row) -> None:
+    def _end(self, row: _Row) -> None:
         counts = {key: row.get(key) for key in ("steps", "clipped", "skipped")}
         self.end = End(status=str(row["status"]), **counts, extra=_rest(row, "status", *counts))
 
-    def _step(self, row: Row) -> None:
+    def _step(self, row: _Row) -> None:
         int(row["step"])
         row.setdefault("optimizer", 0)
         optimizer = int(row["optimizer"])

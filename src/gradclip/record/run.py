@@ -19,6 +19,8 @@ from .schema import STEP_FIELDS
 if TYPE_CHECKING:
     import pandas
 
+__all__ = ["Run"]
+
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -58,14 +60,14 @@ class Run:
         """Return one number of every step row; NaN where a row has none.
 
         Args:
-            name: One of `names`: those of the schema, and any other number the rows hold.
-            optimizer: Only the rows of this one; None: of all.
+            name: one of `names`: those of the schema, and any other number the rows hold.
+            optimizer: only the rows of this one; None: of all.
 
         Returns:
             A new float64 array, one value a row; True and False as 1 and 0.
 
         Raises:
-            RecordError: No row has such a number.
+            RecordError: no row has such a number.
         """
         return self._pick(self._columns, name, optimizer)
 
@@ -108,7 +110,7 @@ class Run:
         """Return the running counts at every step row, each optimizer counted by itself.
 
         Args:
-            optimizer: Only the rows of this one; None: of all.
+            optimizer: only the rows of this one; None: of all.
         """
         norm = self._columns["norm"]
         bad = self._seen["norm"] & ~np.isfinite(norm)
@@ -153,11 +155,11 @@ class Run:
         "gradclip".
 
         Args:
-            path: The file. Parent directories are created; an existing file is replaced.
+            path: the file. Parent directories are created; an existing file is replaced.
 
         Raises:
             GradclipError: pyarrow is not installed.
-            RecordError: The file cannot be written.
+            RecordError: the file cannot be written.
         """
         rows = len(self.steps)
         norms: list[Floats | None] = [None] * rows

@@ -32,6 +32,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+__all__ = ["NONFINITE", "SCHEMA", "STEP_FIELDS", "Parameter", "encode_row"]
+
 SCHEMA = 1
 """Version of the rows; raised when an old reader would read a new record wrongly."""
 
@@ -72,9 +74,9 @@ def encode_row(row: Mapping[str, object]) -> bytes:
             arrays, torch tensors of any device. Not mutated.
 
     Raises:
-        TypeError: A value is none of these.
+        TypeError: a value is none of these.
 
-    Examples:
+    Example:
         >>> encode_row({"kind": "step", "norm": float("inf")})
         b'{"kind":"step","norm":"inf"}\n'
     """

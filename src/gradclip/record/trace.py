@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .rows import Floats, Norms
 from .run import Run
 
+__all__ = ["Trace", "traces_of"]
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:

@@ -39,8 +39,10 @@ from ..show.columns import finite, positive
 from ..show.downsample import thin
 from ..show.style import FONT, INK, Mark, Style
 
+__all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_log", "new_figure"]
+
 EDGE = "edge"
-LEFT = 112
+_LEFT = 112
 """Pixels left of every plot, so that the step axes lie under one another."""
 
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
@@ -107,7 +109,7 @@ def new_figure(
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,
-        min_border_left=LEFT,
+        min_border_left=_LEFT,
         min_border_right=16,
         **options,
     )

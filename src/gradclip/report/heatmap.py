@@ -27,7 +27,9 @@ from ..show.style import BAD, BAD_CELL, FONT, INK
 from ..show.words import one_line, shorten
 from .figure import Figure, Panel, StepAxis, new_figure
 
-BUCKETS = 600
+__all__ = ["heat_panels"]
+
+_BUCKETS = 600
 _SHORT = 17
 
 
@@ -50,8 +52,8 @@ def heat_panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
 
 def _cells(trace: Trace) -> _Cells:
     steps, names, matrix = trace.norms
-    edges, values = bucket_max(steps, matrix, BUCKETS)
-    _, place = bucket_edges(steps, BUCKETS)
+    edges, values = bucket_max(steps, matrix, _BUCKETS)
+    _, place = bucket_edges(steps, _BUCKETS)
     bad = np.zeros(values.shape, np.bool_)
     rows, columns = np.nonzero(np.isinf(matrix))
     bad[place[rows], columns] = True

@@ -7,6 +7,8 @@ import time
 
 from .opened import Opened, Steps
 
+__all__ = ["open_run"]
+
 _AT_ONCE = 1000
 """How many numbers MLflow takes in one call."""
 

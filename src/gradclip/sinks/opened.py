@@ -32,8 +32,8 @@ def open_sink(text: str) -> Opened:
         What takes a batch of steps, and what closes it.
 
     Raises:
-        PolicyError: The text is not of a known kind, or names no place.
-        GradclipError: The package of the sink is not installed, or the sink cannot be opened.
+        PolicyError: the text is not of a known kind, or names no place.
+        GradclipError: the package of the sink is not installed, or the sink cannot be opened.
     """
     kind, _, where = text.partition(":")
     if kind not in KINDS or not where:

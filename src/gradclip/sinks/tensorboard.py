@@ -6,6 +6,8 @@ import importlib
 
 from .opened import Opened, Steps
 
+__all__ = ["open_run"]
+
 
 def open_run(folder: str) -> Opened:
     """Return what writes steps into event files of a folder, and what closes it.

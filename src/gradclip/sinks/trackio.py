@@ -7,6 +7,8 @@ import importlib
 
 from .opened import Opened, Steps
 
+__all__ = ["open_run"]
+
 
 def open_run(project: str) -> Opened:
     """Return what logs steps to a new run of a project, and what finishes it."""

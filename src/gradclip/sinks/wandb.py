@@ -6,6 +6,8 @@ import importlib
 
 from .opened import Opened, Steps
 
+__all__ = ["open_run"]
+
 _STEP = "gradclip/step"
 
 
