@@ -83,7 +83,7 @@ class RecordWriter:
         self._rows: list[bytes] = []
         self._counts = {"steps": 0, "clipped": 0, "skipped": 0}
         self._optimizers = 0
-        self._paths: dict[int, str] = {}
+        self._ran: dict[int, str] = {}
         self._process = os.getpid()
         self._start = self._written = self._synced = clock.perf_counter()
         self._feed = Feed(sinks)  # First: a sink that is wrong must not cost an old record.
@@ -155,7 +155,7 @@ class RecordWriter:
         cosine: object = None,
         clipped: object = False,
         skipped: object = False,
-        path: str | None = None,
+        ran: str | None = None,
         nonfinite: Sequence[str] = (),
         norms: object = None,
         **extra: object,
@@ -176,7 +176,7 @@ class RecordWriter:
             cosine: Cosine of the clipped to the raw gradient, where the direction changed.
             clipped: Whether the gradient was changed.
             skipped: Whether the optimizer's update was left out.
-            path: What ran, as in `ClipResult.path`; written when it has changed.
+            ran: What ran, as in `ClipResult.ran`; written when it has changed.
             nonfinite: Names of the parameters whose gradient held inf or NaN.
             norms: Norm of each parameter's gradient, None for one without; None: not sampled.
             extra: Further keys of the row.
@@ -197,8 +197,8 @@ class RecordWriter:
             "clipped": bool(clipped),
             "skipped": bool(skipped),
         }
-        if path is not None and path != self._paths.get(optimizer):
-            row["path"] = self._paths[optimizer] = path
+        if ran is not None and ran != self._ran.get(optimizer):
+            row["ran"] = self._ran[optimizer] = ran
         if len(nonfinite):
             row["nonfinite"] = list(nonfinite)
         if norms is not None:

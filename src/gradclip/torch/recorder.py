@@ -214,7 +214,7 @@ class Recorder:
             limit=None if math.isnan(limit) else limit,
             clipped=clipped,
             skipped=skipped,
-            path=step.result.path,
+            ran=step.result.path,
             nonfinite=bad if sampled else (),
             norms=norms if sampled else None,
             **numbers,
