@@ -147,6 +147,13 @@ def test_paths_of_the_sources_exist(page: Path) -> None:
     assert not wrong, f"{page.name} names {wrong}, which are not there: correct the paths"
 
 
+def test_every_decision_is_in_the_table_in_its_place() -> None:
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(page.name for page in folder.glob("0*.md"))
+    listed = re.findall(r"^\| \[\d{4}\]\((.*?)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert listed == pages, "list each decision once, by number, in docs/decisions/README.md"
+
+
 def test_images_have_a_text() -> None:
     for page in PAGES:
         for text in re.findall(r"!\[(.*?)\]\(", page.read_text(), re.DOTALL):
