@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..method.policy import AnyPolicy, by_name
+from ..method.policy import AnyPolicy
+from ..method.read import by_name
 from ..numpy import clip
 from ..record.run import Floats
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import choice
 from ..engine.run import NonFinite
 from ..errors import PolicyError
+from ..method.read import PolicyLike
 from .clipper import Clipper
 from .step.hooks import StepHooks
 
@@ -24,7 +25,7 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]
 
 def attach(
     optimizer: torch.optim.Optimizer,
-    policy: object,
+    policy: PolicyLike | None,
     *,
     model: torch.nn.Module | None = None,
     on: Literal["gradient", "update"] = "gradient",
@@ -118,7 +119,7 @@ def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
 
 def clip_steps(
     optimizer: torch.optim.Optimizer,
-    policy: object,
+    policy: PolicyLike | None,
     model: torch.nn.Module | None,
     *,
     on: str = "gradient",

@@ -16,7 +16,9 @@ from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.policy import AnyPolicy, Chain, Plan, as_policy, plan
+from ..method.plan import Plan, plan
+from ..method.policy import AnyPolicy, Chain
+from ..method.read import PolicyLike, as_policy
 from .processes.placements import as_parts, local
 from .processes.sharded import Sharded
 from .processes.verify import compare, shown
@@ -96,7 +98,7 @@ class Clipper:
     def __init__(
         self,
         params: Params,
-        policy: object,
+        policy: PolicyLike | None,
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,

@@ -22,7 +22,9 @@ from ..engine.result import ClipResult
 from ..engine.run import init, run
 from ..errors import NonFiniteError
 from ..method.measure import combine
-from ..method.policy import AnyPolicy, as_policy, plan
+from ..method.plan import plan
+from ..method.policy import AnyPolicy
+from ..method.read import PolicyLike, as_policy
 from .attach import named_parameters
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import as_tensors
@@ -44,7 +46,7 @@ OnNonfinite: TypeAlias = Literal["skip", "raise", "propagate"]
 
 def attach_in_backward(
     optimizers: Iterable[torch.optim.Optimizer],
-    policy: object,
+    policy: PolicyLike,
     *,
     model: torch.nn.Module | None = None,
     nonfinite: OnNonfinite = "skip",

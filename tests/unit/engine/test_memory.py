@@ -21,11 +21,9 @@ from attached import as_if_attached
 from contract.backends import Arrays, leaves, start
 from contract.methods import ROWS, Row
 from gradclip import (
-    Fixed,
     Measure,
     Policy,
     PolicyError,
-    Rescale,
     acclip,
     adaclip,
     adagc,
@@ -48,6 +46,7 @@ from gradclip import (
 )
 from gradclip.method.policy import AnyPolicy
 from gradclip.method.threshold import After
+from gradclip.parts import Fixed, Rescale
 from gradclip.torch import Clipper, attach
 from stream import SHAPES, stream
 

@@ -24,12 +24,12 @@ from gradclip import (
     NonFiniteError,
     Policy,
     PolicyError,
-    Rescale,
     by_name,
     by_norm,
 )
 from gradclip.method.policy import AnyPolicy
 from gradclip.method.threshold import Limits
+from gradclip.parts import Rescale
 from gradclip.torch import Clipper
 
 

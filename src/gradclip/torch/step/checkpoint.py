@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
-from ...method.read import parse
+from ...method.read import is_written
 
 __all__ = ["describe_state", "refuse_other_state"]
 
@@ -34,7 +34,7 @@ def refuse_other_state(
     schema, saved = state.get("schema"), state.get("policy")
     if schema != _SCHEMA:
         raise PolicyError.of("schema", schema, f"this version reads schema {_SCHEMA}")
-    if not isinstance(saved, str) or parse(saved) != policy:
+    if not is_written(policy, saved):
         remedy = f"this clipper's policy is {str(policy)!r}: make it with the saved one"
         raise PolicyError.of("policy", saved, remedy)
     given = state["names"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...arrays import Factors
-from ...method.policy import Plan, Stage
+from ...method.plan import Plan, Stage
 from .parameters import Grads
 
 __all__ = [

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...arrays import Memory
 from ...errors import PolicyError
-from ...method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage
+from ...method.plan import AnyStage, Plan, Stage, WrappedStage
+from ...method.policy import AnyPolicy
 from ...method.response import Skip, ValueResponse
 
 __all__ = ["Part", "looks_at_each_tensor", "only_order", "parts_of", "refuse_twice"]

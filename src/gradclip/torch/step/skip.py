@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PolicyError
-from ...method.policy import Plan, Stage
+from ...method.plan import Plan, Stage
 from ...method.response import Skip
 from .fused import honours_found_inf, zero_momentum
 from .leftovers import set_for_step
