@@ -61,7 +61,7 @@ class PendingRow:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All numbers that are tensors, in the order in which `Recorder.values` takes them."""
+        """All numbers that are tensors, in the order in which a recorder takes them."""
         return [
             *(getattr(self.result, name) for name in _NUMBERS),
             self.result.norms,
@@ -139,7 +139,7 @@ class Recorder:
             self._fell_back = True
             self.event("fallback", _why_torch(result.path))
 
-    def values(self, row: PendingRow, numbers: Sequence[list[float]]) -> dict[str, object]:
+    def _values(self, row: PendingRow, numbers: Sequence[list[float]]) -> dict[str, object]:
         """Return what `RecordWriter.step` takes of a step, and count the step.
 
         Args:
@@ -286,7 +286,7 @@ def _read(rows: Sequence[PendingRow]) -> list[dict[str, object]]:
     tensors = [row.tensors for row in rows]
     numbers = iter(_on_host([*chain.from_iterable(tensors)]))
     return [
-        row.recorder.values(row, [next(numbers) for _ in own])
+        row.recorder._values(row, [next(numbers) for _ in own])
         for row, own in zip(rows, tensors, strict=True)
     ]
 
