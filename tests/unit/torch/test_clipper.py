@@ -396,7 +396,9 @@ def test_a_state_of_something_else_is_refused(changed: dict[str, Any], told: str
 def test_the_same_policy_in_other_words_is_the_same() -> None:
     clipper, _ = _fresh(by_norm(1))
     other, _ = _fresh(by_norm(max_norm=1.0, order=2))
+    clipper.clip_()
     other.load_state_dict(clipper.state_dict())
+    assert other.steps == clipper.steps == 1
 
 
 def test_other_parameters_can_be_bound_while_nothing_is_remembered() -> None:
