@@ -19,15 +19,16 @@ from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
 from ..method.read import parse
 from ..method.response import Skip
-from .processes.layout import Layout, layout
+from .processes.exchange import layout
+from .processes.layout import GroupsLike, Layout
 from .processes.placements import as_parts, local
 from .processes.sharded import Sharded
-from .processes.verify import compare, shown
+from .processes.verify import checksums, compare
 from .step.fused import Fold
 from .tensors.gradients import Gradients
 from .tensors.memory import alike, holds_anything, map_arrays
 
-__all__ = ["Clipper", "as_tensors", "hole"]
+__all__ = ["Clipper", "as_tensors", "empty_like_units"]
 
 _SCHEMA = 1
 _ALONE = "the clipper is not attached to an optimizer"
@@ -92,7 +93,7 @@ class Clipper:
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
-        groups: object = None,
+        groups: GroupsLike | None = None,
         verify: Literal["first-step"] | None = None,
     ) -> None:
         if verify is not None:
@@ -159,7 +160,7 @@ class Clipper:
         self.plan, self._memory = plan(self.policy, names), None
         if spread is not None:
             _refuse_local_skips(self.plan)
-        self._holes = [] if spread else [hole(param) for param in found]
+        self._empty_grads = [] if spread else [empty_like_units(param) for param in found]
         self.names, self.params, self._layout = names, found, spread
 
     @torch.no_grad()
@@ -192,28 +193,28 @@ class Clipper:
                 accelerator the row is looked at once in max_skips + 1 steps.
             LayoutError: with verify, the processes do not mean the same model.
         """
-        grads = self._gradients(_number(loss))
+        grads = self._gradients()
         self.host = grads.host
         if fold is not None and not fold.fits(grads):
             fold = None
         verify, self._verify = self._verify and torch.distributed.is_initialized(), False
-        table = shown(self.names, self.params, self._layout) if verify else {}
-        result = self._step(grads, self._lost(overflow, grads), scaled_by, fold)
+        table = checksums(self.names, self.params, self._layout) if verify else {}
+        result = self._step(grads, self._lost(overflow, grads), scaled_by, fold, _number(loss))
         if verify:
             compare(self.names, table, result)
         return result
 
-    def _gradients(self, loss: Any) -> Gradients | Sharded:
+    def _gradients(self) -> Gradients | Sharded:
         """Return the gradients that there are now."""
         found = [p.grad for p in self.params]
         if self._layout is not None:
-            return Sharded(found, self.params, self._layout, loss)
+            return Sharded(found, self.params, self._layout)
         present = [grad is not None for grad in found]
         if not any(present):
             self._tell_empty()
-        pairs = zip(found, self._holes, strict=True)
-        tensors = [hole if grad is None else grad for grad, hole in pairs]
-        return Gradients(tensors, self.names, self.params, present, loss)
+        pairs = zip(found, self._empty_grads, strict=True)
+        tensors = [empty if grad is None else grad for grad, empty in pairs]
+        return Gradients(tensors, self.names, self.params, present)
 
     def _tell_empty(self) -> None:
         """Say once that there was nothing to clip, where that is likely to be a mistake."""
@@ -247,7 +248,7 @@ class Clipper:
         else:
             grads = Sharded(updates, before, self._layout)
         self.host = grads.host
-        result = self._step(grads, False, None, None)
+        result = self._step(grads, False, None, None, None)
         idle = self.host and not bool(result.clipped) and not bool(result.skipped)
         for param, old, update in zip(self.params, before, updates, strict=True):
             if not idle:
@@ -257,7 +258,12 @@ class Clipper:
         return result
 
     def _step(
-        self, grads: Gradients | Sharded, lost: Any, scaled_by: Tensor | None, fold: Fold | None
+        self,
+        grads: Gradients | Sharded,
+        lost: Any,
+        scaled_by: Tensor | None,
+        fold: Fold | None,
+        loss: Tensor | float | None,
     ) -> ClipResult:
         """Run the policy, and see to everything that a step brings with it."""
         asked: NonFinite = "skip"
@@ -270,14 +276,22 @@ class Clipper:
                 grads.zero_nonfinite()
         with np.errstate(all="ignore"):
             memory = self._recall(grads)
-            memory, factors, result = run(self.plan, memory, grads, nonfinite=asked)
+            memory, factors, result = run(
+                self.plan,
+                memory,
+                grads,
+                nonfinite=asked,
+                loss=lambda: grads.mean_loss(loss),
+                weights=grads.weights,
+            )
+            ran = grads.ran
             if fold is not None and fold.take(factors):
-                result = replace(result, path=f"{result.path}+fold")
+                ran = f"{ran}+fold"
             elif not self.measures_only:
                 grads.scale(factors if fold is None else fold.rest(factors))
             elif scaled_by is not None:
                 result = _unscaled(result, float(scaled_by) if grads.host else scaled_by)
-        result = as_tensors(result) if grads.host else result
+        result = as_tensors(result, ran) if grads.host else replace(result, ran=ran)
         self._memory = memory
         self.last = result
         self._count(result, lost)
@@ -297,12 +311,7 @@ class Clipper:
 
     def _empty(self, grads: Gradients | Sharded) -> Any:
         """Return the memory of before the first step."""
-        if not isinstance(grads, Sharded):
-            return init(self.plan, grads)
-        grads.quiet = True
-        memory = init(self.plan, grads)
-        grads.quiet = False
-        return memory
+        return init(self.plan, grads.unexchanged() if isinstance(grads, Sharded) else grads)
 
     def _memory_to_save(self) -> Any:
         """Return the memory as tensors; of sharded parameters as a checkpoint can divide it."""
@@ -448,7 +457,7 @@ def _skips(layers: Plan) -> bool:
     return any(isinstance(stage.policy.response, Skip) for stage in stages)
 
 
-def hole(param: Tensor) -> Tensor:
+def empty_like_units(param: Tensor) -> Tensor:
     """Stands in for a missing gradient: no values, but as many units as the parameter has."""
     shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
     return torch.empty(shape, dtype=param.dtype, device=param.device)
@@ -460,7 +469,7 @@ def _unscaled(result: ClipResult, scale: Any) -> ClipResult:
     return replace(result, **{name: getattr(result, name) / scale for name in names})
 
 
-def as_tensors(result: ClipResult) -> ClipResult:
+def as_tensors(result: ClipResult, ran: str) -> ClipResult:
     """Return the host's numbers as tensors: one allocation for all of a kind."""
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
     values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
@@ -472,6 +481,7 @@ def as_tensors(result: ClipResult) -> ClipResult:
         clipped=clipped,
         skipped=skipped,
         norms=torch.from_numpy(result.norms),
+        ran=ran,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import array_api_compat.torch as torch_xp
@@ -26,7 +26,7 @@ from ..method.measure import combine
 from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
 from ..method.response import Skip, ValueResponse
 from .attach import named_parameters
-from .clipper import as_tensors, hole
+from .clipper import as_tensors, empty_like_units
 from .step.skip import keep_from_weights
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
@@ -244,7 +244,7 @@ class InBackward:
         part = self._parts[index]
         part.undo.close()
         there = [p.grad is not None for p in part.params]
-        tensors = [hole(p) if p.grad is None else p.grad for p in part.params]
+        tensors = [empty_like_units(p) if p.grad is None else p.grad for p in part.params]
         grads = Gradients(tensors, [self.names[m] for m in part.members], part.params, there)
         with np.errstate(all="ignore"):
             result = self._alone(part, grads) if self.exact else self._ahead(part, grads)
@@ -260,9 +260,11 @@ class InBackward:
         fresh = init(part.plan, grads)
         memory = fresh if part.memory is None else alike(part.memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        part.memory, factors, result = run(part.plan, memory, grads, nonfinite=asked)
+        part.memory, factors, result = run(
+            part.plan, memory, grads, nonfinite=asked, weights=grads.weights
+        )
         grads.scale(factors)
-        return as_tensors(result) if grads.host else result
+        return as_tensors(result, grads.ran) if grads.host else replace(result, ran=grads.ran)
 
     def _ahead(self, part: _Part, grads: Gradients) -> ClipResult:
         """Scale before all gradients are known: by the last factors, and within the limit."""
@@ -285,9 +287,7 @@ class InBackward:
     def _first_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Ask the policy for its limit while no gradient is known."""
         nothing = torch.zeros(len(self.names), dtype=torch.float64, device=device)
-        known: Any = KnownNorms(
-            nothing, self._order, self.names, self._sizes, [False] * len(nothing)
-        )
+        known = KnownNorms(nothing, self._order, self.names, self._sizes, [False] * len(nothing))
         _, _, result = run(self._plan, init(self._plan, known), known, nonfinite="propagate")
         return torch.ones_like(nothing), result.limit
 
@@ -317,7 +317,7 @@ class InBackward:
             for place, member in enumerate(self._parts[index].members):
                 norms[member] = result.norms[place]
                 present[member] = True
-        known: Any = KnownNorms(norms, self._order, self.names, self._sizes.to(device), present)
+        known = KnownNorms(norms, self._order, self.names, self._sizes.to(device), present)
         fresh = init(self._plan, known)
         memory = fresh if self._memory is None else alike(self._memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
@@ -389,7 +389,7 @@ def _scaled(
 ) -> ClipResult:
     """Say what factors did to gradients of these norms."""
     ledger = Ledger.start(norms, order, torch_xp)
-    ledger = ledger.scaled(range(len(norms)), factors, whole=False, xp=torch_xp)
+    ledger = ledger.scaled(range(len(norms)), factors, together=False, xp=torch_xp)
     total, after, removed, cosine = ledger.summary(torch_xp)
     return ClipResult(
         total_norm=total,
@@ -402,7 +402,7 @@ def _scaled(
         limit=torch.full_like(total, torch.nan),
         norms=norms,
         names=grads.names,
-        path=grads.path,
+        ran=grads.ran,
     )
 
 
@@ -429,7 +429,7 @@ def _joined(results: Sequence[ClipResult], order: float, limit: Tensor | None) -
         limit=torch.full_like(total, torch.nan) if limit is None else limit,
         norms=torch.cat([result.norms.to(device) for result in results]),
         names=tuple(name for result in results for name in result.names),
-        path="+".join(sorted({result.path for result in results})),
+        ran="+".join(sorted({result.ran for result in results})),
     )
 
 

@@ -133,9 +133,9 @@ class Recorder:
                 ],
             )
         )
-        if clipper.host and not self._fell_back and "torch" in result.path.split("+"):
+        if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
             self._fell_back = True
-            self.event("fallback", _why_torch(result.path))
+            self.event("fallback", _why_torch(result.ran))
         if len(self._held) >= self._every or now - self._flushed >= SECONDS:
             self.flush()
 
@@ -214,7 +214,7 @@ class Recorder:
             limit=None if math.isnan(limit) else limit,
             clipped=clipped,
             skipped=skipped,
-            path=step.result.path,
+            path=step.result.ran,
             nonfinite=bad if sampled else (),
             norms=norms if sampled else None,
             **numbers,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Limits", "Seen", "State", "Threshold", "average", "corrected"]
+__all__ = ["Context", "Limits", "State", "Threshold", "average", "corrected"]
 
 State = dict[str, Any]
 
@@ -27,7 +27,7 @@ def _nothing() -> Any:
     raise AssertionError("nothing else was shown")
 
 
-class Seen(NamedTuple):
+class Context(NamedTuple):
     """What else a threshold may look at; each is measured only if it is asked for.
 
     Attributes:
@@ -46,7 +46,7 @@ class Threshold(Protocol):
         """Return the empty memory for norms of this shape; nothing of their values enters."""
         ...
 
-    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return this step's limits and the new memory; nothing is mutated."""
         ...
 

@@ -174,7 +174,7 @@ def _unfit(grads: Gradients | Sharded) -> str | None:
             return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
         if not all(type(t) in _PLAIN for t in grads.tensors):
             return "a gradient is no plain tensor"
-    if grads.shared:
+    if grads.has_replacements:
         return "the values of a gradient share memory, and would be divided more than once"
     return None
 
