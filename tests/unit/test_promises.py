@@ -294,7 +294,7 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         check=True,
         timeout=120,
         env={**os.environ, **environment},
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
     )
 
 

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__, kernel
+from .. import kernel
 from ..record.schema import encode_row
+from ..version import __version__
 
 __all__ = ["doctor"]
 

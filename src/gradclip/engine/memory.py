@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..arrays import Flag, Memory, Namespace, State, Values
-from ..method.policy import Plan, Stage, WrappedStage
+from ..method.plan import Plan, Stage, WrappedStage
 from .backend import Change, Decompose, Reader, writes
 
 __all__ = ["init", "keep_rows"]

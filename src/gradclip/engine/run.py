@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from ..arrays import Factors, Memory, Scalar
-from ..method.policy import Plan, Stage
+from ..method.plan import Plan, Stage
 from .backend import Measured, Reader, Units
 from .ledger import Ledger
 from .memory import init

@@ -10,7 +10,8 @@ import numpy as np
 from ..arrays import Factors, Flag, Memory, Namespace, Norms, Scalar, State, Values
 from ..errors import PolicyError
 from ..method.measure import combine
-from ..method.policy import Plan, Policy, Stage, WrappedStage
+from ..method.plan import Plan, Stage, WrappedStage
+from ..method.policy import Policy
 from ..method.response import Clamp, Skip, ValueResponse
 from ..method.threshold import Context, Limits
 from .backend import Backend, ClampTo, Decompose, Reader, Relative, Spectrum, Units, writes

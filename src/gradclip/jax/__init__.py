@@ -15,11 +15,13 @@ except ImportError as error:
 
 import numpy as np
 
+from .._publish import publish as _publish
 from ..arrays import Tree
 from ..checks import choice, integer
 from ..engine.run import init, run
 from ..errors import PolicyError
-from ..method.policy import as_policy, plan
+from ..method.plan import plan
+from ..method.read import PolicyLike, as_policy
 from .leaves import Leaves, flat
 from .state import ClipState, counted, empty, refuse_other
 from .stop import stop_if_over, watched
@@ -30,7 +32,7 @@ NonFinite = Literal["skip", "zero", "propagate"]
 
 
 def clip(
-    policy: object, *, nonfinite: NonFinite = "skip", max_skips: int | None = 10
+    policy: PolicyLike, *, nonfinite: NonFinite = "skip", max_skips: int | None = 10
 ) -> optax.GradientTransformationExtraArgs:
     """Return a gradient transformation that clips by a policy.
 
@@ -123,7 +125,7 @@ def clip(
 
 def guard(
     optimizer: optax.GradientTransformation,
-    policy: object,
+    policy: PolicyLike,
     *,
     nonfinite: NonFinite = "skip",
     max_skips: int | None = 10,
@@ -209,3 +211,6 @@ norm was inf
         runs = np.ravel(one.in_a_row)
         worst = int(np.argmax(runs))
         stop_if_over(runs[worst], np.reshape(one.recent, (runs.size, -1))[worst], max_skips)
+
+
+_publish(__name__, __all__, globals())

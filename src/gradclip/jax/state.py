@@ -12,7 +12,7 @@ from ..arrays import Memory
 from ..engine.result import ClipResult
 from ..engine.run import init
 from ..errors import PolicyError
-from ..method.policy import Plan
+from ..method.plan import Plan
 from .leaves import Leaves
 from .norms import widest
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import choice
 from ..engine.run import NonFinite
 from ..errors import PolicyError
+from ..method.read import PolicyLike
 from .clipper import Clipper
 from .processes.layout import GroupsLike
 from .step.hooks import StepHooks
@@ -25,7 +26,7 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]
 
 def attach(
     optimizer: torch.optim.Optimizer,
-    policy: object,
+    policy: PolicyLike | None,
     *,
     model: torch.nn.Module | None = None,
     on: Literal["gradient", "update"] = "gradient",
@@ -121,7 +122,7 @@ def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
 
 def clip_steps(
     optimizer: torch.optim.Optimizer,
-    policy: object,
+    policy: PolicyLike | None,
     model: torch.nn.Module | None,
     *,
     on: str = "gradient",

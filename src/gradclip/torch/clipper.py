@@ -16,8 +16,9 @@ from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.policy import AnyPolicy, Chain, Plan, Stage, as_policy, plan
-from ..method.read import parse
+from ..method.plan import Plan, Stage, plan
+from ..method.policy import AnyPolicy, Chain
+from ..method.read import PolicyLike, as_policy, is_written
 from ..method.response import Skip
 from .processes.exchange import layout
 from .processes.layout import GroupsLike, Layout
@@ -89,7 +90,7 @@ class Clipper:
     def __init__(
         self,
         params: Params,
-        policy: object,
+        policy: PolicyLike | None,
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
@@ -394,7 +395,7 @@ class Clipper:
         schema = state.get("schema")
         if schema != _SCHEMA:
             raise PolicyError.of("schema", schema, f"this version reads schema {_SCHEMA}")
-        if parse(state["policy"]) != self.policy:
+        if not is_written(self.policy, state["policy"]):
             remedy = f"this clipper's policy is {str(self.policy)!r}: make it with the saved one"
             raise PolicyError.of("policy", state["policy"], remedy)
         if list(state["names"]) != list(self.names):

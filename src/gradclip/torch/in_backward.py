@@ -23,7 +23,9 @@ from ..engine.result import ClipResult
 from ..engine.run import init, run
 from ..errors import NonFiniteError, PolicyError
 from ..method.measure import combine
-from ..method.policy import AnyPolicy, AnyStage, Plan, Stage, WrappedStage, as_policy, plan
+from ..method.plan import AnyStage, Plan, Stage, WrappedStage, plan
+from ..method.policy import AnyPolicy
+from ..method.read import PolicyLike, as_policy, is_written
 from ..method.response import Skip, ValueResponse
 from .attach import named_parameters
 from .clipper import as_tensors, empty_like_units
@@ -41,7 +43,7 @@ Decision = Literal["skip", "raise", "propagate"]
 
 def attach_in_backward(
     optimizers: Iterable[torch.optim.Optimizer],
-    policy: object,
+    policy: PolicyLike,
     *,
     model: torch.nn.Module | None = None,
     nonfinite: Decision = "skip",
@@ -203,9 +205,10 @@ class InBackward:
         """
         mine = {"schema": _SCHEMA, "policy": str(self.policy), "names": list(self.names)}
         for name, own in mine.items():
-            if state.get(name) != own:
+            saved = state.get(name)
+            if saved != own and not (name == "policy" and is_written(self.policy, saved)):
                 remedy = f"here it is {own!r}: rebuild this as it was when it was saved"
-                raise PolicyError.of(name, state.get(name), remedy)
+                raise PolicyError.of(name, saved, remedy)
         self.steps = int(state["steps"])
         self._clipped, self._skipped = int(state["clipped"]), int(state["skipped"])
         self._in_a_row = int(state["in_a_row"])

@@ -14,6 +14,7 @@ import torch
 
 from ...engine.run import NonFinite
 from ...errors import PolicyError
+from ...method.read import PolicyLike
 from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_parameters
 from ..clipper import Clipper
@@ -46,7 +47,7 @@ class Session:
 
     def __init__(
         self,
-        policy: object = None,
+        policy: PolicyLike | None = None,
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...method.policy import Plan, Stage
+from ...method.plan import Plan, Stage
 from ..processes.sharded import Sharded
 from ..tensors.gradients import Gradients
 

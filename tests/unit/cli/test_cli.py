@@ -1,0 +1,433 @@
+"""The command line: what it offers, and how it says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gradclip import __version__, kernel
+from gradclip.cli import app
+from gradclip.cli.demo import _script
+from gradclip.kernel import KernelStatus
+from gradclip.method.catalogue import CATALOGUE
+from gradclip.record import RecordWriter
+
+FLAGS = {
+    "": {"--version", "--install-completion", "--show-completion", "--help"},
+    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
+    "watch": {"--once", "--json", "--every", "--help"},
+    "report": {"--output", "-o", "--json", "--help"},
+    "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
+    "diagnose": {"--json", "--help"},
+    "advise": {"--optimizer", "--json", "--help"},
+    "tune": {
+        "--steps",
+        "--thresholds",
+        "--policy",
+        "--lr-factors",
+        "--lr-flag",
+        "--rungs",
+        "--jobs",
+        "--out",
+        "--fresh",
+        "--json",
+        "-m",
+        "--help",
+    },
+    "methods": {"--markdown", "--json", "--help"},
+    "doctor": {"--json", "--help"},
+    "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
+}
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run a command in an empty folder; return its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*args: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [*map(str, args)], prog_name="gradclip")
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
+def test_the_help_has_an_example_that_can_be_typed(command: str, invoke) -> None:
+    code, out, _ = invoke(command, "--help")
+    (example,) = re.findall(r"^  Example:  gradclip (.*)$", out, re.MULTILINE)
+    assert code == 0
+    assert example.split()[0] == command
+    flags = {word for word in example.split() if word.startswith("-")}
+    assert flags <= FLAGS[command]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_are_those_of_the_help(command: str, invoke) -> None:
+    code, out, _ = invoke(*command.split(), "--help")
+    assert code == 0
+    options = out.partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
+    found = re.findall(r"^  (-\S+?)(?:, (--\S+))?(?= |$)", options, re.MULTILINE)
+    assert {flag for pair in found for flag in pair if flag} == FLAGS[command]
+
+
+def test_every_command_is_in_the_help_and_in_the_table(invoke) -> None:
+    _, out, _ = invoke("--help")
+    commands = re.findall(r"^  (\w+)  ", out.partition("\nCommands:\n")[2], re.MULTILINE)
+    assert set(commands) == FLAGS.keys() - {""}
+
+
+def test_version(invoke) -> None:
+    assert invoke("--version") == (0, f"gradclip {__version__}\n", "")
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert __version__ == project["project"]["version"]
+
+
+# ---- Faults of the user: one line, exit code 2
+
+FAULTS = {
+    "no such method": (
+        ["run", "--clip", "nrm:1", "s.py"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
+    "a wrong limit": (["run", "--clip", "norm:-1", "s.py"], "max_norm=-1 is not usable: "),
+    "no policy": (["run", "--clip", "", "s.py"], "policy='' is not usable: "),
+    "no such script": (["run", "t.py"], "TARGET='t.py' is not usable: there is no such file"),
+    "no such module": (
+        ["run", "-m", "no_such"],
+        "TARGET='no_such' is not usable: there is no such mod",
+    ),
+    "no such submodule's parent": (["run", "-m", "no.such"], "TARGET='no.such' is not usable: "),
+    "nonfinite": (
+        ["run", "--clip", "norm:1", "--nonfinite", "x", "s.py"],
+        "--nonfinite='x' is not ",
+    ),
+    "nonfinite alone": (
+        ["run", "--nonfinite", "zero", "s.py"],
+        "--nonfinite='zero' is not usable: w",
+    ),
+    "max-skips alone": (
+        ["run", "--max-skips", "3", "s.py"],
+        "--max-skips=3 is not usable: without ",
+    ),
+    "no such sink": (
+        ["run", "--sink", "visdom:x", "s.py"],
+        "sink='visdom:x' is not usable: give one of tensorboard:WHERE (a folder, for event",
+    ),
+    "no place for the record": (["run", "--record", ".", "s.py"], ". cannot be written"),
+    "no such record": (
+        ["report", "r.jsonl"],
+        "r.jsonl cannot be read (No such file or directory): ",
+    ),
+    "no record": (["report", "s.py"], "s.py is not a gradclip record: give a file that"),
+    "no such record to diagnose": (["diagnose", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "no record to diagnose": (["diagnose", "s.py"], "s.py is not a gradclip record: give a"),
+    "no such record to advise on": (["advise", "r.jsonl"], "r.jsonl cannot be read (No such "),
+    "nothing to advise on": (["advise", "ok.jsonl"], "ok.jsonl has no finite norm above zero to "),
+    "no place for the report": (
+        ["report", "ok.jsonl", "-o", "s.py/r.html"],
+        "s.py/r.html cannot be",
+    ),
+    "no such format": (
+        ["export", "ok.jsonl", "-o", "f.doc"],
+        "out='f.doc' is not usable: end its name in one of .svg, .pdf, .png",
+    ),
+    "no such panel": (["export", "ok.jsonl", "--panel", "x"], "panel='x' is not usable: choose"),
+    "no place for the figure": (
+        ["export", "ok.jsonl", "-o", "s.py/f.svg"],
+        "s.py/f.svg cannot be written (",
+    ),
+    "no such script to tune": (["tune", "t.py"], "TARGET='t.py' is not usable: there is no such"),
+    "a wrong threshold": (
+        ["tune", "--thresholds", "1,-1", "s.py"],
+        "--thresholds='1,-1' is not usable: give numbers above 0",
+    ),
+    "a wrong factor": (
+        ["tune", "--lr-factors", "x", "s.py"],
+        "--lr-factors='x' is not usable: give numbers above 0",
+    ),
+    "a tuning of no method": (
+        ["tune", "--policy", "nrm:1", "s.py"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
+    "no such rate to tune": (
+        ["tune", "--lr-flag", "--lr", "s.py"],
+        "--lr-flag --lr is not usable: the script's arguments have it 0 times",
+    ),
+    "no such explanation": (
+        ["methods", "nrm"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods are ",
+    ),
+    "a demo of no method": (
+        ["demo", "--clip", "nrm:1"],
+        "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line(fault: str, invoke, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("print('ran')")
+    RecordWriter(tmp_path / "ok.jsonl").end()
+    args, text = FAULTS[fault]
+    code, out, err = invoke(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"gradclip: {text}")
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ok.jsonl", "s.py"]
+
+
+TAKES_RUN = {
+    "report": ["report", "bad"],
+    "export": ["export", "bad"],
+    "watch": ["watch", "bad", "--once"],
+    "watch in JSON": ["watch", "bad", "--once", "--json"],
+    "diagnose": ["diagnose", "bad"],
+    "diagnose in JSON": ["diagnose", "bad", "--json"],
+    "advise": ["advise", "bad"],
+    "two reported": ["report", "good.jsonl", "bad"],
+    "two exported": ["export", "good.jsonl", "bad"],
+}
+HEADER = b'{"kind":"header","schema":1}\n'
+BAD = {
+    "missing": (None, "bad cannot be read (No such file or directory): give a file that"),
+    "a folder": ("folder", "bad cannot be read (Is a directory): give a file that"),
+    "empty": (b"", "bad is empty: give a file that"),
+    "foreign": (b"a,b\n1,2\n", "bad is not a gradclip record: give a file that"),
+    "JSON": (b'{"a": 1}\n', "bad is not a gradclip record (no whole header): give a file"),
+    "binary": (bytes(range(256)) * 99, "bad is not a gradclip record: give a file that"),
+    "binary with a brace": (b"{" + bytes(range(256)), "bad is not a gradclip record (no whole"),
+    "newer": (b'{"kind":"header","schema":99}\n', "bad has schema 99, and this gradclip reads"),
+    "damaged": (HEADER + b'here\n{"kind":"step","step":1}\n', "bad, line 2 is damaged ("),
+    "two in one": (HEADER + HEADER, "bad, line 2 is damaged (a second header"),
+}
+
+
+@pytest.mark.parametrize("command", TAKES_RUN)
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_file_is_one_line(command: str, bad: str, invoke, tmp_path: Path) -> None:
+    content, text = BAD[bad]
+    if content == "folder":
+        (tmp_path / "bad").mkdir()
+    elif content is not None:
+        (tmp_path / "bad").write_bytes(content)
+    with RecordWriter(tmp_path / "good.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = invoke(*TAKES_RUN[command])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"gradclip: {text}")
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+USAGE = {
+    "a wrong flag": ["run", "--clp", "norm:1", "s.py"],
+    "a negative number": ["run", "--clip", "norm:1", "--max-skips", "-1", "s.py"],
+    "no script": ["run"],
+    "no run": ["report"],
+    "no run to diagnose": ["diagnose"],
+    "no run to watch": ["watch"],
+    "too often": ["watch", "ok.jsonl", "--every", "0"],
+    "no run to export": ["export"],
+    "no run to advise on": ["advise"],
+    "nothing to tune": ["tune"],
+    "no run at a time": ["tune", "--jobs", "0", "s.py"],
+    "no such command": ["rum", "s.py"],
+    "no step": ["demo", "--steps", "0"],
+}
+
+
+@pytest.mark.parametrize("fault", USAGE)
+def test_wrong_usage_says_so(fault: str, invoke, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("print('ran')")
+    code, out, err = invoke(*USAGE[fault])
+    assert (code, out) == (2, "")
+    assert "\nError: " in err
+    assert "Traceback" not in err
+
+
+EXTRAS = {
+    "torch": (["run", "s.py"], "torch]'"),
+    "torch, to tune": (["tune", "s.py"], "torch]'"),
+    "bokeh": (["report", "ok.jsonl"], "report]'"),
+    "matplotlib": (["export", "ok.jsonl"], "figure]'"),
+    "torch and demo": (["demo"], "demo]'"),
+}
+
+
+@pytest.mark.parametrize("missing", EXTRAS)
+def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("print('ran')")
+    with RecordWriter(tmp_path / "ok.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    args, text = EXTRAS[missing]
+    code = (
+        f"import sys; sys.modules[{re.split(' |,', missing)[0]!r}] = None\n"
+        f"from gradclip.cli import app; app({args!r})"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("gradclip: ")
+    assert ran.stderr.endswith(f"pip install 'gradclip[{text}\n")
+    assert ran.stderr.count("\n") == 1
+
+
+# ---- What the commands print
+
+
+def test_methods_lists_each_in_80_columns(invoke) -> None:
+    code, out, _ = invoke("methods")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    words = " ".join(out.split())
+    for name, recipe in CATALOGUE.items():
+        assert re.search(rf"^{re.escape(name)} ", out, re.MULTILINE)
+        assert " ".join(recipe.summary.split()) in words
+    assert "…" not in out
+
+
+def test_methods_explains_each(invoke) -> None:
+    for name, recipe in CATALOGUE.items():
+        code, out, _ = invoke("methods", name)
+        assert code == 0
+        words = " ".join(out.split())
+        assert words.startswith(f"{name} for example {recipe.example}")
+        assert f"Paper: {' '.join(recipe.paper.split())}" in words
+        assert "Args:" in words
+
+
+def test_doctor_says_what_runs(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bokeh
+    import numpy
+    import torch
+
+    library = "/a/very/long/path" * 12 + "/gradclip_native.so"
+    monkeypatch.setattr(kernel, "status", lambda: KernelStatus(True, "avx2", "", library))
+    code, out, _ = invoke("doctor")
+    assert code == 0
+    assert library in "".join(out.split())  # Folded, not cut.
+    assert "yes: avx2" in out
+    assert "fold yes: fused SGD, Adam, AdamW, Adagrad on cpu" in " ".join(out.split())
+    for version in (__version__, numpy.__version__, torch.__version__, bokeh.__version__):
+        assert version in out
+
+
+def test_doctor_says_what_does_not_run_and_why(
+    invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status = KernelStatus(False, "none", "there was no C compiler.", None)
+    monkeypatch.setattr(kernel, "status", lambda: status)
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    (tmp_path / "pandas.py").write_text("import no_such_thing")
+    monkeypatch.delitem(sys.modules, "pandas", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = invoke("doctor")
+    words = " ".join(out.split())
+    assert code == 0
+    assert "C kernel NO: there was no C compiler. Until then NumPy and torch" in words
+    assert "bokeh NO, for report, demo: pip install 'gradclip[report]'" in words
+    assert "pandas NO: installed but broken: No module named 'no_such_thing'" in words
+
+
+def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._fused_adamw_", lambda *_, **__: None)  # As one that ignores it.
+    _, out, _ = invoke("doctor")
+    assert "fused SGD, Adam, Adagrad on cpu" in " ".join(out.split())
+    monkeypatch.setattr("gradclip.torch.step.fused.seen_on", lambda _: [])
+    _, out, _ = invoke("doctor")
+    assert "fold NO: no fused optimizer takes the clip factor" in " ".join(out.split())
+
+
+def test_report_prints_the_page(invoke, tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "ok.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    assert invoke("report", "ok.jsonl", "-o", "new/page.html") == (0, "new/page.html\n", "")
+    assert (tmp_path / "new" / "page.html").read_text().startswith("<!")
+
+
+def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _script().samefile(Path(__file__).parents[3] / "examples" / "char_lm.py")
+    installed = tmp_path / "site-packages" / "gradclip"
+    module = sys.modules["gradclip.cli.demo"]
+    monkeypatch.setattr(module, "__file__", str(installed / "cli" / "demo.py"))
+    with pytest.raises(Exception, match=r"examples/char_lm\.py is in none of"):
+        _script()
+    (installed / "examples").mkdir(parents=True)
+    (installed / "examples" / "char_lm.py").touch()
+    assert _script() == installed / "examples" / "char_lm.py"
+
+
+# ---- For programs
+
+
+def test_json_is_one_line(invoke, tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "ok.jsonl") as record:
+        for step in range(1, 60):
+            record.step(step=step, norm=1.0 + step % 3, loss=float("nan"))
+    keys = {
+        "report ok.jsonl --json": {"report", "runs"},
+        "export ok.jsonl --json": {"figure", "runs", "panels"},
+        "diagnose ok.jsonl --json": {"run", "findings"},
+        "methods --json": {"methods"},
+        "methods zclip --json": {"methods"},
+    }
+    for command, wanted in keys.items():
+        code, out, _ = invoke(*command.split())
+        assert (code, out.count("\n")) == (0, 1), command
+        assert json.loads(out, parse_constant=pytest.fail).keys() == wanted, command
+    for command in ("watch ok.jsonl --once --json", "advise ok.jsonl --json", "doctor --json"):
+        code, out, _ = invoke(*command.split())
+        assert (code, out.count("\n")) == (0, 1), command
+        assert json.loads(out, parse_constant=pytest.fail)
+    assert len(json.loads(invoke("methods", "--json")[1])["methods"]) == len(CATALOGUE)
+
+
+# ---- Completion
+
+
+def test_the_shell_completes(tmp_path: Path) -> None:
+    """As bash does: install it, read what was installed, and ask for what it offers."""
+    bash = shutil.which("bash")
+    command = Path(sys.executable).parent / "gradclip"
+    if bash is None or not command.exists():
+        pytest.skip("needs bash and the installed command")
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path)}
+    installed = subprocess.run(
+        [command, "--install-completion", "bash"],
+        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "completion installed" in installed.stdout
+    script = """
+        source "$HOME/.bashrc" 2>/dev/null || true
+        offers() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            "$(complete -p gradclip | sed 's/.*-F \\([^ ]*\\).*/\\1/')" "$1"
+            echo "${COMPREPLY[*]}"
+        }
+        offers gradclip me
+        offers gradclip methods zcl
+        offers gradclip run --clip norm
+        offers gradclip export --panel dis
+    """
+    told = subprocess.run(
+        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    examples = sorted(row.example for row in CATALOGUE.values() if row.example.startswith("norm"))
+    assert told.stdout.splitlines() == ["methods", "zclip", " ".join(examples), "distribution"]
