@@ -199,7 +199,7 @@ class RecordWriter:
             cosine: Cosine of the clipped to the raw gradient, where the direction changed.
             clipped: Whether the gradient was changed.
             skipped: Whether the optimizer's update was left out.
-            path: What ran, as in `ClipResult.path`; written when it has changed.
+            path: What ran, as in `ClipResult.ran`; written when it has changed.
             nonfinite: Names of the parameters whose gradient held inf or NaN.
             norms: Norm of each parameter's gradient, None for one without; None: not sampled.
             extra: Further keys of the row.
