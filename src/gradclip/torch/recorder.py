@@ -173,7 +173,7 @@ class Recorder:
             "cosine": found["cosine"],
             "clipped": found["clipped"],
             "skipped": found["skipped"],
-            "path": row.result.ran,
+            "ran": row.result.ran,
             "nonfinite": bad if sampled else (),
             "norms": norms if sampled else None,
         }
