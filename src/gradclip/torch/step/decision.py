@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,10 @@ from ...arrays import Factors, Flag, Memory, Scalar
 from ...engine.result import ClipResult
 from .parameters import Grads
 
-__all__ = ["Decision", "as_tensors", "unscaled"]
+__all__ = ["Decision", "completed", "unscaled"]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The outcome of a policy for one step, before the gradients are multiplied.
 
     Attributes:
@@ -41,13 +41,18 @@ class Decision:
         """Multiply the gradients by their factors, in place, and divide them by the scale."""
         if self.factors is None:
             return
-        with np.errstate(all="ignore"):
-            by = self.factors if self.scale is None else self.factors / float(self.scale)
-            self.grads.scale(by)
+        by = self.factors
+        if self.scale is not None:
+            with np.errstate(all="ignore"):
+                by = by / float(self.scale)
+        self.grads.scale(by)
 
 
-def as_tensors(result: ClipResult) -> ClipResult:
-    """Return the host's numbers as tensors: one allocation for all of a kind."""
+def completed(result: ClipResult, grads: Grads) -> ClipResult:
+    """Return a result as torch's users see it: it says what ran, and its numbers are tensors."""
+    if not grads.host:
+        return replace(result, ran=grads.ran)
+    # One allocation for all numbers of a kind.
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
     values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
     flags = torch.from_numpy(np.asarray([result.clipped, result.skipped], bool))
@@ -58,6 +63,7 @@ def as_tensors(result: ClipResult) -> ClipResult:
         clipped=clipped,
         skipped=skipped,
         norms=torch.from_numpy(result.norms),
+        ran=grads.ran,
     )
 
 
