@@ -21,6 +21,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "zclip": {},
+    "zclip:max_norm=1.0": {"max_norm": 1.0},
+}
+
 
 class Reference:
     """One stream of gradients."""

@@ -74,15 +74,19 @@ def adaclip(decay: float = 0.999) -> Policy:
     return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
 
 
-@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
-def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
+@recipe(
+    kind="moment",
+    paper="Stable-SPAM, arXiv:2502.17055",
+    renamed={"mean": "mean_decay", "square": "square_decay"},
+)
+def adagn(mean_decay: float = 0.7, square_decay: float = 0.9, eps: float = 1e-8) -> Policy:
     """Give each tensor the norm that its moving moments call for.
 
     g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
 
     Args:
-        mean: γ₁ in [0, 1).
-        square: γ₂ in [0, 1).
+        mean_decay: γ₁ in [0, 1), the weight of the old average of norms.
+        square_decay: γ₂ in [0, 1), the weight of the old average of squared norms.
         eps: ε ≥ 0.
 
     Returns:
@@ -97,18 +101,24 @@ def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
 
     Source: arXiv:2502.17055, AdaGN.
     """
-    return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
+    return Policy(
+        Measure("tensor"), NormalisedNorm(mean_decay, square_decay, eps), Normalise(eps=0.0)
+    )
 
 
-@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
+@recipe(
+    kind="moment",
+    paper="Stable-SPAM, arXiv:2502.17055",
+    renamed={"mean": "mean_decay", "square": "square_decay"},
+)
 def stable_spam(
-    mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
+    mean_decay: float = 0.7, square_decay: float = 0.9, decay: float = 0.999, eps: float = 1e-8
 ) -> Chain:
     """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
 
     Args:
-        mean: γ₁ of AdaGN, in [0, 1).
-        square: γ₂ of AdaGN, in [0, 1).
+        mean_decay: γ₁ of AdaGN, in [0, 1).
+        square_decay: γ₂ of AdaGN, in [0, 1).
         decay: γ₃ of AdaClip, in [0, 1).
         eps: of AdaGN, ≥ 0.
 
@@ -124,21 +134,21 @@ def stable_spam(
 
     Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
     """
-    return adaclip(decay) | adagn(mean, square, eps)
+    return adaclip(decay) | adagn(mean_decay, square_decay, eps)
 
 
 @recipe(kind="moment", paper="Zhang et al. 2020, arXiv:1912.03194")
 def acclip(
     alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
 ) -> Wrapped:
-    """Clip each value of the momentum at a moving average of the gradient's magnitude (ACClip).
+    """Clip each value of a momentum at a moving average of |g|; β weighs the old (ACClip).
 
     m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
 
     Args:
         alpha: α > 0.
-        beta1: β₁ in [0, 1).
-        beta2: β₂ in [0, 1).
+        beta1: β₁ in [0, 1), the weight of the old momentum.
+        beta2: β₂ in [0, 1), the weight of the old average.
         eps: ε ≥ 0.
 
     Returns:
