@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ...checks import number
 from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Chain, Policy, Wrapped
@@ -15,6 +16,7 @@ __all__ = [
     "acclip",
     "adaclip",
     "adagn",
+    "adamw_clip",
     "spam",
     "stable_spam",
 ]
@@ -47,6 +49,42 @@ def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Polic
     Source: Huang et al. 2025, equation 4; the momentum reset belongs to the optimizer.
     """
     return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
+
+
+@recipe(kind="moment", paper="AdamWClip, github.com/wandeln/AdamWClip")
+def adamw_clip(
+    k: float = 3.0, decay: float = 0.999, minimum: float = 1e-10, warmup: int = 0
+) -> Policy:
+    """Clip single values at a multiple of their own root mean square (AdamWClip's clipping).
+
+    g → clamp(g, ±max(k·√V̂, minimum)), V̂ = V/(1-βᵗ); then V ← β·V + (1-β)·g² of the clipped g.
+
+    Args:
+        k: > 0.
+        decay: β, the weight of the old V, in [0, 1).
+        minimum: the least limit, ≥ 0.
+        warmup: steps before anything is clipped, ≥ 0.
+
+    Returns:
+        The policy. Its memory is as large as the gradients; the optimizer shares its own.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a value whose V is still 0 has no limit; in the authors' code it is the minimum, to
+    which the first step would be cut. t counts the steps in V; their code counts one more.
+
+    Example:
+        >>> adamw_clip()
+        adamw_clip()
+
+    Source: the authors' code, 3, 1e-10 and no warm-up; another version of it, and its
+    description, have a minimum of 0.01, on √V̂, and a warm-up of 10.
+    """
+    root = number("k", k, low=0, above=True)
+    return Policy(
+        Measure("element"), SecondMoment(root * root, decay, warmup, True, minimum), Rescale()
+    )
 
 
 @recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")

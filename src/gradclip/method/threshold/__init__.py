@@ -2,15 +2,17 @@
 
 from .adagc import OwnAverage
 from .base import Limits, Seen, State, Threshold
-from .combined import After, Smallest
+from .combined import After, Leading, Smallest
 from .fixed import Fixed, RatioToWeight
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
+from .rolling import RollingMean
 from .statistics import MeanStd, MovingAverage, MovingBand, WindowZScore, ZScore
 
 __all__ = [
     "After",
     "Fixed",
+    "Leading",
     "Limits",
     "MeanStd",
     "MovingAverage",
@@ -21,6 +23,7 @@ __all__ = [
     "PowerAverage",
     "Quantile",
     "RatioToWeight",
+    "RollingMean",
     "SecondMoment",
     "Seen",
     "Smallest",
