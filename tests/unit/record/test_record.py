@@ -306,7 +306,10 @@ def test_parquet_round_trip(tmp_path_factory, rows, name, ended):
             step=step, optimizer=id, norm=norm, loss=loss, norms=norms, path=path, extra=2.5,
             clipped=step % 2, nonfinite=[name] if step == 4 else (),
         )  # fmt: skip
-    record.end() if ended else record.flush()
+    if ended:
+        record.end()
+    else:
+        record.flush()
     run = read_run(folder / "r")
     run.to_parquet(folder / "new" / "r.parquet")
     assert_same(read_run(folder / "new" / "r.parquet"), run)
