@@ -161,9 +161,7 @@ def test_a_finding_stays_once_it_is_over(tmp_path, monkeypatch) -> None:
             if step in (50, 198):
                 live.look()
                 live.study()
-                found.append(
-                    [(0, "non-finite") in known for known in (live.findings, live.current)]
-                )
+                found += [(0, "non-finite") in known for known in (live.findings, live.current)]
     assert found == [True, True, True, False]
 
 
