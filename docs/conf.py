@@ -32,8 +32,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!gradclip\b).*"),
     # Types that nobody has to name, and that have no place in the reference.
-    ("py:class", r"gradclip\.(catalogue\.Call|numpy\.Grads|threshold\.base\.Threshold)"),
-    ("py:class", r"gradclip\.torch\.fold\.Fold"),
+    ("py:class", r"gradclip\..*\b(Call|Grads|Threshold|Fold)"),
 ]
 
 html_theme = "furo"

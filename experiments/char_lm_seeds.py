@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradclip
-from gradclip.report import summarise
+from gradclip.show.summary import summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "examples/char_lm.py"

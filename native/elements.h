@@ -1,11 +1,11 @@
-/* What every loop shares: element types, their conversions, and how loops are compiled. */
+/* The element types, their conversions, and the mark of a loop for several instruction sets. */
 #ifndef GRADCLIP_ELEMENTS_H
 #define GRADCLIP_ELEMENTS_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* A loop so marked is compiled for several instruction sets; the loader picks one. */
+/* The compiler builds a loop with this mark for several instruction sets; the loader picks one. */
 #ifdef GRADCLIP_CLONES
 #define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
@@ -37,7 +37,7 @@ static inline float widen_f16(f16 value) {
     uint32_t magnitude = value & 0x7fffu;
     uint32_t sign = (uint32_t)(value & 0x8000u) << 16;
     uint32_t normal = (magnitude << 13) + (112u << 23);
-    /* Subnormals: put the bits under an exponent of 2^-14, then take that 2^-14 away. */
+    /* Subnormals: put the bits under an exponent of 2^-14, then subtract 2^-14. */
     uint32_t subnormal = bits32(float32((magnitude << 13) + (113u << 23)) - float32(113u << 23));
     uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
     bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;

@@ -1,9 +1,11 @@
-/* Reads where many Python tensors keep their values, by the function that their library offers. */
+/* Finds the memory of many tensors with the function that their library offers for one. */
 #include "exchange.h"
 
 #include "gradclip.h"
 
-static int dtype_of(const exchanged *t) {
+typedef struct gradclip_description description;
+
+static int dtype_of(const description *t) {
     if (t->dtype.lanes != 1) return GRADCLIP_DTYPES;
     if (t->dtype.code == CODE_BFLOAT && t->dtype.bits == 16) return GRADCLIP_BFLOAT16;
     if (t->dtype.code != CODE_FLOAT) return GRADCLIP_DTYPES;
@@ -15,14 +17,14 @@ static int dtype_of(const exchanged *t) {
     }
 }
 
-static int64_t size_of(const exchanged *t) {
+static int64_t size_of(const description *t) {
     int64_t size = 1;
     for (int32_t axis = 0; axis < t->ndim; axis++) size *= t->shape[axis];
     return size;
 }
 
 /* Whether some order of the axes makes the values one run without holes or overlap. */
-static int is_run(const exchanged *t, int64_t size) {
+static int is_run(const description *t, int64_t size) {
     if (!t->strides || size < 2) return 1;
     for (int64_t covered = 1; covered < size;) {
         int32_t axis = t->ndim - 1;
@@ -33,11 +35,11 @@ static int is_run(const exchanged *t, int64_t size) {
     return 1;
 }
 
-int gradclip_gather(exchange_read read, void *const *objects, int64_t n, void **pointers,
-                    int64_t *sizes, uint8_t *dtypes) {
+int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
+                    void **pointers, int64_t *sizes, uint8_t *dtypes) {
     for (int64_t i = 0; i < n; i++) {
-        exchanged tensor;
-        if (read(objects[i], &tensor) != 0) return GRADCLIP_UNREADABLE;
+        description tensor;
+        if (describe(objects[i], &tensor) != 0) return GRADCLIP_UNREADABLE;
         int dtype = dtype_of(&tensor);
         int64_t size = size_of(&tensor);
         if (tensor.device_type != DEVICE_CPU || dtype == GRADCLIP_DTYPES ||

@@ -6,7 +6,8 @@
 
 enum { DEVICE_CPU = 1, CODE_FLOAT = 2, CODE_BFLOAT = 4 };
 
-typedef struct exchanged {
+/* DLTensor. */
+struct gradclip_description {
     void *data;
     int32_t device_type, device_id;
     int32_t ndim;
@@ -17,9 +18,6 @@ typedef struct exchanged {
     int64_t *shape;
     int64_t *strides; /* in elements; NULL: row-major */
     uint64_t byte_offset;
-} exchanged;
-
-/* Fills in what a Python object describes; -1 with a Python exception set if it cannot. */
-typedef int (*exchange_read)(void *object, exchanged *out);
+};
 
 #endif

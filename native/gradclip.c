@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "compensated.h"
 #include "loops.h"
 #include "pool.h"
 
@@ -19,8 +20,8 @@ typedef int64_t counter;
 #define TAKE(next) ((next)++)
 #endif
 
-/* Tasks that one thread does first; the others help when theirs are done. Neighbours in memory
- * stay with one thread, which the processor's prefetching rewards with an eighth of the time. */
+/* Tasks that one thread does first; the others help when their own are done. Neighbours in memory
+ * stay with one thread, which saves an eighth of the time, by the processor's prefetching. */
 typedef struct share {
     counter next;
     int64_t end;
@@ -29,7 +30,7 @@ typedef struct share {
 
 enum {
     CHUNK = 1 << 16,   /* elements of a big buffer per task */
-    VISIT = 16,        /* what visiting a buffer costs, in elements */
+    VISIT = 16,        /* the cost of visiting a buffer, in elements */
     ALONE = 1 << 20,   /* below this much work (0.1 ms) a thread that is not scheduled costs more */
     MOST_PARTS = 3     /* doubles per chunk: clamp's */
 };
@@ -58,7 +59,7 @@ struct job {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* An empty buffer has one chunk too, so that its result gets written. */
+/* An empty buffer has one chunk too, so that its result is written. */
 static int64_t chunks_of(int64_t size) { return size <= CHUNK ? 1 : (size - 1) / CHUNK + 1; }
 
 static int64_t element_size(uint8_t dtype) {
@@ -133,7 +134,7 @@ static int64_t cut(const gradclip_buffers *buffers, task *tasks) {
 }
 
 /* Runs `j` and leaves width doubles per chunk in j->parts, which is `out` itself when every
- * buffer is one chunk; free_parts() gives back what this took. */
+ * buffer is one chunk; free_parts() frees the memory that it took. */
 static int run(job *j, int threads, double *out) {
     const gradclip_buffers *b = j->buffers;
     int64_t slots = 0, load = 0;
@@ -173,14 +174,10 @@ static void free_parts(job *j, double *out) {
 
 /* ---- putting the parts together ------------------------------------------------------ */
 
-/* Compensated, so that float64 sums stay exact to an ulp over any number of chunks. */
+/* The sum is compensated: float64 sums stay exact to an ulp over any number of chunks. */
 static double add_up(const double *parts, int64_t count, int stride) {
     double sum = parts[0], lost = 0.0;
-    for (int64_t i = 1; i < count; i++) {
-        double term = parts[i * stride], total = sum + term, added = total - sum;
-        lost += (sum - (total - added)) + (term - added);
-        sum = total;
-    }
+    for (int64_t i = 1; i < count; i++) lost += add_exactly(&sum, parts[i * stride]);
     return isfinite(sum) ? sum + lost : sum;
 }
 
@@ -248,14 +245,14 @@ static int sumsq(const gradclip_buffers *buffers, const double *factors, int thr
     return GRADCLIP_OK;
 }
 
-/* Squares of float64 can leave its range, squares of the others cannot. At 2^-900, squares
- * lost to underflow (< 2^-1022) no longer matter. */
+/* Squares of float64 can leave its range; squares of the other dtypes cannot. From 2^-900 on, the
+ * squares that were lost to underflow (< 2^-1022) do not matter. */
 static int needs_rescue(uint8_t dtype, int64_t size, double sum) {
     return dtype == GRADCLIP_FLOAT64 && size > 0 && !(sum >= 0x1p-900 && sum <= DBL_MAX);
 }
 
-/* Turns the sums of squares in `out` into norms, measuring again the `count` buffers that need
- * it, with the largest element scaled by a power of two to about 1. */
+/* Turns the sums of squares in `out` into norms. Measures the `count` buffers that need a rescue
+ * once more, with the largest element scaled by a power of two to about 1. */
 static int norms_with_rescues(const gradclip_buffers *all, int64_t count, int threads,
                               double *out) {
     size_t each = sizeof(void *) + 2 * sizeof(int64_t) + 3 * sizeof(double) + 1;
@@ -279,7 +276,7 @@ static int norms_with_rescues(const gradclip_buffers *all, int64_t count, int th
     for (int64_t k = 0; k < count && status == GRADCLIP_OK; k++) {
         int exponent = 0;
         if (most[k] > 0.0 && most[k] <= DBL_MAX) frexp(most[k], &exponent);
-        /* Kept where the factor is normal; the smallest subnormal still squares safely. */
+        /* In this range the factor is normal; the smallest subnormal still squares safely. */
         exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
         factors[k] = ldexp(1.0, -exponent);
     }

@@ -1,16 +1,13 @@
 /* gradclip's C kernel: norms and in-place edits over a list of dense buffers.
  *
- * A plain C ABI: no header of Python or of a framework. Every call but the last takes `n`
- * buffers as three parallel arrays, may be made from several threads at once, and gives
- * results that depend on the data alone: neither on `threads`, nor on timing, nor on which
- * instruction set runs.
+ * A plain C ABI: it includes no header of Python, DLPack or a framework. Every call but the last
+ * takes `n` buffers as three parallel arrays and may be made from several threads at once. The
+ * results depend on the data alone: not on `threads`, on timing or on the instruction set.
  */
 #ifndef GRADCLIP_H
 #define GRADCLIP_H
 
 #include <stdint.h>
-
-#include "exchange.h"
 
 #if defined(_WIN32)
 #define GRADCLIP_API __declspec(dllexport)
@@ -35,7 +32,7 @@ enum gradclip_status {
     GRADCLIP_BAD_BUFFER = 1, /* negative size, unknown dtype, or NULL with size > 0 */
     GRADCLIP_BAD_BOUNDS = 2, /* lo > hi, or a NaN bound */
     GRADCLIP_NO_MEMORY = 3,
-    GRADCLIP_UNREADABLE = 4 /* not on the CPU, another dtype, or with holes between the values */
+    GRADCLIP_UNREADABLE = 4 /* not on the CPU, another dtype, or gaps between the values */
 };
 
 typedef struct gradclip_buffers {
@@ -47,7 +44,7 @@ typedef struct gradclip_buffers {
 
 GRADCLIP_API int gradclip_abi_version(void);
 
-/* "avx512", "avx2" or "baseline": what the loops use on this CPU. */
+/* The instruction set that the loops use on this CPU: "avx512", "avx2" or "baseline". */
 GRADCLIP_API const char *gradclip_isa(void);
 
 /* out[i] = sqrt(sum x^2), accumulated in float64. Never overflows or underflows
@@ -70,10 +67,13 @@ GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *f
 GRADCLIP_API int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi,
                                 int threads, double *stats);
 
-/* Where n Python tensors keep their values. `read` is dltensor_from_py_object_no_sync of the
- * tensors' type, `objects` their addresses; the caller holds the GIL. On GRADCLIP_UNREADABLE the
- * outputs are undefined, and a Python exception may be set. */
-GRADCLIP_API int gradclip_gather(exchange_read read, void *const *objects, int64_t n,
+/* Fills in the memory, dtype and layout of one object, as a DLPack DLTensor; -1 if it cannot. */
+struct gradclip_description;
+typedef int (*gradclip_describe)(void *object, struct gradclip_description *out);
+
+/* Finds the memory of n objects. `describe` comes from the library that made them; the caller
+ * holds the locks that `describe` needs. On GRADCLIP_UNREADABLE the outputs are undefined. */
+GRADCLIP_API int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
                                  void **pointers, int64_t *sizes, uint8_t *dtypes);
 
 #endif

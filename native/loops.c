@@ -1,5 +1,5 @@
-/* Everything but the sums of squares that are exact (sumsq.c). To be compiled with
- * -ffp-contract=off: a fused multiply-add would break the compensated sum and make results
+/* All inner loops but the sums of squares that are exact, which sumsq.c has. Compile this file with
+ * -ffp-contract=off: a fused multiply-add would break the compensated sum and make the results
  * depend on the instruction set. */
 #include "loops.h"
 
@@ -7,11 +7,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "compensated.h"
 #include "elements.h"
 #include "gradclip.h"
 
 enum {
-    BLOCK = 1024, /* elements clamp looks at before it decides to write */
+    BLOCK = 1024, /* elements that clamp compares before it decides to write */
     LANES = 16    /* see sumsq.c */
 };
 
@@ -26,16 +27,7 @@ const char *gradclip_isa(void) {
 
 /* ---- sum of squares of float64 --------------------------------------------------- */
 
-/* Adds `term` to `*sum`; returns what the addition rounded away (Knuth's two-sum). */
-static inline double add_exactly(double *sum, double term) {
-    double total = *sum + term;
-    double added = total - *sum;
-    double lost = (*sum - (total - added)) + (term - added);
-    *sum = total;
-    return lost;
-}
-
-/* float64 has no wider type to sum in: keep the rounding errors beside the sum. */
+/* float64 has no wider type to sum in: the rounding errors are kept beside the sum. */
 static CLONES double sumsq_scaled_f64(const void *data, int64_t n, double factor) {
     const double *x = data;
     double sum[LANES] = {0}, lost[LANES] = {0};
@@ -96,7 +88,7 @@ DEFINE_MAXABS(f16, int16_t, INT16_MAX)
     }
 
 /* A 16-bit value has so few bits that a float32 product is precise enough, and three times as
- * fast; but not by a factor that is no normal float32. */
+ * fast. A factor that is not a normal float32 needs the float64 product. */
 #define DEFINE_SCALE_HALF(T)                                                                  \
     static CLONES void scale_exactly_##T(void *data, int64_t n, double factor) {              \
         T *x = data;                                                                          \
@@ -121,8 +113,8 @@ DEFINE_SCALE_HALF(f16)
 
 /* ---- clamp --------------------------------------------------------------------------- */
 
-/* Compares and stores in the buffer's own dtype, so what is inside keeps its bits (-0.0,
- * NaN payloads) and a second clamp changes nothing. */
+/* Compares and stores in the buffer's own dtype, so a value inside the bounds keeps its bits
+ * (-0.0, NaN payloads) and a second clamp changes nothing. */
 #define CLAMP_ONE(T, index)                                                                   \
     {                                                                                         \
         T old = x[index];                                                                     \

@@ -19,7 +19,7 @@ double gradclip_sumsq_f64(const void *data, int64_t n);
 double gradclip_sumsq_bf16(const void *data, int64_t n);
 double gradclip_sumsq_f16(const void *data, int64_t n);
 
-/* Sum of (x * factor)^2 over float64 data: the rescue for sums out of range. */
+/* Sum of (x * factor)^2 over float64 data: measures again where the plain sum is out of range. */
 double gradclip_sumsq_scaled_f64(const void *data, int64_t n, double factor);
 
 #endif

@@ -35,9 +35,9 @@ struct pool {
 static struct pool pool = NEW_POOL;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* The entry of an OpenMP runtime that the process has already, PyTorch's say. Its threads spin
- * for a while after each of its loops: threads of our own would have to share the cores with
- * them, while these take our work at once. */
+/* The entry of an OpenMP runtime that the process already has, for example PyTorch's. Its threads
+ * spin for a while after each of its loops: threads of our own would share the cores with them,
+ * while its threads take our work at once. */
 typedef void (*openmp)(void (*work)(void *), void *arg, unsigned threads, unsigned flags);
 static openmp team;
 static int forked;
@@ -100,7 +100,7 @@ void gradclip_parallel(void (*work)(void *), void *arg, int threads) {
         return;
     }
     if (helpers < 1 || pthread_mutex_trylock(&pool.turn) != 0) {
-        work(arg); /* alone: the pool is busy with another call */
+        work(arg); /* without help: another call has the pool */
         return;
     }
     pthread_mutex_lock(&pool.lock);

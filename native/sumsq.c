@@ -25,9 +25,9 @@ static CLONES double sumsq_f32(const void *data, int64_t n) {
     return add_up(sum, LANES);
 }
 
-/* Values of 16 bits are read two at a time, one from each half of a 32-bit word: so they are
- * where their float32 will be, and none has to be moved to another lane. That makes bfloat16 a
- * third faster; float16, whose widening takes longer anyway, loses 7 % by it. */
+/* Values of 16 bits are read two at a time, one from each half of a 32-bit word: each then lies
+ * where its float32 will be, and none has to move to another lane. bfloat16 becomes a third
+ * faster; float16, whose widening takes longer, becomes 7 % slower. */
 #define DEFINE_SUMSQ_HALF(T)                                                                  \
     static CLONES double sumsq_##T(const void *data, int64_t n) {                             \
         enum { LANES = 32 };                                                                  \

@@ -4,7 +4,11 @@ A method is data: what is measured, how large is too large, what happens then. I
 package imports no framework; `gradclip.torch`, `gradclip.numpy` and `gradclip.jax` do the work.
 """
 
-from .advisor import Advice, Replayed, advise
+import sys as _sys
+
+from . import parts as _parts
+from ._publish import publish as _publish
+from .advisor import Advice, advise
 from .diagnosis import Finding, diagnose
 from .engine.result import ClipResult
 from .errors import (
@@ -16,8 +20,8 @@ from .errors import (
     RecordError,
 )
 from .method.measure import Measure
-from .method.policy import ByName, Chain, Policy, Wrapped, as_policy, by_name
-from .method.read import from_dict, parse, to_dict
+from .method.policy import ByName, Chain, Policy, Wrapped, to_dict
+from .method.read import PolicyLike, as_policy, by_name, from_dict, parse
 from .method.recipes import (
     acclip,
     adaclip,
@@ -51,72 +55,26 @@ from .method.recipes import (
     with_feedback,
     zclip,
 )
-from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
-from .method.threshold import (
-    After,
-    Fixed,
-    MeanStd,
-    MovingAverage,
-    MovingBand,
-    NormalisedNorm,
-    OnlineQuantile,
-    OwnAverage,
-    PowerAverage,
-    Quantile,
-    RatioToWeight,
-    SecondMoment,
-    Smallest,
-    WindowZScore,
-    ZScore,
-)
-from .method.wrapper import Carry, Center, Difference, Momentum
 from .record import Run, read_run
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Advice",
-    "After",
     "ByName",
-    "Carry",
-    "Center",
     "Chain",
-    "Clamp",
     "ClipResult",
-    "Difference",
     "Finding",
-    "Fixed",
     "GradclipError",
     "GradclipWarning",
     "LayoutError",
-    "MeanStd",
     "Measure",
-    "Momentum",
-    "MovingAverage",
-    "MovingBand",
     "NonFiniteError",
-    "Normalise",
-    "NormalisedNorm",
-    "OnlineQuantile",
-    "OwnAverage",
     "Policy",
     "PolicyError",
-    "PowerAverage",
-    "Quantile",
-    "RatioToWeight",
+    "PolicyLike",
     "RecordError",
-    "Replayed",
-    "Rescale",
     "Run",
-    "SecondMoment",
-    "ShrinkSpikes",
-    "Skip",
-    "Smallest",
-    "Smooth",
-    "WindowZScore",
     "Wrapped",
-    "ZScore",
-    "Zero",
     "acclip",
     "adaclip",
     "adagc",
@@ -157,3 +115,16 @@ __all__ = [
     "with_feedback",
     "zclip",
 ]
+
+_publish(__name__, __all__, globals())
+
+
+def __getattr__(name: str) -> object:
+    """Say where the parts are, which earlier versions had here."""
+    if name not in _parts.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = f"{name} is a part: use `from gradclip.parts import {name}`"
+    # `from gradclip import …` asks from this function, and drops the text of an AttributeError.
+    if _sys._getframe(1).f_code.co_name == "_handle_fromlist":
+        raise ImportError(text, name=__name__)
+    raise AttributeError(text)

@@ -8,7 +8,32 @@ from numbers import Integral, Real
 
 from .errors import PolicyError
 
-__all__ = ["choice", "integer", "number"]
+__all__ = ["builtin", "choice", "flag", "integer", "number"]
+
+_MOST = 2**53
+
+
+def builtin(value: object) -> object:
+    """Return Python's own bool, int, float or str for a value that means one.
+
+    A scalar of NumPy's, an array of no axes and a Fraction become Python's number; any other value
+    is returned as it is.
+    """
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "shape", None) == ():
+        value = item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        try:
+            return float(value)
+        except OverflowError:
+            return value
+    return value
 
 
 def number(
@@ -21,15 +46,19 @@ def number(
     below: bool = False,
     finite: bool = False,
 ) -> float:
-    """Return `value` as a float within [low, high]; `above`/`below` exclude the ends."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    """Return `value` as a float within [low, high]; `above`/`below` exclude the ends.
+
+    Negative zero becomes zero: the two are equal, so they must act alike.
+    """
+    plain = builtin(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
         raise PolicyError.of(argument, value, "give a real number")
     try:
-        result = float(value)
+        result = float(plain) + 0.0
     except OverflowError:
         raise PolicyError.of(argument, value, "it is beyond the largest float") from None
     if math.isnan(result):
-        raise PolicyError.of(argument, value, "NaN is no number to clip at; give a real number")
+        raise PolicyError.of(argument, value, "NaN is not a limit; give a real number")
     if finite and math.isinf(result):
         raise PolicyError.of(argument, value, "give a finite number")
     if result < low or (above and result == low):
@@ -40,14 +69,26 @@ def number(
 
 
 def integer(argument: str, value: object, *, low: int) -> int:
-    """Return `value` as an int that is at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+    """Return `value` as an int from `low` to 2^53, up to which a float counts exactly."""
+    plain = builtin(value)
+    if isinstance(plain, bool) or not isinstance(plain, int) or plain < low:
         raise PolicyError.of(argument, value, f"give a whole number >= {low}")
-    return int(value)
+    if plain > _MOST:
+        raise PolicyError.of(argument, value, f"give a whole number <= {_MOST}")
+    return plain
 
 
-def choice(argument: str, value: object, options: Iterable[object]) -> None:
-    """Refuse a `value` that is not one of `options`."""
-    allowed = list(options)
-    if value not in allowed:
+def flag(argument: str, value: object) -> bool:
+    """Return `value` as a bool; 0 and 1 count as one."""
+    plain = builtin(value)
+    if not isinstance(plain, int) or plain not in (0, 1):
+        raise PolicyError.of(argument, value, "give True or False")
+    return bool(plain)
+
+
+def choice(argument: str, value: object, options: Iterable[str]) -> str:
+    """Return `value` as a str that is one of `options`."""
+    plain, allowed = builtin(value), list(options)
+    if not isinstance(plain, str) or plain not in allowed:
         raise PolicyError.of(argument, value, "choose one of " + ", ".join(map(repr, allowed)))
+    return plain

@@ -11,6 +11,8 @@ __all__ = [
     "RecordError",
 ]
 
+_LONGEST = 300
+
 
 class GradclipError(Exception):
     """Base of every error that gradclip raises for a user's fault."""
@@ -22,7 +24,7 @@ class PolicyError(GradclipError, ValueError):
     @classmethod
     def of(cls, argument: str, value: object, remedy: str) -> PolicyError:
         """Say which argument is wrong, what it was, and what to do instead."""
-        return cls(f"{argument}={value!r} is not usable: {remedy}")
+        return cls(f"{argument}={_shown(value)} is not usable: {remedy}")
 
 
 class NonFiniteError(GradclipError, RuntimeError):
@@ -30,7 +32,7 @@ class NonFiniteError(GradclipError, RuntimeError):
 
 
 class LayoutError(GradclipError, RuntimeError):
-    """The processes of a distributed run do not mean the same model."""
+    """The processes of a distributed run do not hold the same model."""
 
 
 class RecordError(GradclipError, ValueError):
@@ -38,4 +40,13 @@ class RecordError(GradclipError, ValueError):
 
 
 class GradclipWarning(UserWarning):
-    """Something the user should know, told once."""
+    """Something that the user should know; each is said once."""
+
+
+def _shown(value: object) -> str:
+    """Return the repr of a value, cut after 300 characters, whatever the value is."""
+    try:
+        text = repr(value)
+    except Exception:  # A repr may be anybody's code, and an int of 5,000 digits has none.
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -21,7 +21,8 @@ from .checks import choice, integer
 from .engine.result import ClipResult
 from .engine.run import Plan, init, run
 from .errors import NonFiniteError, PolicyError
-from .method.policy import as_policy, plan
+from .method.plan import plan
+from .method.read import PolicyLike, as_policy
 from .method.threshold import Limits
 
 __all__ = ["ClipState", "check", "clip", "guard"]
@@ -54,7 +55,7 @@ class ClipState(NamedTuple):
 
 
 def clip(
-    policy: object, *, nonfinite: NonFinite = "skip", max_skips: int | None = 10
+    policy: PolicyLike, *, nonfinite: NonFinite = "skip", max_skips: int | None = 10
 ) -> optax.GradientTransformationExtraArgs:
     """Return a gradient transformation that clips by a policy.
 
@@ -145,7 +146,7 @@ def clip(
 
 def guard(
     optimizer: optax.GradientTransformation,
-    policy: object,
+    policy: PolicyLike,
     *,
     nonfinite: NonFinite = "skip",
     max_skips: int | None = 10,

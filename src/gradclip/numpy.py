@@ -12,7 +12,8 @@ from .checks import choice
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
 from .errors import NonFiniteError, PolicyError
-from .method.policy import as_policy, plan
+from .method.plan import plan
+from .method.read import PolicyLike, as_policy, is_written
 from .method.threshold import Limits
 
 __all__ = ["clip"]
@@ -22,7 +23,7 @@ Grads = TypeVar("Grads", Sequence[Any], Mapping[str, Any])
 
 def clip(
     grads: Grads,
-    policy: object,
+    policy: PolicyLike,
     state: Any = None,
     *,
     weights: Any = None,
@@ -76,9 +77,12 @@ def clip(
         about = {"policy": str(policy), "names": list(named)}
         if state is None:
             state = {**about, "memory": init(layers, arrays)}
-        for key, value in about.items():
-            if state[key] != value:
-                raise PolicyError.of(key, value, f"the state was made for {state[key]!r}")
+        if not is_written(policy, state["policy"]):
+            remedy = f"the state was made for {state['policy']!r}"
+            raise PolicyError.of("policy", str(policy), remedy)
+        if state["names"] != list(named):
+            remedy = f"the state was made for {state['names']!r}"
+            raise PolicyError.of("names", list(named), remedy)
         decision: NonFinite = "skip" if nonfinite == "skip" else "propagate"
         memory, factors, result = run(layers, state["memory"], arrays, nonfinite=decision)
         arrays.scale(factors)

@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from distributed.launch import Collectives, begin, tell
 from distributed.spread import Model, draw, meshes
-from gradclip import Fixed, Measure, NonFiniteError, Policy, PolicyError, Skip
+from gradclip import Measure, NonFiniteError, Policy, PolicyError
 from gradclip.errors import LayoutError
+from gradclip.parts import Fixed, Skip
 from gradclip.torch import (
     Clipper,
     attach,

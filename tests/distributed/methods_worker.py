@@ -14,8 +14,10 @@ from torch.distributed.tensor import DTensor
 from contract.methods import ROWS
 from distributed.launch import Collectives, begin, tell
 from distributed.spread import Model, draw
-from gradclip import Fixed, Measure, Policy, Rescale, by_norm, by_value
-from gradclip.method.policy import AnyPolicy, as_policy
+from gradclip import Measure, Policy, by_norm, by_value
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.read import as_policy
+from gradclip.parts import Fixed, Rescale
 from gradclip.torch import Clipper
 
 SCALES = (1.0, 0.2, 5.0, 30.0, 0.5)

@@ -15,7 +15,7 @@ ROUNDS = {
     "norm": 1,
     "tensor": 1,
     "autoclip": 1,
-    "skip-above": 1,
+    "skip_above": 1,
     "unit": 2,
     "value": 2,
     "by name": 2,

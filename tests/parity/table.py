@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from gradclip.method.policy import as_policy
+from gradclip.method.read import as_policy
 from parity import test_optax, test_references, test_timm_keras
 from stream import stream
 

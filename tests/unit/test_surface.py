@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
 import inspect
 import json
+import pickle
+import re
 import subprocess
 import sys
-from types import ModuleType
+from types import GenericAlias, ModuleType
+from typing import get_type_hints
 
 import pytest
 
 HEAVY = ("torch", "jax", "tensorflow", "keras", "bokeh", "pandas", "rich", "typer", "matplotlib")
-PUBLIC = ("gradclip", "gradclip.torch", "gradclip.numpy", "gradclip.errors")
+COLLECTING = ("gradclip", "gradclip.parts", "gradclip.torch", "gradclip.record", "gradclip.sinks")
+DEFINING = ("gradclip.errors", "gradclip.jax", "gradclip.numpy")
+PUBLIC = COLLECTING + DEFINING
 
 
 def _loaded_by(code: str) -> set[str]:
@@ -38,28 +45,140 @@ def test_the_check_for_frameworks_can_fail() -> None:
 
 
 def _defined(module: ModuleType) -> set[str]:
-    """Return the public names of ours that a module has, submodules left out."""
+    """Return the public names of ours that a module has, submodules left out.
+
+    A module that defines its own names imports others, which are not its names.
+    """
     names = {name for name in vars(module) if not name.startswith("_")}
+    own = module.__name__ if module.__name__ in DEFINING else "gradclip"
     return {
         name
         for name in names
-        if not inspect.ismodule(getattr(module, name))
-        and str(getattr(getattr(module, name), "__module__", "")).startswith("gradclip")
+        if (inspect.isfunction(value := getattr(module, name)) or inspect.isclass(value))
+        and value.__module__.startswith(own)
     }
+
+
+def _published() -> list[tuple[str, str]]:
+    """Return each public module with each name of a function or a class there."""
+    return [
+        (name, entry)
+        for name in PUBLIC
+        for entry in importlib.import_module(name).__all__
+        if inspect.isfunction(value := getattr(importlib.import_module(name), entry))
+        or (inspect.isclass(value) and not isinstance(value, GenericAlias))
+    ]
+
+
+def _kind_and_name(name: str) -> tuple[int, str]:
+    """Sort as ruff does: constants, classes, functions."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_all_is_sorted_and_every_name_is_there(name: str) -> None:
     module = importlib.import_module(name)
-    assert list(module.__all__) == sorted(module.__all__)
+    assert list(module.__all__) == sorted(module.__all__, key=_kind_and_name)
     assert len(set(module.__all__)) == len(module.__all__)
     assert [entry for entry in module.__all__ if not hasattr(module, entry)] == []
 
 
-@pytest.mark.parametrize("name", ["gradclip", "gradclip.torch"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_all_is_complete(name: str) -> None:
     module = importlib.import_module(name)
     assert _defined(module) - set(module.__all__) == set()
+
+
+def test_the_surface_is_small() -> None:
+    import gradclip
+
+    assert len(gradclip.__all__) <= 60, "give the parts of methods to gradclip.parts"
+
+
+# ---- where a public object says that it lives ----------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "name"), _published())
+def test_a_public_object_lives_where_one_imports_it_from(module: str, name: str) -> None:
+    value = getattr(importlib.import_module(module), name)
+    assert value.__module__ in PUBLIC
+    assert getattr(importlib.import_module(value.__module__), name) is value
+    assert value.__qualname__ == name
+    if module == "gradclip":
+        assert value.__module__ in ("gradclip", "gradclip.errors")
+    assert pickle.loads(pickle.dumps(value)) is value
+
+
+@pytest.mark.parametrize(("module", "name"), _published())
+def test_inspect_finds_a_public_object(module: str, name: str) -> None:
+    value = getattr(importlib.import_module(module), name)
+    found = inspect.getsource(value)
+    assert re.search(rf"^(class|def) {name}\b", found, re.MULTILINE)
+    assert get_type_hints(value) is not None
+    if not (inspect.isclass(value) and issubclass(value, BaseException)):
+        assert list(inspect.signature(value).parameters) == _typed(found)
+
+
+def _typed(source: str) -> list[str]:
+    """Return the parameters of a function or a class, read from its text."""
+    (node,) = ast.parse(source).body
+    if isinstance(node, ast.FunctionDef):
+        found, bound = node.args, 0
+    else:
+        assert isinstance(node, ast.ClassDef)
+        inits = [d for d in node.body if getattr(d, "name", None) == "__init__"]
+        if not inits:
+            if any(getattr(base, "id", None) == "Protocol" for base in node.bases):
+                return ["args", "kwargs"]
+            made = [d for d in node.body if isinstance(d, ast.AnnAssign)]
+            kept = [d for d in made if "ClassVar" not in ast.unparse(d.annotation)]
+            return [ast.unparse(d.target) for d in kept if "init=False" not in ast.unparse(d)]
+        assert isinstance(inits[0], ast.FunctionDef)
+        found, bound = inits[0].args, 1
+    named = [*found.posonlyargs, *found.args][bound:]
+    extra = [a for a in (found.vararg, *found.kwonlyargs, found.kwarg) if a is not None]
+    return [a.arg for a in (*named, *extra)]
+
+
+@pytest.mark.parametrize(("module", "name"), _published())
+def test_the_examples_of_a_public_object_are_run(module: str, name: str) -> None:
+    """Pytest collects a docstring in the module that `__module__` names, and must find it there."""
+    value = getattr(importlib.import_module(module), name)
+    if value.__module__ != module:
+        return
+    found = doctest.DocTestFinder(recurse=True).find(importlib.import_module(module))
+    tests = {test.name for test in found if test.examples}
+    assert (f"{module}.{name}" in tests) == (">>> " in (value.__doc__ or ""))
+
+
+def test_a_class_of_a_user_is_not_taken_for_ours() -> None:
+    from gradclip import Policy
+
+    class Mine(Policy):
+        """A class of a user's."""
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+    assert Mine.__module__ == __name__
+    assert list(inspect.signature(Mine).parameters) == ["size"]
+    assert "A class of a user's" in inspect.getsource(Mine)
+
+
+@pytest.mark.parametrize("name", ["Fixed", "Carry", "Rescale"])
+def test_a_part_is_found_in_its_place(name: str) -> None:
+    import gradclip
+
+    assert not hasattr(gradclip, name)
+    with pytest.raises(AttributeError, match=f"from gradclip.parts import {name}"):
+        getattr(gradclip, name)
+    with pytest.raises(ImportError, match=f"from gradclip.parts import {name}"):
+        exec(f"from gradclip import {name}")
+
+
+def test_a_name_that_never_was_is_refused_as_usual() -> None:
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from gradclip import nothing")
 
 
 def test_the_numpy_surface_is_one_verb() -> None:

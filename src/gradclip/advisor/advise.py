@@ -16,13 +16,13 @@ from ..method.recipes import by_norm
 from ..method.response import Rescale
 from ..method.threshold import Fixed
 from ..record import Run, Trace, traces_of
-from ..record.trace import Floats
+from ..record.run import Floats
 from .advice import Advice, Replayed
 from .choose import choose
 from .grid import current_policy, policies_for, rounded
 from .replay import replay
 from .settle import heavy_tailed, settled
-from .start import LEAST, guess, norms_before, stuck_since, went_wrong
+from .start import MIN_NORMS, guess, norms_before, stuck_since, went_wrong
 
 __all__ = ["advise"]
 
@@ -147,7 +147,7 @@ def _first_limit(
         return None
     stuck = stuck_since(trace)
     before = norms_before(trace, stuck or 0, LARGEST)
-    if stuck is None or len(before) < LEAST:
+    if stuck is None or len(before) < MIN_NORMS:
         return _median_limit(trace) if heavy_tailed(trace) else None
     return rounded(float(np.median(before))), (
         f"The run has learnt nothing since the norm spiked at step {stuck}, so its later norms are "

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..method.policy import AnyPolicy, by_name
+from ..method.policy import AnyPolicy
+from ..method.read import by_name
 from ..numpy import clip
+from ..record.run import Floats
 
 __all__ = ["replay"]
-
-Floats = NDArray[np.float64]
 
 
 def replay(policies: Mapping[str, AnyPolicy], norms: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -7,11 +7,11 @@ import numpy as np
 from ..diagnosis import Finding
 from ..diagnosis.spikes import began_at, first_of, loss_spikes, norm_spikes
 from ..record import Trace
-from ..record.trace import Floats
+from ..record.run import Floats
 
-__all__ = ["LEAST", "guess", "norms_before", "stuck_since", "went_wrong"]
+__all__ = ["MIN_NORMS", "guess", "norms_before", "stuck_since", "went_wrong"]
 
-LEAST = 10
+MIN_NORMS = 10
 """Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
 
 GUESS = 0.1
@@ -35,7 +35,7 @@ def went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
     steps = [spike.step for spike in loss_spikes(trace) if not spike.rise < abs(first)]
     steps += [explosion.step] if explosion is not None and explosion.step is not None else []
     wrong = min(steps, default=None)
-    if wrong is None or (trace.steps < wrong).sum() >= LEAST:
+    if wrong is None or (trace.steps < wrong).sum() >= MIN_NORMS:
         return None
     return wrong
 
@@ -46,9 +46,9 @@ def stuck_since(trace: Trace) -> int | None:
     Such a run is often dead: its later norms are those of a model that no longer moves.
     """
     loss = trace.column("loss")
-    last = loss[np.isfinite(loss)][-LEAST:]
+    last = loss[np.isfinite(loss)][-MIN_NORMS:]
     spikes = np.flatnonzero(norm_spikes(trace.column("norm")))
-    if len(trace.steps) < 5 * LEAST or not len(last) or not len(spikes):
+    if len(trace.steps) < 5 * MIN_NORMS or not len(last) or not len(spikes):
         return None
     # A loss may be negative; then its share says nothing.
     if not 0 < LEARNT * began_at(loss) <= float(np.median(last)):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from ..version import __version__
 from .advise import advise
 from .demo import demo
 from .diagnose import diagnose
@@ -21,9 +21,9 @@ from .watch import watch
 __all__ = ["app"]
 
 EXIT_CODES = """Exit codes: 0 done; 1 the reader of the output went away; 2 a wrong argument,
-file or record, or a missing package, told in one line; 130 Ctrl-C. `run` gives the script's own
-code, or 3 if it ended well but no optimizer step was seen. Findings of `diagnose` and a run that
-failed under `watch` are no errors: 0."""
+file or record, or a missing package, with one line that says which; 130 Ctrl-C. `run` gives the
+script's own code, or 3 if it ended well but no optimizer step was seen. Findings of `diagnose` and
+a run that failed under `watch` are not errors: 0."""
 
 app = typer.Typer(
     help="Gradient clipping that is exact, fast, and shows what it did.",

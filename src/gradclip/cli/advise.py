@@ -14,12 +14,12 @@ from ..advisor import Replayed
 from ..advisor import advise as advice_on
 from ..record import read_run
 from ..record.schema import encode_row
-from .failure import told
+from .failure import exit_on_user_error
 
 __all__ = ["advise"]
 
 
-@told
+@exit_on_user_error
 def advise(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     optimizer: Annotated[

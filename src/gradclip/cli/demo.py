@@ -18,10 +18,11 @@ from rich.table import Table
 from ..errors import GradclipError
 from ..method.read import parse
 from ..record import read_run
-from ..report import Summary, summarise, write_report
-from ..show.summary import number
+from ..report import write_report
+from ..show.summary import Summary, summarise
+from ..show.words import number
 from .complete import policies
-from .failure import told, wants_extra
+from .failure import exit_on_user_error, wants_extra
 
 __all__ = ["demo"]
 
@@ -37,7 +38,7 @@ class _Arm:
     summary: Summary
 
 
-@told
+@exit_on_user_error
 def demo(
     out: Annotated[Path, typer.Option(help="Where the records and the report go.")] = Path(
         "runs/demo"
@@ -55,7 +56,8 @@ def demo(
     """
     parse(clip)
     try:
-        import bokeh  # noqa: F401 - two trainings are no time to find out that it is missing
+        import bokeh  # noqa: F401 - a user learns that it is missing before the two trainings
+        import jinja2  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
         raise wants_extra(error, "demo") from None

@@ -13,14 +13,13 @@ from ..diagnosis import Finding
 from ..diagnosis import diagnose as findings_of
 from ..record import read_run
 from ..record.schema import encode_row
-from .failure import told
+from ..show.style import SEVERITY
+from .failure import exit_on_user_error
 
 __all__ = ["diagnose"]
 
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
-
-@told
+@exit_on_user_error
 def diagnose(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
@@ -48,5 +47,5 @@ def _headline(finding: Finding) -> Text:
     where = "" if finding.step is None else f", step {finding.step:,}"
     of = f" (optimizer {finding.optimizer})" if finding.optimizer else ""
     return Text.assemble(
-        (finding.severity, _STYLES[finding.severity]), f": {finding.kind}{where}{of}"
+        (finding.severity, SEVERITY[finding.severity]), f": {finding.kind}{where}{of}"
     )

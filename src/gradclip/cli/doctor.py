@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__, kernel
+from .. import kernel
 from ..record.schema import encode_row
+from ..version import __version__
 
 __all__ = ["doctor"]
 
@@ -89,7 +90,7 @@ def _fold() -> str:
     yes = [f"fused {', '.join(kinds)} on {device}" for device, kinds in found.items() if kinds]
     if not yes:
         return "NO: no fused optimizer takes the clip factor; attach multiplies the gradients."
-    return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.in_place."
+    return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.scaled_because."
 
 
 def _device(torch: Any) -> str:

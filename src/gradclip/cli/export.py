@@ -9,19 +9,18 @@ from typing import Annotated
 import typer
 
 from ..errors import GradclipWarning
+from ..export import PANELS, write_figure
 from ..record.schema import encode_row
-from .failure import told
+from .failure import exit_on_user_error
 
 __all__ = ["export"]
 
 
 def _panels(incomplete: str) -> list[str]:
-    from ..export import PANELS
-
     return [name for name in PANELS if name.startswith(incomplete)]
 
 
-@told
+@exit_on_user_error
 def export(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
@@ -48,8 +47,6 @@ def export(
     Lines differ by colour and dash. In the norm's panel a dotted line is the limit, a dot a clipped
     step, a cross a skipped one, and a diamond a gradient that was not finite.
     """
-    from ..export import write_figure
-
     panels = tuple(panel or ("loss", "norm"))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", GradclipWarning)

@@ -10,13 +10,13 @@ import typer
 
 from ..errors import GradclipError
 
-__all__ = ["told", "wants_extra"]
+__all__ = ["exit_on_user_error", "wants_extra"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def told(command: Callable[P, T]) -> Callable[P, T]:
+def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
     """Turn a user's fault into a message."""
 
     @functools.wraps(command)

@@ -14,14 +14,14 @@ from ..method.catalogue import CATALOGUE, Recipe, lookup
 from ..method.describe import describe_recipe
 from ..record.schema import encode_row
 from .complete import method_names
-from .failure import told
+from .failure import exit_on_user_error
 
 __all__ = ["methods"]
 
 _HEADINGS = ("method", "scope", "threshold", "response", "state", "paper")
 
 
-@told
+@exit_on_user_error
 def methods(
     name: Annotated[
         str | None,

@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
-from ..record import read_run
+from ..record import traces_of
 from ..record.schema import encode_row
-from .failure import told
+from ..report import write_report
+from ..show.files import read_runs
+from ..show.summary import summarise
+from .failure import exit_on_user_error
 
 __all__ = ["report"]
 
 
-@told
+@exit_on_user_error
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
@@ -24,9 +27,7 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """Show one run, or compare several, in one offline HTML page."""
-    from ..report import summarise, traces_of, write_report
-
-    read = [read_run(run) for run in runs]
+    read = read_runs(runs)
     page = write_report(read, output)
     if json:
         rows = [asdict(summarise(trace)) for trace in traces_of(read)]

@@ -14,7 +14,7 @@ import typer
 from ..errors import PolicyError
 from ..method.read import parse
 from .complete import policies
-from .failure import told, wants_extra
+from .failure import exit_on_user_error, wants_extra
 
 if TYPE_CHECKING:
     from ..torch.script.runner import Session
@@ -25,7 +25,7 @@ NOTHING_SEEN = 3
 _DECISIONS = ("skip", "zero", "raise", "propagate")
 
 
-@told
+@exit_on_user_error
 def run(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],

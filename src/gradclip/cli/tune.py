@@ -16,7 +16,7 @@ from ..method.read import parse
 from ..record.schema import encode_row
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
-from .failure import told, wants_extra
+from .failure import exit_on_user_error, wants_extra
 from .run import check_target
 
 __all__ = ["tune"]
@@ -24,7 +24,7 @@ __all__ = ["tune"]
 INTERRUPTED = 130
 
 
-@told
+@exit_on_user_error
 def tune(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
@@ -76,7 +76,7 @@ def tune(
     """
     check_target(target, module)
     setting = Setting(
-        steps, rungs, _numbers("--lr-factors", lr_factors), _tried(thresholds, policy)
+        steps, rungs, _numbers("--lr-factors", lr_factors), _policies_to_try(thresholds, policy)
     )
     try:
         import torch  # noqa: F401 - the runs need it
@@ -92,7 +92,7 @@ def tune(
         ) as progress:  # fmt: skip
             result = tuned(
                 Script(target, tuple(context.args), module, lr_flag),
-                setting, out, jobs=jobs, fresh=fresh, told=_Bar(progress),
+                setting, out, jobs=jobs, fresh=fresh, on_trial=_Bar(progress),
             )  # fmt: skip
     except TuneError as error:
         typer.echo(f"gradclip: {error}", err=True)
@@ -117,7 +117,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     return numbers
 
 
-def _tried(thresholds: str | None, policy: list[str] | None) -> tuple[str, ...] | None:
+def _policies_to_try(thresholds: str | None, policy: list[str] | None) -> tuple[str, ...] | None:
     """Return what the user wants tried, no clipping first; None if that is ours to choose."""
     if thresholds is None and not policy:
         return None

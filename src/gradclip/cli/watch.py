@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.live import Live
 
 from ..live import LiveRun
-from ..live.plain import one_line, state_of, to_dict, told_event, told_finding
+from ..live.plain import event_line, finding_line, state_of, step_line, to_dict
 from ..live.screen import Screen
 from ..record import read_run
 from ..record.schema import encode_row
-from .failure import told
+from .failure import exit_on_user_error
 
 __all__ = ["watch"]
 
 STOPPED = 130
 
 
-@told
+@exit_on_user_error
 def watch(
     run: Annotated[Path, typer.Argument(help="A record; it need not exist yet.")],
     once: Annotated[bool, typer.Option("--once", help="Show it once as it is, and exit.")] = False,
@@ -45,7 +45,7 @@ def watch(
         if once:
             _once(live, console, json)
         elif json:
-            for _ in _looks(live, every):
+            for _ in _refreshes(live, every):
                 typer.echo(encode_row(to_dict(live)).decode(), nl=False)
         elif console.is_terminal and not console.is_dumb_terminal:
             _screen(live, console, every)
@@ -55,12 +55,12 @@ def watch(
         raise typer.Exit(STOPPED) from None
 
 
-def _looks(live: LiveRun, every: float) -> Iterator[bool]:
+def _refreshes(live: LiveRun, every: float) -> Iterator[bool]:
     """Look until the run has ended; yield whether there was something new, each time to show it."""
-    shown, seen = -every, None
+    drawn, seen = -every, None
     while True:
-        behind = live.look()
-        if behind and time.monotonic() - shown < every:
+        behind = live.refresh()
+        if behind and time.monotonic() - drawn < every:
             continue
         now = (
             live.restarts,
@@ -71,7 +71,7 @@ def _looks(live: LiveRun, every: float) -> Iterator[bool]:
         if now != seen:
             live.study()
         yield now != seen
-        shown, seen = time.monotonic(), now
+        drawn, seen = time.monotonic(), now
         if live.end is not None and not behind:
             return
         if not behind:
@@ -79,7 +79,7 @@ def _looks(live: LiveRun, every: float) -> Iterator[bool]:
 
 
 def _once(live: LiveRun, console: Console, json: bool) -> None:
-    while live.look():
+    while live.refresh():
         pass
     if live.header is None:
         read_run(live.path)  # says why there is nothing to show
@@ -96,8 +96,8 @@ def _once(live: LiveRun, console: Console, json: bool) -> None:
 
 def _news(live: LiveRun) -> list[str]:
     """Return all that is known, in lines."""
-    steps = [one_line(live, each) for each in live.optimizers.values() if each.steps]
-    return [*steps, *map(told_event, live.events), *map(told_finding, live.findings.values())]
+    steps = [step_line(live, each) for each in live.optimizers.values() if each.steps]
+    return [*steps, *map(event_line, live.events), *map(finding_line, live.findings.values())]
 
 
 def _screen(live: LiveRun, console: Console, every: float) -> None:
@@ -105,7 +105,7 @@ def _screen(live: LiveRun, console: Console, every: float) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with Live(Screen(live), console=console, screen=True, auto_refresh=False) as screen:
-            for _ in _looks(live, every):
+            for _ in _refreshes(live, every):
                 screen.refresh()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -113,12 +113,12 @@ def _screen(live: LiveRun, console: Console, every: float) -> None:
 
 
 def _print_lines(live: LiveRun, every: float) -> None:
-    told_of: set[object] = set()
+    printed: set[object] = set()
     events = restarts = 0
     state = ""
-    for new in _looks(live, every):
+    for new in _refreshes(live, every):
         if live.restarts != restarts:
-            restarts, events, told_of = live.restarts, 0, set()
+            restarts, events, printed = live.restarts, 0, set()
             typer.echo("another run took the file's place")
         if (live.state == "waiting" or live.end) and state_of(live) != state:
             state = state_of(live)
@@ -127,13 +127,13 @@ def _print_lines(live: LiveRun, every: float) -> None:
             continue
         for optimizer in live.optimizers.values():
             if optimizer.steps:
-                typer.echo(one_line(live, optimizer))
+                typer.echo(step_line(live, optimizer))
         count = live.event_count - events
         for event in list(live.events)[-count:] if count else []:
-            typer.echo(told_event(event))
+            typer.echo(event_line(event))
         events = live.event_count
         for key, found in live.findings.items():
-            if key not in told_of:
-                told_of.add(key)
-                typer.echo(told_finding(found))
+            if key not in printed:
+                printed.add(key)
+                typer.echo(finding_line(found))
     sys.stdout.flush()

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..record.run import Floats
 from ..record.trace import Trace
-from .window import Floats, median
+from .window import median
 
-__all__ = ["LEAST_LAYERS", "MONOTONE", "OFTEN", "STEEP", "Profile", "profiles"]
+__all__ = ["MIN_LAYERS", "MONOTONE", "OFTEN", "STEEP", "Profile", "profiles"]
 
-LEAST_LAYERS = 5
+MIN_LAYERS = 5
 """Weight matrices that a trend over depth needs."""
 
 STEEP = 50.0
@@ -62,13 +63,13 @@ def profiles(trace: Trace) -> list[Profile]:
         for parameter in optimizer.parameters
     }
     layers = [i for i, name in enumerate(names) if len(shapes.get(name, ())) >= 2]
-    if len(layers) < LEAST_LAYERS or not len(steps):
+    if len(layers) < MIN_LAYERS or not len(steps):
         return []
     found = []
     for rows in np.array_split(np.arange(len(steps)), min(BLOCKS, len(steps))):
         norms = np.array([median(matrix[rows, layer]) for layer in layers])
         here = np.isfinite(norms) & (norms >= 0)
-        if here.sum() >= LEAST_LAYERS:
+        if here.sum() >= MIN_LAYERS:
             known = tuple(names[layer] for layer, kept in zip(layers, here, strict=True) if kept)
             found.append(_profile(int(steps[rows[0]]), known, norms[here]))
     return found

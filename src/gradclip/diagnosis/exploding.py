@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..record.run import Floats
 from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION
 from .spikes import HARMFUL, LEAD, began_at, first_of
-from .window import WINDOW, Floats, median
+from .window import WINDOW, median
 
-__all__ = ["explosion_step", "find_exploding", "find_exploding_depth"]
+__all__ = ["find_exploding", "find_exploding_depth"]
 
 GROWTH = 100.0
 """Times the lowest level of the steps before: a learning-rate warm-up stays well under it."""
@@ -102,12 +103,6 @@ def find_exploding_depth(trace: Trace) -> list[Finding]:
             trace.optimizer,
         )
     ]
-
-
-def explosion_step(trace: Trace) -> int | None:
-    """Return the step at which the gradient begins to explode; None if it does not."""
-    found = _onset(trace)
-    return None if found is None else int(trace.steps[found[0]])
 
 
 def _onset(trace: Trace) -> tuple[int, int] | None:

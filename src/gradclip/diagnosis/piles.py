@@ -17,7 +17,7 @@ WIDTH = 1e-5
 """Relative width of a pile. torch's clipping leaves max·n/(n + 1e-6) up to float32's rounding;
 norms that nobody cut lie this close to one another in less than one of a thousand pairs."""
 
-LEAST = 8
+MIN_STEPS = 8
 """Steps in a pile."""
 
 SHARE = 0.05
@@ -44,13 +44,13 @@ def find_pile(trace: Trace) -> Pile | None:
     order = np.argsort(norm, kind="stable")
     order = order[np.isfinite(norm[order]) & (norm[order] > 0)]
     values = norm[order]
-    if len(values) < LEAST or values[-1] == values[0]:
+    if len(values) < MIN_STEPS or values[-1] == values[0]:
         return None
     end = np.searchsorted(values, values * (1 + WIDTH), side="right")
     count = end - np.arange(len(values))
     start = int(count.argmax())
     steps, share = int(count[start]), float(count[start] / len(values))
-    if steps < LEAST or share < SHARE or len(values) - end[start] > steps:
+    if steps < MIN_STEPS or share < SHARE or len(values) - end[start] > steps:
         return None
     rows = order[start : end[start]]
     return Pile(float(np.median(values[start : end[start]])), steps, share,
@@ -60,9 +60,9 @@ def find_pile(trace: Trace) -> Pile | None:
 def script_limit(trace: Trace) -> float | None:
     """Return the limit with which the script clips by itself, if `gradclip run` noted one."""
     for event in trace.run.events:
-        if event.name == "script-clips" and (told := re.search(r"\(…, (\S+)\)", event.text)):
+        if event.name == "script-clips" and (noted := re.search(r"\(…, (\S+)\)", event.text)):
             try:
-                return float(told[1])
+                return float(noted[1])
             except ValueError:
                 return None
     return None
@@ -73,28 +73,28 @@ def find_double_clipping(trace: Trace) -> list[Finding]:
 
     A record tells this in two ways: `gradclip run` notes the script's own calls, and norms before
     clipping pile up at one value. Clipping that scales each layer by itself leaves no such pile
-    in the global norm and cannot be told from a record.
+    in the global norm and cannot be noted from a record.
     """
     clips = trace.policy not in (None, "none")
-    told = [
+    noted = [
         event for event in trace.run.events
         if event.name == "script-clips" and "left out" not in event.text
         and "with gradclip" not in event.text
     ]  # fmt: skip
     pile = find_pile(trace)
-    if not pile and not (told and clips):
+    if not pile and not (noted and clips):
         return []
     evidence: dict[str, object] = {"policy": trace.policy}
     seen = []
-    if told:
-        evidence["event"] = told[0].text
-        seen.append(f"{told[0].text}, before gradclip measures it")
+    if noted:
+        evidence["event"] = noted[0].text
+        seen.append(f"{noted[0].text}, before gradclip measures it")
     if pile:
         evidence |= {"value": pile.value, "steps": pile.steps, "share": pile.share}
         seen.append(
             f"{pile.steps:,} norms ({pile.share:.0%}) before clipping are exactly {pile.value:.4g}"
         )
-    step = told[0].step if told else pile.first if pile else None
+    step = noted[0].step if noted else pile.first if pile else None
     sentence = "; ".join(seen)
     twice = f", then by {trace.policy}" if clips else ""
     return [

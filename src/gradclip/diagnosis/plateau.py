@@ -10,7 +10,7 @@ from .window import SIGMA
 
 __all__ = ["find_plateau"]
 
-LEAST = 100
+MIN_LOSSES = 100
 """Losses that a judgement needs."""
 
 BLOCKS = 20
@@ -30,7 +30,7 @@ def find_plateau(trace: Trace) -> list[Finding]:
     """Return a finding if the loss made no progress over the last part of the run."""
     seen = trace.seen("loss") & np.isfinite(trace.column("loss"))
     loss, steps = trace.column("loss")[seen], trace.steps[seen]
-    if len(loss) < LEAST:
+    if len(loss) < MIN_LOSSES:
         return []
     blocks = np.array_split(np.arange(len(loss)), BLOCKS)
     level = np.array([np.median(loss[block]) for block in blocks])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..record.run import Floats
 from ..record.trace import Trace
 from .finding import Finding
-from .window import LEAST, Floats, median, usual_before
+from .window import MIN_VALUES, median, usual_before
 
 __all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
 
@@ -54,7 +55,7 @@ class LossSpike:
 
 
 @np.errstate(all="ignore")
-def norm_bound(norm: Floats, least: int = LEAST) -> Floats:
+def norm_bound(norm: Floats, least: int = MIN_VALUES) -> Floats:
     """Return what a norm must exceed to be a spike; NaN where fewer than `least` came before.
 
     Formula: max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
@@ -127,7 +128,7 @@ def find_spikes(trace: Trace) -> list[Finding]:
         found.append(_of_loss(trace, spikes))
     norm = trace.column("norm")
     alone = norm_spikes(norm)
-    for spike in spikes:  # told with the loss already
+    for spike in spikes:  # the finding on the loss names these already
         alone &= (trace.steps < spike.step - LEAD) | (trace.steps > spike.end)
     if alone.any():
         found.append(_of_norm(trace, norm, alone))

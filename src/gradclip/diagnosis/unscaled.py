@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
+from ..record.run import Floats
 from ..record.trace import Trace
 from .finding import Finding
 from .piles import find_pile, power_of_two_between, script_limit
-from .window import Floats, median
+from .window import median
 
 __all__ = ["find_clip_before_unscale", "jumps"]
 
@@ -25,7 +26,7 @@ SIDE = 10
 EXACT = 0.25
 """How far log2 of a jump may be from a whole number: batches differ."""
 
-LEAST_POWER, MOST_POWER = 8, 30
+MIN_POWER, MAX_POWER = 8, 30
 """Powers of two that a scaler's factor takes; smaller ones would match by chance."""
 
 
@@ -47,10 +48,10 @@ def _measured_scaled(trace: Trace) -> list[Finding]:
     if spread > STEADY or not (clips or (found and level >= SCALED)):
         return []
     first = int(trace.steps[np.isfinite(norm)][0])
-    told = ""
+    jumped = ""
     if found:
         step, power = found[0]
-        told = f", and they jump by 2^{power} at step {step:,}, as a loss scale does"
+        jumped = f", and they jump by 2^{power} at step {step:,}, as a loss scale does"
     over = f"{level / bound:.3g} times the limit" if clips else f"{level:.3g}"
     return [
         Finding(
@@ -58,7 +59,7 @@ def _measured_scaled(trace: Trace) -> list[Finding]:
             "warning",
             first,
             f"The gradients seem to be clipped before they are unscaled: their norms are steadily "
-            f"{over}{told}.",
+            f"{over}{jumped}.",
             "Call scaler.unscale_(optimizer) before clipping; `attach` does so by itself.",
             {
                 "median_norm": level,
@@ -77,7 +78,7 @@ def _cut_while_scaled(trace: Trace) -> list[Finding]:
     if pile is None or limit is None:
         return []
     power = power_of_two_between(limit, pile.value, tolerance=1e-4)
-    if power is None or not LEAST_POWER <= power <= MOST_POWER:
+    if power is None or not MIN_POWER <= power <= MAX_POWER:
         return []
     return [
         Finding(

@@ -72,7 +72,7 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
     if not dead:
         return []
     first = min(step for step, _ in dead)
-    shown = ", ".join(name for _, name in dead[:3])
+    some = ", ".join(name for _, name in dead[:3])
     more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
     return [
         Finding(
@@ -80,7 +80,7 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
             "warning",
             first,
             f"{len(dead)} of {len(names)} parameters get a gradient of exactly zero, from step "
-            f"{first:,} to the end: {shown}{more}.",
+            f"{first:,} to the end: {some}{more}.",
             "These do not learn: units that are off for every input, an output that does not "
             "reach the loss, or a gradient that underflowed. A smaller learning rate, another "
             f"activation, or normalisation ({NORMALISATION}) keeps units alive.",

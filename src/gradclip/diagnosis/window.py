@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
-__all__ = ["LEAST", "SIGMA", "WINDOW", "Usual", "median", "usual_before"]
+from ..record.run import Floats
 
-Floats = NDArray[np.float64]
+__all__ = ["MIN_VALUES", "SIGMA", "WINDOW", "Usual", "median", "usual_before"]
 
 WINDOW = 50
 """Steps looked back: enough for a median that one spike in ten does not move, and short enough
 to follow a norm that falls tenfold over a few hundred steps."""
 
-LEAST = 10
+MIN_VALUES = 10
 """Values that a median needs here before it counts as usual."""
 
 SIGMA = 1.4826
@@ -32,7 +31,7 @@ class Usual(NamedTuple):
 
 
 @np.errstate(all="ignore")  # of norms near the largest float, the mean of two is inf
-def usual_before(values: Floats, window: int = WINDOW, least: int = LEAST) -> Usual:
+def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) -> Usual:
     """Return the median and deviation of the last finite values before each value.
 
     Args:

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import PolicyError
 from ..method.measure import combine
-from ..method.policy import Plan, Policy, Stage, WrappedStage
+from ..method.plan import Plan, Stage, WrappedStage
+from ..method.policy import Policy
 from ..method.response import Clamp, Skip, ValueResponse
 from ..method.threshold import Limits, Seen
 from .ledger import Ledger, put

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GradclipError, GradclipWarning
-from ..record import Run, Trace, read_run, traces_of
-from ..report.page import replace_file
-from .look import RC, line_style, one_line
+from ..record import Trace, traces_of
+from ..show.files import RunLike, read_runs, replace_file
+from ..show.words import one_line, shorten
+from .style import RC, line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +25,6 @@ FORMATS = ("svg", "pdf", "png")
 
 LETTERS = 17
 """Letters of the legend in an inch."""
-
-RunLike = str | os.PathLike[str] | Run
 
 
 def write_figure(
@@ -61,35 +60,25 @@ def write_figure(
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
     _check(kind, out, panels, width, height, dpi)
-    if isinstance(runs, str | os.PathLike | Run):
-        runs = [runs]
-    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
-    if not read:
-        raise GradclipError("runs=[] is not usable: give at least one record")
+    read = read_runs(runs)
     try:
         import matplotlib as mpl
     except ImportError as error:
         raise GradclipError("a figure needs Matplotlib: pip install 'gradclip[figure]'") from error
     made = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    with mpl.rc_context(RC), warnings.catch_warnings(record=True) as told:
+    with mpl.rc_context(RC), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         figure = _figure(traces_of(read), panels, width, height)
         figure.savefig(made, format=kind, dpi=dpi, metadata=metadata)
-    if any("missing from" in str(one.message) for one in told):
+    if any("missing from" in str(one.message) for one in warned):
         warnings.warn(
             "a name has letters that the figure's font lacks: they are boxes in a PNG or PDF, and "
             "right in an SVG",
             GradclipWarning,
             stacklevel=2,
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(out, made.getvalue())
-    except OSError as error:
-        raise GradclipError(
-            f"{out} cannot be written ({error.strerror}): give a path that can"
-        ) from error
+    replace_file(out, made.getvalue())
     return out
 
 
@@ -132,16 +121,18 @@ def _figure(
     figure = Figure(figsize=(width, height or sum(heights) + legend + 0.35), layout="constrained")
     every = figure.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
     on_steps = []
-    for axes, (name, trace) in zip(every, rows, strict=True):
+    for axes, (panel, trace) in zip(every, rows, strict=True):
         if trace is None:
-            DRAW[name](axes, traces)
+            DRAW[panel](axes, traces)
         else:
             scale = figure.colorbar(draw_layers(axes, trace), ax=axes, pad=0.02, aspect=18)
             scale.ax.yaxis.set_major_formatter(plain)
             scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
-            scale.set_label(f"norm: {one_line(trace.label, 28)}" if len(traces) > 1 else "norm")
-        if name != "distribution":
+            scale.set_label(
+                f"norm: {shorten(one_line(trace.label), 28)}" if len(traces) > 1 else "norm"
+            )
+        if panel != "distribution":
             on_steps.append(axes)
             axes.xaxis.set_major_formatter(whole)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -179,4 +170,4 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     )
     room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
-        text.set_text(one_line(trace.label, room))
+        text.set_text(shorten(one_line(trace.label), room))

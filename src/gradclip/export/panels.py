@@ -10,9 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..record.trace import Floats, Trace
+from ..record.run import Floats
+from ..record.trace import Trace
+from ..show.columns import positive, rate_window, wants_log
 from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
-from .look import MARKERS, line_style, one_line
+from ..show.words import one_line, shorten
+from .style import MARKERS, line_style
 
 __all__ = ["DRAW", "draw_layers", "label_log"]
 
@@ -30,9 +33,7 @@ def draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the script's own loss."""
     for index, trace in enumerate(traces):
         _line(axes, index, trace, trace.column("loss"))
-    values = np.concatenate([trace.column("loss") for trace in traces])
-    values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() > 30 * np.median(values):
+    if wants_log([trace.column("loss") for trace in traces]):
         axes.set_yscale("log")
         label_log(axes.yaxis)
     axes.set_ylabel("loss")
@@ -43,9 +44,9 @@ def draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_yscale("log")
     label_log(axes.yaxis)
     for index, trace in enumerate(traces):
-        norm = _positive(trace.column("norm"))
+        norm = positive(trace.column("norm"))
         _line(axes, index, trace, norm)
-        limit = _positive(trace.column("limit"))
+        limit = positive(trace.column("limit"))
         if np.isfinite(limit).any():
             colour = line_style(index)["color"]
             _line(axes, index, trace, limit, linestyle=(0, (1, 1)), color=colour, linewidth=0.7)
@@ -79,8 +80,7 @@ def draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
 
 def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the running share of steps clipped."""
-    longest = max(len(trace.steps) for trace in traces)
-    window = int(np.clip(longest // 20, 20, 1000))
+    window = rate_window(traces)
     for index, trace in enumerate(traces):
         _line(axes, index, trace, rate(trace.marked("clipped"), window))
     axes.set_ylim(-0.02, 1.05)
@@ -89,11 +89,11 @@ def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
 
 def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw how often each norm came, and the median limit."""
-    heights, edges = histogram([_positive(trace.column("norm")) for trace in traces])
+    heights, edges = histogram([positive(trace.column("norm")) for trace in traces])
     if len(edges):
         for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
             axes.stairs(height, power_of_ten(edges), fill=False, **line_style(index))
-            limit = _positive(trace.column("limit"))
+            limit = positive(trace.column("limit"))
             if np.isfinite(limit).any():
                 axes.axvline(
                     float(np.nanmedian(limit)), color=line_style(index)["color"],
@@ -118,8 +118,9 @@ def draw_layers(axes: Axes, trace: Trace) -> Any:
     )  # fmt: skip
     axes.invert_yaxis()
     every = -(-len(names) // 16)
-    shown = range(0, len(names), every)
-    axes.set_yticks([row + 0.5 for row in shown], [one_line(names[row], 20) for row in shown])
+    rows = range(0, len(names), every)
+    labels = [shorten(one_line(names[row]), 20) for row in rows]
+    axes.set_yticks([row + 0.5 for row in rows], labels)
     axes.tick_params(axis="y", length=0)
     return picture
 
@@ -146,13 +147,9 @@ def _steps(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.0f}"
 
 
-def _line(axes: Axes, index: int, trace: Trace, values: Floats, **look: Any) -> None:
+def _line(axes: Axes, index: int, trace: Trace, values: Floats, **style: Any) -> None:
     if not len(values):
         return
     values = np.where(np.isfinite(values), values, np.nan)
     rows = envelope([values])
-    axes.plot(trace.steps[rows], values[rows], **(line_style(index) | look))
-
-
-def _positive(column: Floats) -> Floats:
-    return np.where(np.isfinite(column) & (column > 0), column, np.nan)
+    axes.plot(trace.steps[rows], values[rows], **(line_style(index) | style))

@@ -1,7 +1,7 @@
-"""Finds and calls the C kernel; says which path it took.
+"""Finds and calls the C kernel, and says whether it runs.
 
 The kernel measures and edits many dense CPU buffers in one multithreaded call. It is
-optional: check :func:`available` first, and read :func:`status` to know why it is not there.
+optional: ask :func:`available` first; :func:`status` says why it is missing.
 """
 
 from .binding import available, clamp, maxabs, norm2, scale

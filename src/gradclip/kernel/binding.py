@@ -18,15 +18,17 @@ Floats = npt.NDArray[np.float64]
 
 
 def available() -> bool:
-    """True if the C kernel can be called; :func:`status` says why not."""
+    """Return True if the C kernel can be called; :func:`status` says why not."""
     return load()[0] is not None
 
 
 def norm2(buffers: Buffers, threads: int = 0) -> Floats:
-    """The 2-norm of each buffer: ``sqrt(sum(x**2))``.
+    """Measure the 2-norm of each buffer.
+
+    ``norm = sqrt(sum(x**2))``
 
     Args:
-        buffers: What to measure; not changed.
+        buffers: The memory to measure; not changed.
         threads: Threads to use at most; 0 for all this process may use.
 
     Returns:
@@ -53,10 +55,12 @@ def norm2(buffers: Buffers, threads: int = 0) -> Floats:
 
 
 def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
-    """The largest ``|x|`` of each buffer.
+    """Measure the largest magnitude of each buffer.
+
+    ``norm = max(|x|)``
 
     Args:
-        buffers: What to measure; not changed.
+        buffers: The memory to measure; not changed.
         threads: Threads to use at most; 0 for all this process may use.
 
     Returns:
@@ -73,10 +77,12 @@ def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
 
 
 def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
-    """Multiply each buffer by its factor, in place: ``x = round(x * factor)``.
+    """Multiply each buffer by its factor, in place.
+
+    ``x = round(x * factor)``
 
     Args:
-        buffers: What to scale; changed in place.
+        buffers: The memory to scale; changed in place.
         factors: One factor for all, or ``(n,)`` float64, one for each. A buffer whose factor is
             exactly 1 is neither read nor written.
         threads: Threads to use at most; 0 for all this process may use.
@@ -86,7 +92,7 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
         ValueError: ``factors`` has another shape, or a buffer is not valid; nothing changed.
 
     Numerics: the product is taken in float64, for 16-bit dtypes in float32 (unless the factor is
-    no normal number there), and rounded to nearest even; NaN stays NaN.
+    not a normal number there), and rounded to nearest even; NaN stays NaN.
     """
     n = len(buffers)
     one = np.ndim(factors) == 0
@@ -100,12 +106,14 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
 
 
 def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
-    """Clamp every element to ``[lo, hi]``, in place, and measure before and after.
+    """Clamp every element, in place, and measure the values before and after.
+
+    ``x = min(max(x, lo), hi)``
 
     Args:
-        buffers: What to clamp; changed in place, but memory inside the bounds is not written.
+        buffers: The memory to clamp; changed in place, but memory inside the bounds is not written.
         lo: Lower bound; rounded to each buffer's dtype before it is compared.
-        hi: Upper bound, >= lo; rounded likewise.
+        hi: Upper bound, >= lo; rounded in the same way.
         threads: Threads to use at most; 0 for all this process may use.
 
     Returns:
@@ -116,7 +124,7 @@ def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
         RuntimeError: The kernel is not available.
         ValueError: ``lo > hi``, a bound is NaN, or a buffer is not valid; nothing changed.
 
-    Numerics: NaN stays NaN; what is inside keeps its bits, -0.0 included.
+    Numerics: NaN stays NaN; a value inside the bounds keeps its bits, -0.0 included.
     """
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got lo={lo!r}, hi={hi!r}")
@@ -149,7 +157,7 @@ def _threads(threads: int) -> int:
 
 
 def _all_threads() -> int:
-    """Cores this process may use, or fewer if OMP_NUM_THREADS asks for that, as in torch."""
+    """Count the cores that this process may use; OMP_NUM_THREADS may lower that, as in torch."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

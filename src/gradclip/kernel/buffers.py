@@ -1,4 +1,4 @@
-"""What the kernel works on: addresses, sizes and dtypes of dense CPU memory."""
+"""The kernel's input: addresses, sizes and dtypes of dense CPU memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 
 class DType(IntEnum):
-    """Element types the kernel reads (the codes of ``enum gradclip_dtype``)."""
+    """Element types that the kernel reads (the codes of ``enum gradclip_dtype``)."""
 
     FLOAT32 = 0
     FLOAT64 = 1
@@ -29,9 +29,9 @@ class DType(IntEnum):
 class Buffers:
     """Dense CPU buffers, by address.
 
-    The memory is borrowed: whoever owns it must keep it alive, and must not resize it, until
-    the last call that uses this object has returned. Nothing here can check an address, so a
-    wrong one is undefined behaviour, as in C.
+    The memory is borrowed: its owner keeps it alive, and does not resize it, until the last call
+    that uses this object has returned. An address cannot be checked: a wrong address is undefined
+    behaviour, as in C.
 
     Args:
         pointers: ``(n,)`` uint64, address of each buffer's first element, aligned to the
@@ -40,8 +40,8 @@ class Buffers:
         dtypes: ``(n,)`` uint8, a :class:`DType` for each buffer.
 
     Raises:
-        TypeError: an array has another dtype.
-        ValueError: the arrays are not one-dimensional, contiguous and of one length.
+        TypeError: An array has another dtype.
+        ValueError: The arrays are not one-dimensional, contiguous and of one length.
 
     Example:
         >>> import numpy as np
@@ -71,7 +71,7 @@ class Buffers:
 
     @classmethod
     def of(cls, pointers: Iterable[int], sizes: Iterable[int], dtypes: Iterable[int]) -> Self:
-        """Gather plain Python sequences, such as ``[t.data_ptr() for t in tensors]``."""
+        """Make buffers of plain Python sequences, such as ``[t.data_ptr() for t in tensors]``."""
         return cls(
             np.fromiter(pointers, np.uint64),
             np.fromiter(sizes, np.int64),

@@ -1,4 +1,4 @@
-"""Reads where many tensors keep their values in one call, through DLPack's C exchange API.
+"""Finds the memory of many tensors in one call, through DLPack's C exchange API.
 
 Asking a tensor from Python for its address, size and dtype costs more than reading a few thousand
 values. A library that offers the API gives the address of a C function that answers all at once.
@@ -21,7 +21,7 @@ NAME = b"dlpack_exchange_api"
 
 
 class _Api(ctypes.Structure):
-    """DLPackExchangeAPI, as far as it is read here."""
+    """The first fields of DLPackExchangeAPI; the others are not read here."""
 
     _fields_ = (
         ("major", ctypes.c_uint32),
@@ -35,7 +35,7 @@ class _Api(ctypes.Structure):
 
 
 def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
-    """Return the memory of tensors, if the kernel can take each as one flat run of values.
+    """Return the memory of tensors, if the kernel can take each as one run of values.
 
     Args:
         tensors: Tensors of exactly that type, or of types that keep its layout.
@@ -45,29 +45,29 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
         Their buffers; None if the type has no exchange API, or if any tensor is not on the CPU,
         not dense, or of a dtype that the kernel does not read.
     """
-    library, read = load_holding_the_lock(), reader(kind)
-    if library is None or read is None:
+    library, describe = load_holding_the_lock(), describe_function(kind)
+    if library is None or describe is None:
         return None
     n = len(tensors)
-    objects = np.fromiter(tensors, np.object_, n)  # An array of their addresses, to C.
+    objects = np.fromiter(tensors, np.object_, n)  # C sees an array of their addresses.
     found = Buffers(np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8))
     try:
         code = library.gradclip_gather(
-            read,
+            describe,
             objects.ctypes.data,
             n,
             found.pointers.ctypes.data,
             found.sizes.ctypes.data,
             found.dtypes.ctypes.data,
         )
-    except (BufferError, RuntimeError):  # The library's own: a sparse tensor, say.
+    except (BufferError, RuntimeError):  # From their library: a sparse tensor, for example.
         return None
     return found if code == 0 else None
 
 
 @functools.cache
-def reader(kind: type) -> int | None:
-    """Address of the function that describes objects of this type; None if there is none."""
+def describe_function(kind: type) -> int | None:
+    """Return the address of the function that describes objects of this type, if there is one."""
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
     if capsule is None or sys.implementation.name != "cpython":  # An object is an address.
         return None

@@ -1,10 +1,11 @@
-"""Finds the shared library, loads it once, and says what came of it."""
+"""Finds the shared library, loads it once, and keeps whether that worked."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +43,9 @@ class CBuffers(ctypes.Structure):
 
 
 def status() -> KernelStatus:
-    """Whether the C kernel is in use, from where, with which instruction set.
+    """Say whether the C kernel is in use, from which file, with which instruction set.
 
-    Decided once per process. ``GRADCLIP_KERNEL=off`` in the environment turns it off.
+    It is decided once per process. ``GRADCLIP_KERNEL=off`` in the environment turns it off.
 
     Example:
         >>> status().isa in {"avx512", "avx2", "baseline", "none"}
@@ -55,7 +56,7 @@ def status() -> KernelStatus:
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
-    """The library, ready to call, or None; and the status."""
+    """Return the library, ready to call, or None; and the status."""
     setting = os.environ.get("GRADCLIP_KERNEL", "")
     if setting.strip().lower() in OFF:
         return None, _missing(f"turned off by GRADCLIP_KERNEL={setting}")
@@ -82,7 +83,7 @@ def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
 
 @functools.cache
 def load_holding_the_lock() -> ctypes.PyDLL | None:
-    """The library again, for calls that need Python's lock and may raise Python's errors."""
+    """Return the library once more, for calls that hold Python's lock and may set its errors."""
     path = load()[1].library
     if load()[0] is None or path is None:
         return None
@@ -92,10 +93,8 @@ def load_holding_the_lock() -> ctypes.PyDLL | None:
 
 
 def find() -> Path | None:
-    """The library's path. An editable install keeps it apart from the sources."""
-    import gradclip.kernel
-
-    for folder in gradclip.kernel.__path__:
+    """Return the library's path. An editable install keeps the library apart from the sources."""
+    for folder in sys.modules[__name__.rpartition(".")[0]].__path__:
         for name in NAMES:
             path = Path(folder) / name
             if path.is_file():
@@ -108,7 +107,7 @@ def _missing(reason: str, path: Path | None = None) -> KernelStatus:
 
 
 def _declare(library: ctypes.CDLL | ctypes.PyDLL) -> None:
-    """Argument and result types, once: ctypes then converts without guessing."""
+    """Tell ctypes the types of the arguments and results."""
     address, threads, buffers = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(CBuffers)
     library.gradclip_abi_version.argtypes = ()
     library.gradclip_abi_version.restype = ctypes.c_int

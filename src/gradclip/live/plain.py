@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from ..diagnosis import Finding
 from ..record import Event
-from ..show.summary import number, percent
+from ..show.words import duration, number, percent, printable
 from .state import LiveOptimizer, LiveRun
 
-__all__ = ["counts", "one_line", "printable", "state_of", "to_dict", "told_event", "told_finding"]
-
-
-def printable(text: str) -> str:
-    """Return `text` with what could move a terminal's cursor or colour it left out."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+__all__ = ["counts", "event_line", "finding_line", "state_of", "step_line", "to_dict"]
 
 
 def state_of(run: LiveRun) -> str:
@@ -26,7 +21,7 @@ def state_of(run: LiveRun) -> str:
     return "running" if run.age < 30 else f"no new row for {duration(run.age)}"
 
 
-def one_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
+def step_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
     """Tell an optimizer's latest step."""
     last = optimizer.last
     parts = [f"step {int(last.get('step') or 0):,}"]
@@ -54,25 +49,16 @@ def counts(optimizer: LiveOptimizer) -> list[str]:
     return parts
 
 
-def told_finding(found: Finding) -> str:
+def finding_line(found: Finding) -> str:
     """Tell a finding in one line."""
     where = "" if found.step is None else f", step {found.step:,}"
     return f"{found.severity}: {found.kind}{where}: {printable(found.sentence)}"
 
 
-def told_event(event: Event) -> str:
+def event_line(event: Event) -> str:
     """Tell an event of the record in one line."""
     where = "" if event.step is None else f", step {event.step:,}"
     return f"event: {printable(event.name)}{where}: {printable(event.text)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as text: ``3 min 20 s``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def to_dict(run: LiveRun) -> dict[str, object]:

@@ -8,19 +8,19 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from ..show.summary import number
-from .plain import counts, duration, printable, state_of, told_event, told_finding
+from ..show.style import SEVERITY
+from ..show.words import duration, number, printable, shorten
+from .plain import counts, event_line, finding_line, state_of
 from .series import ASCII, BLOCKS, bars, span
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["Screen"]
 
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _NAME = 9
 _VALUE = 10
 _RANGE = 24
 _CURVES = 64
-MOST_TOLD = 10
+MAX_NEWS = 10
 """Lines for events and warnings."""
 WIDE = 100
 """Columns from which three lists of layers stand side by side."""
@@ -54,13 +54,13 @@ class Screen:
                 break
             top += block
         room = height - len(top)
-        told = _told(run, width, max(min(room - 1, MOST_TOLD), 0))
-        room -= len(told)
+        news = _news(run, width, max(min(room - 1, MAX_NEWS), 0))
+        room -= len(news)
         for optimizer in run.optimizers.values():
             block = _layers(run, optimizer, width, min(room - 1, 6 if width >= WIDE else 9))
             room -= len(block)
             top += block
-        return [*top, *told][:height]
+        return [*top, *news][:height]
 
 
 def _title(run: LiveRun) -> Text:
@@ -110,11 +110,11 @@ def _curve(
     low, high = span(scale, log=log)
     drawn = bars(values, room, low=low, high=high, log=log, blocks=blocks)
     own = span([values])
-    told = "" if np.isnan(own[0]) else " to ".join(dict.fromkeys(map(number, own)))
+    between = "" if np.isnan(own[0]) else " to ".join(dict.fromkeys(map(number, own)))
     line = Text(f"{name:<{_NAME}}{number(value):>{_VALUE}}  ")
     for char in drawn:
         line.append(char, "bold red" if char in "×x" else "cyan")
-    return line.append(" " * (room - len(drawn)) + f"  {told}", "dim")
+    return line.append(" " * (room - len(drawn)) + f"  {between}", "dim")
 
 
 def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> list[Text]:
@@ -161,36 +161,28 @@ def _column(heading: str, rows: list[tuple[str, str]], width: int) -> list[Text]
     return lines
 
 
-def shorten(name: str, length: int) -> str:
-    """Return `name` with its middle left out where it is too long."""
-    if len(name) <= length or length < 4:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[head - length + 1 :]}"
-
-
-def _told(run: LiveRun, width: int, room: int) -> list[Text]:
+def _news(run: LiveRun, width: int, room: int) -> list[Text]:
     """Return events, then findings, in at most `room` lines: the latest, and how many more."""
-    every = [Text(told_event(event)) for event in run.events]
+    every = [Text(event_line(event)) for event in run.events]
     for key, finding in run.findings.items():
-        text = told_finding(finding)
+        text = finding_line(finding)
         word = len(finding.severity)
         style = "" if key in run.current else "dim"
-        told = Text.assemble((text[:word], _STYLES[finding.severity]), text[word:], style=style)
-        every.append(told)
-    shown: list[Text] = []
+        styled = (text[:word], SEVERITY[finding.severity])
+        every.append(Text.assemble(styled, text[word:], style=style))
+    latest: list[Text] = []
     count = 0
     for text in reversed(every):
         block = [Text("  ") + line for line in _wrapped(text, width - 2)]
-        if len(shown) + len(block) + 1 > room:
+        if len(latest) + len(block) + 1 > room:
             break
-        shown[:0] = block
+        latest[:0] = block
         count += 1
-    if not shown:
+    if not latest:
         return []
     steps = 0 if run.window is None else len(run.window.steps)
     more = f"; {len(every) - count:,} earlier ones left out" if count < len(every) else ""
-    return [Text(f"events, and warnings of the last {steps:,} steps{more}", "dim"), *shown]
+    return [Text(f"events, and warnings of the last {steps:,} steps{more}", "dim"), *latest]
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from ..record.run import Floats
 
 __all__ = ["Series", "bars"]
-
-Floats = NDArray[np.float64]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.-~=+*#"
@@ -22,8 +21,8 @@ class Series:
     """Equal stretches of steps, each one number; the stretches grow as the run does.
 
     Args:
-        keep: What a stretch is told by. "mean": of what is finite; "max": the greatest, so that a
-            spike is never lost. Either way a stretch that held inf or NaN is inf: it shows.
+        keep: The number that stands for a stretch: the "mean" of its finite values, or its "max",
+            so that a spike is never lost. A stretch that held inf is inf in both.
         most: Stretches at most; there are at least half as many once there are so many steps.
 
     Examples:

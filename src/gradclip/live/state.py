@@ -11,7 +11,8 @@ import numpy as np
 from ..diagnosis import Finding, diagnose
 from ..record import End, Event, Header, Run, Trace, traces_of
 from ..record.follow import Follower
-from .series import Floats, Series
+from ..record.run import Floats
+from .series import Series
 
 __all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]
 
@@ -84,7 +85,7 @@ class LiveOptimizer:
             self.last_skipped = int(steps[skipped][-1])
         self.recent.extend(clipped[-RECENT:].tolist())
         for name, series in (("loss", self.loss), ("norm", self.norm), ("limit", self.limit)):
-            series.extend(_shown(trace, name))
+            series.extend(_with_inf(trace, name))
         for _, names in trace.nonfinite_names:
             for name in names:
                 if name in self.nonfinite_layers or len(self.nonfinite_layers) < MOST_NONFINITE:
@@ -95,14 +96,14 @@ class LiveOptimizer:
         }
 
 
-def _shown(trace: Trace, name: str) -> Floats:
+def _with_inf(trace: Trace, name: str) -> Floats:
     """Return a column with every value that is not finite as inf, and NaN where there is none."""
     values = trace.column(name)
     return np.where(trace.seen(name) & ~np.isfinite(values), np.inf, values)
 
 
 class LiveRun:
-    """A record that is followed; memory and the cost of a look do not grow with it.
+    """A record that is followed; memory and the cost of a refresh do not grow with it.
 
     Args:
         path: The record. It need not exist yet.
@@ -115,7 +116,7 @@ class LiveRun:
         >>> with RecordWriter(path) as record:
         ...     for step in range(1, 5):
         ...         record.step(step=step, norm=2.0, clipped=step > 2)
-        >>> live.look()
+        >>> live.refresh()
         False
         >>> live.state, live.optimizers[0].steps, live.optimizers[0].clip_rate
         ('ended', 4, 0.5)
@@ -138,18 +139,18 @@ class LiveRun:
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.event_count = 0
         self.findings: dict[tuple[int, str], Finding] = {}
-        """Each kind of finding once an optimizer, as it was last told; in the order they came."""
+        """The latest finding of each optimizer and kind, in the order in which they came."""
         self.current: set[tuple[int, str]] = set()
         """Those of `findings` that the window still shows."""
         self.window: Run | None = None
 
-    def look(self) -> bool:
+    def refresh(self) -> bool:
         """Take in what was added to the record; tell whether more lies ahead.
 
         Raises:
             RecordError: It is not a record, or is damaged.
         """
-        news = self._follower.look()
+        news = self._follower.read_added()
         self.missing, self.age = news.missing, news.age
         if news.restarted:
             self._forget()
@@ -165,9 +166,9 @@ class LiveRun:
             return
         whole = len(self.window.steps) == sum(each.steps for each in self.optimizers.values())
         # A plateau is one compared with the whole run, which the window may not hold.
-        told = [found for found in diagnose(self.window) if whole or found.kind != "plateau"]
-        self.findings |= {(found.optimizer, found.kind): found for found in told}
-        self.current = {(found.optimizer, found.kind) for found in told}
+        seen = [found for found in diagnose(self.window) if whole or found.kind != "plateau"]
+        self.findings |= {(found.optimizer, found.kind): found for found in seen}
+        self.current = {(found.optimizer, found.kind) for found in seen}
 
     @property
     def state(self) -> str:

@@ -9,46 +9,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from ..checks import builtin
 from ..errors import PolicyError
+from .call import Call, text_name
+from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
 
-if TYPE_CHECKING:
-    from .policy import Chain, Policy, Wrapped
-
-__all__ = ["CATALOGUE", "Call", "Recipe", "lookup", "recipe"]
+__all__ = ["CATALOGUE", "Recipe", "lookup", "recipe"]
 
 F = TypeVar("F", bound="Callable[..., Policy | Chain | Wrapped]")
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a policy was asked for: a recipe's name and its arguments as the user gave them."""
-
-    recipe: str
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
-
-    def text(self) -> str:
-        """Return the text form, as in `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`."""
-        inner, args = self._split()
-        parts = [_literal(value) for value in args]
-        parts += [f"{key}={_literal(value)}" for key, value in self.kwargs]
-        head = f"{self.recipe}:{','.join(parts)}" if parts else self.recipe
-        return head if inner is None else f"{head}({inner})"
-
-    def code(self) -> str:
-        """Return the Python form, as in `by_norm(1.0, order=inf)`."""
-        parts = [_python(value) for value in self.args]
-        parts += [f"{key}={_python(value)}" for key, value in self.kwargs]
-        return f"{CATALOGUE[self.recipe].function.__name__}({', '.join(parts)})"
-
-    def _split(self) -> tuple[Any, tuple[Any, ...]]:
-        """Return the policy that is wrapped, if the first argument is one, and the others."""
-        wraps = bool(self.args) and not isinstance(self.args[0], (str, int, float, type(None)))
-        return (self.args[0], self.args[1:]) if wraps else (None, self.args)
 
 
 @dataclass(frozen=True)
@@ -86,22 +58,37 @@ class Recipe:
 CATALOGUE: dict[str, Recipe] = {}
 
 
-def recipe(name: str, *, paper: str, example: str | None = None) -> Callable[[F], F]:
-    """Enter a function that returns a policy into the catalogue under `name`.
+def recipe(
+    name: str,  # noqa: ARG001
+    *,
+    paper: str,
+    example: str | None = None,
+    wraps: Callable[[object], AnyPolicy] | None = None,
+) -> Callable[[F], F]:
+    """Enter a function that returns a policy into the catalogue.
 
     Args:
-        name: what the text form calls it.
+        name: not used: the name in text is the function's, without `by_` or `with_`.
         paper: who published it.
         example: a call of it in text form; by default the bare name, if that is enough.
+        wraps: for a recipe whose first argument is a policy: what reads that argument, so that
+            text is read before the call is noted.
     """
 
     def enter(function: F) -> F:
+        name = text_name(function.__name__)
+        first = next(iter(inspect.signature(function).parameters), None)
+
         @functools.wraps(function)
         def build(*args: Any, **kwargs: Any) -> Policy | Chain | Wrapped:
-            args = tuple(map(_unboxed, args))
-            kwargs = {key: _unboxed(value) for key, value in kwargs.items()}
+            args = tuple(map(builtin, args))
+            kwargs = {key: builtin(value) for key, value in kwargs.items()}
+            if wraps is not None and first in kwargs:
+                args = (kwargs.pop(first), *args)
+            if wraps is not None and args:
+                args = (wraps(args[0]), *args[1:])
             policy = function(*args, **kwargs)
-            return replace(policy, call=Call(name, args, tuple(kwargs.items())))
+            return asked(policy, Call(function.__name__, args, tuple(kwargs.items())))
 
         CATALOGUE[name] = Recipe(name, build, paper, example or name)
         return build  # type: ignore[return-value]
@@ -110,24 +97,14 @@ def recipe(name: str, *, paper: str, example: str | None = None) -> Callable[[F]
 
 
 def lookup(name: str) -> Recipe:
-    """Return the recipe called `name`, or say which names there are."""
-    if name not in CATALOGUE:
-        close = get_close_matches(name, CATALOGUE, 1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
-    return CATALOGUE[name]
+    """Return the recipe of this name in text, or say which names there are.
 
-
-def _unboxed(value: Any) -> Any:
-    """Return a number of NumPy's as Python's, which can be written down."""
-    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
-
-
-def _literal(value: Any) -> str:
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-
-
-def _python(value: Any) -> str:
-    return f"float({str(value)!r})" if value in (float("inf"), float("-inf")) else repr(value)
+    The name of the recipe's function is read too, and `-` for `_`, as earlier versions wrote.
+    """
+    plain = name.replace("-", "_")
+    for row in CATALOGUE.values():
+        if plain in (row.name, row.function.__name__):
+            return row
+    close = get_close_matches(plain, CATALOGUE, 1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")

@@ -1,4 +1,4 @@
-"""A policy in words: what is measured, compared with what, what happens, what is remembered."""
+"""A policy in words: the scope, the threshold, the response, and what is remembered."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ state='mean, variance, count')
 
 
 def describe(policy: AnyPolicy) -> Description:
-    """Describe a policy; a chain's answers stand one after the other."""
+    """Describe a policy; the answers of a chain stand one after the other, a bar between them."""
     if isinstance(policy, Wrapped):
         inner = describe(policy.inner)
         held = ", ".join(policy.source.holds)
@@ -53,11 +53,13 @@ def describe(policy: AnyPolicy) -> Description:
         )
     parts = [rule for _, rule in policy.rules] if isinstance(policy, ByName) else policy.policies
     described = [describe(part) for part in parts if part is not None]
+    if not described:
+        return Description("none", "none", "none", "none")
     return Description(*(" | ".join(column) for column in zip(*described, strict=True)))
 
 
 def _leaves(memory: dict[str, object]) -> list[str]:
-    """Return the names of what is remembered, those of nested thresholds too."""
+    """Return the names of the remembered arrays, those of nested thresholds too."""
     found: list[str] = []
     for name, value in memory.items():
         found += _leaves(value) if isinstance(value, dict) else [name]

@@ -46,10 +46,11 @@ class Measure:
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        choice("scope", self.scope, get_args(Scope))
+        object.__setattr__(self, "scope", choice("scope", self.scope, get_args(Scope)))
         if isinstance(self.order, str):
             if self.order not in ("rms", "average"):
                 raise PolicyError.of("order", self.order, "give p > 0, inf, 'rms' or 'average'")
+            object.__setattr__(self, "order", choice("order", self.order, ("rms", "average")))
             if self.scope not in ("tensor", "global", "unit"):
                 raise PolicyError.of("order", self.order, "it needs scope global, tensor or unit")
         else:
@@ -63,6 +64,8 @@ class Measure:
             if self.scope not in ("tensor", "global") or isinstance(self.order, str):
                 remedy = "it needs scope 'tensor' or 'global' and a p-norm"
                 raise PolicyError.of("relative", self.relative, remedy)
+            if not isinstance(self.relative, (tuple, list)) or len(self.relative) != 2:
+                raise PolicyError.of("relative", self.relative, "give a pair of numbers")
             rel, least = self.relative
             pair = number("relative", rel, low=0), number("relative", least, low=0, above=True)
             object.__setattr__(self, "relative", pair)

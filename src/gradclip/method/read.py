@@ -1,33 +1,122 @@
-"""The written forms of a policy: a line of text for command lines, a dictionary for files.
+"""How policies are read: all text and all plain data enter here, once, when a policy is made.
 
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
-    feedback(norm:1.0)              a wrapper and what it wraps
-    embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name, first match wins
+    feedback(norm:1.0)              a wrapper and the policy inside
+    embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name, the first match wins
     none                            measures, changes nothing
+    none|norm:1.0                   a chain of one policy
 
-A policy that no recipe makes is written as its dictionary, in JSON.
+A policy that no recipe makes is written as its dictionary, in JSON. Whatever the text or the data
+is, reading gives a policy or raises a PolicyError.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from ..errors import PolicyError
-from . import response as responses
-from . import threshold as thresholds
-from . import wrapper as sources
 from .catalogue import lookup
 from .measure import Measure
-from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped, by_name
+from .policy import (
+    PARTS,
+    RESPONSES,
+    SOURCES,
+    THRESHOLDS,
+    AnyPolicy,
+    ByName,
+    Chain,
+    Policy,
+    Wrapped,
+)
 
-__all__ = ["from_dict", "parse", "to_dict", "to_text"]
+__all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]
+
+PolicyLike = AnyPolicy | str | Mapping[str, AnyPolicy | str | None]
+"""Whatever says which policy is meant: a policy, its text form, or rules by name."""
 
 _EXAMPLE = "write it as 'norm:1.0', 'value:-1,1' or 'value:1|norm:1'"
+_MOST_BRACKETS = 50
+_MOST_LEVELS = 100
+_MOST_CHARACTERS = 10_000_000
+
+
+def as_policy(value: object) -> AnyPolicy:
+    """Return the policy that a user meant.
+
+    Args:
+        value: a policy, its text form, or rules by name (see `by_name`); not mutated.
+
+    Returns:
+        The policy; a policy that was given is returned as it is.
+
+    Raises:
+        PolicyError: the value is none of these.
+
+    Example:
+        >>> as_policy("norm:1.0")
+        by_norm(1.0)
+    """
+    if isinstance(value, AnyPolicy):
+        return value
+    if isinstance(value, str):
+        return parse(value)
+    if isinstance(value, Mapping):
+        return by_name(value)
+    raise PolicyError.of("policy", value, "give by_norm(1.0), 'norm:1.0' or {'*': by_norm(1.0)}")
+
+
+def by_name(rules: Mapping[str, AnyPolicy | str | None]) -> ByName:
+    """Return the policy that treats each group of names by its own rule.
+
+    Args:
+        rules: from a glob pattern over parameter names to a policy, a text form, or None
+            (those parameters stay as they are). The first match wins; each group has its own
+            norm and its own memory. Not mutated.
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: there are no rules, a pattern cannot be written down, or a rule is not a
+            policy.
+
+    Example:
+        >>> str(by_name({"embed.*": "norm:0.5", "*": None}))
+        'embed.*=norm:0.5;*=none'
+    """
+    if not isinstance(rules, Mapping) or not rules:
+        remedy = "give at least one pattern, such as {'*': by_norm(1.0)}"
+        raise PolicyError.of("rules", rules, remedy)
+    return ByName(tuple((p, _rule(p, rule)) for p, rule in rules.items()))
+
+
+def _rule(pattern: str, rule: object) -> Policy | Chain | Wrapped | None:
+    """Return the policy of one rule; `ByName` refuses a wrong pattern."""
+    policy = None if rule is None else as_policy(rule)
+    if isinstance(policy, ByName):
+        raise PolicyError.of(str(pattern), rule, "a rule by name cannot hold rules by name")
+    return policy
+
+
+def is_written(policy: AnyPolicy, written: object) -> bool:
+    """Return whether this is the policy that a saved state names.
+
+    Args:
+        policy: the policy in use.
+        written: what the state has: the text form that some version wrote.
+
+    Raises:
+        PolicyError: the text is not a policy.
+    """
+    return written == str(policy) or as_policy(written) == policy
+
+
+# ---- text ----------------------------------------------------------------------------------
 
 
 def parse(text: str) -> AnyPolicy:
@@ -35,7 +124,8 @@ def parse(text: str) -> AnyPolicy:
 
     Args:
         text: a recipe's name, then `:` and arguments separated by commas; `|` chains;
-            `pattern=policy` separated by `;` gives rules by name; `none` changes nothing.
+            `pattern=policy` separated by `;` gives rules by name; `none` changes nothing. The name
+            of the recipe's function (`by_norm:1`) and `-` for `_` in names are read too.
 
     Returns:
         The policy; `parse(str(policy)) == policy`.
@@ -51,74 +141,127 @@ def parse(text: str) -> AnyPolicy:
     """
     if not isinstance(text, str) or not text.strip():
         raise PolicyError.of("policy", text, _EXAMPLE)
-    text = text.strip()
-    # A glob may begin with a bracket, too: then '=' stands before the first ':'.
-    if text.startswith("{") and "=" not in text.partition(":")[0]:
-        return _parse_json(text)
-    if text == "none":
-        return Chain()
-    rules = [rule for rule in _split(text, ";") if rule]
-    name, equals, _ = rules[0].partition("=")
-    if len(rules) > 1 or (equals and not set(name) & set(":(|")):
-        return by_name(_rules(text, rules))
-    parts = [_parse_call(part) for part in _split(text, "|")]
-    return parts[0] if len(parts) == 1 else Chain(tuple(p for part in parts for p in part.links))
+    if len(text) > _MOST_CHARACTERS:
+        raise PolicyError.of("policy", text, f"it has more than {_MOST_CHARACTERS} characters")
+    try:
+        return _policy(text.strip())
+    except RecursionError:
+        raise PolicyError.of("policy", text, "it is nested too deeply") from None
 
 
-def to_text(policy: AnyPolicy) -> str:
-    """Return the text form of a policy, which `parse` reads back.
-
-    Example:
-        >>> from gradclip import by_norm, by_value
-        >>> to_text(by_value(-1, 1) | by_norm(1.0))
-        'value:-1,1|norm:1.0'
-    """
-    if isinstance(policy, ByName):
-        texts = {p: "none" if rule is None else to_text(rule) for p, rule in policy.rules}
-        if any(text.startswith("{") for text in texts.values()):
-            return json.dumps(to_dict(policy))
-        return ";".join(f"{pattern}={text}" for pattern, text in texts.items())
-    if policy.call is not None:
-        return policy.call.text()
-    if not isinstance(policy, Chain):
-        return json.dumps(to_dict(policy))
-    if any(isinstance(link, ByName) or not link.call for link in policy.policies):
-        return json.dumps(to_dict(policy))
-    return "|".join(map(to_text, policy.policies)) or "none"
+def _policy(text: str) -> AnyPolicy:
+    if _is_json(text):
+        return _json(text)
+    parts = [part for part in _split(text, ";") if part]
+    if len(parts) == 1 and not _has_pattern(parts[0]):
+        return _chain(parts[0])
+    rules: dict[str, AnyPolicy | None] = {}
+    for part in parts:
+        pattern, equals, rule = (piece.strip() for piece in part.partition("="))
+        if not equals or not pattern or not rule:
+            raise PolicyError.of("policy", text, f"{part!r} needs '=' between pattern and policy")
+        if pattern in rules:
+            raise PolicyError.of("pattern", pattern, "it stands twice")
+        if _has_pattern(rule):
+            raise PolicyError.of(pattern, rule, "a rule by name cannot hold rules by name")
+        rules[pattern] = _json(rule) if _is_json(rule) else _chain(rule)
+    return by_name(rules)
 
 
-def to_dict(policy: AnyPolicy) -> dict[str, Any]:
-    """Return plain data for a config file, which `from_dict` reads back.
-
-    Example:
-        >>> from gradclip import by_norm
-        >>> to_dict(by_norm(1.0, scope="tensor"))
-        {'method': 'norm', 'args': [1.0], 'scope': 'tensor'}
-    """
-    if isinstance(policy, ByName):
-        rules = {p: None if rule is None else to_dict(rule) for p, rule in policy.rules}
-        return {"by_name": rules}
-    if policy.call is not None:
-        args = {"args": [_plain(a) for a in policy.call.args]} if policy.call.args else {}
-        named = {key: _plain(value) for key, value in policy.call.kwargs}
-        return {"method": policy.call.recipe, **args, **named}
-    if isinstance(policy, Chain):
-        return {"chain": [to_dict(link) for link in policy.policies]}
-    if isinstance(policy, Wrapped):
-        return {"source": _axis(policy.source, kind=True), "inner": to_dict(policy.inner)}
-    return {
-        "measure": _axis(policy.measure),
-        "threshold": _axis(policy.threshold, kind=True),
-        "response": _axis(policy.response, kind=True),
-    }
+def _is_json(text: str) -> bool:
+    """Return whether a text is JSON: a glob that begins with a bracket has '=' before any ':'."""
+    return text.startswith("{") and "=" not in text.partition(":")[0]
 
 
-def from_dict(data: Mapping[str, Any]) -> AnyPolicy:
+def _has_pattern(text: str) -> bool:
+    """Return whether a text begins with a pattern and '='."""
+    pattern, equals, _ = text.partition("=")
+    return bool(equals) and not set(pattern) & set(":(|")
+
+
+def _chain(text: str) -> AnyPolicy:
+    """Return a policy, or the chain of those that stand between bars."""
+    links = [Chain() if part == "none" else _call(part) for part in _split(text, "|")]
+    return links[0] if len(links) == 1 else Chain(tuple(p for link in links for p in link.links))
+
+
+def _call(text: str) -> AnyPolicy:
+    """Return the policy of one call, as in `norm:1.0` or `clip21:beta1=0.5(norm:1.0)`."""
+    head, bracket, inner = text.partition("(")
+    if bracket and not inner.endswith(")"):
+        raise PolicyError.of("policy", text, "nothing may follow the closing bracket")
+    name, _, rest = head.partition(":")
+    args: list[object] = [parse(inner[:-1])] if bracket else []
+    kwargs: dict[str, object] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals and kwargs:
+            raise PolicyError.of("policy", text, "arguments without a name come first")
+        if not equals:
+            args.append(_value(part))
+        elif key in kwargs:
+            raise PolicyError.of(key, value, f"it stands twice in {text!r}")
+        else:
+            kwargs[key] = _value(value)
+    return _made(name.strip(), args, kwargs)
+
+
+def _made(name: str, args: Sequence[object], kwargs: dict[str, object]) -> AnyPolicy:
+    """Call a recipe; whatever its code raises for these arguments becomes a PolicyError."""
+    found = lookup(name)
+    try:
+        return found(tuple(args), kwargs)
+    except PolicyError:
+        raise
+    except Exception as error:
+        raise PolicyError.of(name, [*args, kwargs], str(error)) from error
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """Split at a mark that stands outside all brackets."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(rf"[][(){{}}]|{re.escape(mark)}", text):
+        char = found.group()
+        depth += (char in "([{") - (char in ")]}")
+        if depth > _MOST_BRACKETS:
+            raise PolicyError.of("policy", text, f"it has over {_MOST_BRACKETS} brackets in others")
+        if char == mark and depth == 0:
+            parts.append(text[start : found.start()])
+            start = found.end()
+    if depth:
+        raise PolicyError.of("policy", text, "a bracket is not closed")
+    return [part.strip() for part in (*parts, text[start:])]
+
+
+def _value(text: str) -> object:
+    """Read an argument: none, true, false, a whole number, a number, or a word."""
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if value in (math.inf, -math.inf) and "inf" not in text.lower():
+            raise PolicyError.of("number", text, "it is beyond the largest float")
+        return value
+    return text
+
+
+# ---- plain data ----------------------------------------------------------------------------
+
+
+def from_dict(data: Mapping[str, object]) -> AnyPolicy:
     """Return the policy that plain data describes: the inverse of `to_dict`.
 
     Args:
         data: `{"method": name, argument: value, …}`, `{"chain": […]}`,
-            `{"by_name": {pattern: …}}`, or the three axes by name; not mutated.
+            `{"by_name": {pattern: …}}`, `{"source": …, "inner": …}`, or the three axes by name;
+            not mutated.
+
+    Returns:
+        The policy; `from_dict(to_dict(policy)) == policy`, also through JSON.
 
     Raises:
         PolicyError: the data has none of these forms, or a value in it is wrong.
@@ -127,150 +270,114 @@ def from_dict(data: Mapping[str, Any]) -> AnyPolicy:
         >>> from_dict({"method": "norm", "max_norm": 1.0})
         by_norm(max_norm=1.0)
     """
+    _refuse_deep(data)
+    try:
+        return _from_data(data)
+    except RecursionError:
+        raise PolicyError.of("policy", "data", "it is nested too deeply") from None
+
+
+def _refuse_deep(data: object) -> None:
+    level = [data]
+    for _ in range(_MOST_LEVELS):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise PolicyError.of("policy", "data", f"it is nested over {_MOST_LEVELS} levels deep")
+
+
+def _inside(value: object) -> Sequence[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _from_data(data: object) -> AnyPolicy:
     if not isinstance(data, Mapping):
         raise PolicyError.of("policy", data, "give a dictionary such as {'method': 'norm', …}")
-    if "method" in data:
+    keys = set(data)
+    if "method" in keys:
         named = {str(k): _read(v) for k, v in data.items() if k not in ("method", "args")}
-        args = _of_kind("args", data.get("args", ()), (list, tuple))
-        name = _of_kind("method", data["method"], str)
-        return lookup(name)(tuple(map(_read, args)), named)
-    if set(data) == {"chain"}:
-        links = [from_dict(link) for link in _of_kind("chain", data["chain"], (list, tuple))]
+        if not isinstance(name := data["method"], str):
+            raise PolicyError.of("method", name, "give a name")
+        return _made(name, [_read(arg) for arg in _list("args", data.get("args", ()))], named)
+    if keys == {"chain"}:
+        links = map(_from_data, _list("chain", data["chain"]))
         return Chain(tuple(flat for link in links for flat in link.links))
-    if set(data) == {"by_name"}:
-        rules = _of_kind("by_name", data["by_name"], Mapping)
-        return by_name({p: None if rule is None else from_dict(rule) for p, rule in rules.items()})
-    if set(data) == {"measure", "threshold", "response"}:
+    if keys == {"by_name"}:
+        rules = _mapping("by_name", data["by_name"])
+        return by_name({p: None if r is None else _from_data(r) for p, r in rules.items()})
+    if keys == {"measure", "threshold", "response"}:
         return Policy(
-            _measure(data["measure"]),
-            _build(thresholds, "threshold", data["threshold"]),
-            _build(responses, "response", data["response"]),
+            _filled("measure", Measure, _mapping("measure", data["measure"])),
+            _part("threshold", data["threshold"], THRESHOLDS),
+            _part("response", data["response"], RESPONSES),
         )
-    if set(data) == {"source", "inner"}:
-        inner = from_dict(data["inner"])
+    if keys == {"source", "inner"}:
+        inner = _from_data(data["inner"])
         if not isinstance(inner, (Policy, Chain)):
             raise PolicyError.of("inner", data["inner"], "a wrapper holds a policy or a chain")
-        return Wrapped(_build(sources, "source", data["source"]), inner)
+        return Wrapped(_part("source", data["source"], SOURCES), inner)
     remedy = "its keys are 'method', 'chain', 'by_name', or measure, threshold and response"
     raise PolicyError.of("policy", dict(data), remedy)
 
 
-def _of_kind(argument: str, value: Any, kinds: type | tuple[type, ...]) -> Any:
-    """Return the value, or say that it is data of another shape."""
-    if not isinstance(value, kinds):
-        wanted = "a name" if kinds is str else "a dictionary" if kinds is Mapping else "a list"
-        raise PolicyError.of(argument, value, f"give {wanted}")
+def _json(text: str) -> AnyPolicy:
+    try:
+        data = json.loads(text, object_pairs_hook=_unique)
+    except PolicyError:
+        raise
+    except ValueError as error:
+        raise PolicyError.of("policy", text, f"it is not JSON: {error}") from None
+    return from_dict(data)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON; refuse a key that stands twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise PolicyError.of("policy", twice, "this key stands twice in the JSON")
+    return found
+
+
+def _list(argument: str, value: object) -> Sequence[object]:
+    if not isinstance(value, (list, tuple)):
+        raise PolicyError.of(argument, value, "give a list")
     return value
 
 
-def _parse_json(text: str) -> AnyPolicy:
-    try:
-        return from_dict(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise PolicyError.of("policy", text, f"it is no JSON: {error}") from None
+def _mapping(argument: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise PolicyError.of(argument, value, "give a dictionary")
+    return value
 
 
-def _split(text: str, mark: str) -> list[str]:
-    """Split at a mark that stands outside all brackets."""
-    parts, depth, start = [], 0, 0
-    for place, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if char == mark and depth == 0:
-            parts.append(text[start:place])
-            start = place + 1
-    if depth:
-        raise PolicyError.of("policy", text, "a bracket is not closed")
-    return [part.strip() for part in (*parts, text[start:])]
-
-
-def _rules(text: str, parts: list[str]) -> dict[str, object]:
-    rules: dict[str, object] = {}
-    for part in parts:
-        pattern, equals, rule = (piece.strip() for piece in part.partition("="))
-        if not equals or not pattern or not rule:
-            raise PolicyError.of("policy", text, f"{part!r} needs '=' between pattern and policy")
-        if pattern in rules:
-            raise PolicyError.of("pattern", pattern, "it stands twice")
-        rules[pattern] = None if rule == "none" else parse(rule)
-    return rules
-
-
-def _parse_call(text: str) -> AnyPolicy:
-    head, bracket, inner = text.partition("(")
-    if bracket and not inner.endswith(")"):
-        raise PolicyError.of("policy", text, "nothing may follow the closing bracket")
-    name, _, rest = head.strip().partition(":")
-    args: list[Any] = [parse(inner[:-1])] if bracket else []
-    kwargs: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, value = part.partition("=")
-        if equals:
-            kwargs[key.strip()] = _value(value.strip())
-        elif kwargs:
-            raise PolicyError.of("policy", text, "arguments without a name come first")
-        else:
-            args.append(_value(part))
-    return lookup(name.strip())(tuple(args), kwargs)
-
-
-def _value(text: str) -> Any:
-    """Read an argument: none, true, false, a whole number, a number, or a word."""
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _plain(value: Any) -> Any:
-    """Return plain data: JSON knows no inf, which is written as the word."""
-    if isinstance(value, AnyPolicy):
-        return to_dict(value)
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if dataclasses.is_dataclass(value):
-        return _axis(value, kind=True)
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-def _read(value: Any) -> Any:
-    """Return what `_plain` was given."""
+def _read(value: object) -> object:
+    """Return the value that plain data stands for."""
     if isinstance(value, Mapping):
-        return _build(thresholds, "threshold", value) if "kind" in value else from_dict(value)
-    if isinstance(value, list):
+        return _part("part", value, PARTS) if "kind" in value else _from_data(value)
+    if isinstance(value, (list, tuple)):
         return tuple(map(_read, value))
-    return float(value) if isinstance(value, str) and value in ("inf", "-inf") else value
+    return float(value) if value in ("inf", "-inf") and isinstance(value, str) else value
 
 
-def _axis(axis: Any, *, kind: bool = False) -> dict[str, Any]:
-    """Return the fields of one axis that differ from their defaults."""
-    fields = {
-        f.name: _plain(getattr(axis, f.name))
-        for f in dataclasses.fields(axis)
-        if getattr(axis, f.name) != f.default
-    }
-    return {"kind": type(axis).__name__, **fields} if kind else fields
+_Part = TypeVar("_Part")
 
 
-def _measure(data: Any) -> Measure:
-    _of_kind("measure", data, Mapping)
+def _part(argument: str, data: object, kinds: Mapping[str, type[_Part]]) -> _Part:
+    """Return the threshold, the response or the source that plain data describes."""
+    fields = _mapping(argument, data)
+    kind = fields.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise PolicyError.of(argument, dict(fields), f"its kind is one of {', '.join(kinds)}")
+    return _filled(argument, kinds[kind], {k: v for k, v in fields.items() if k != "kind"})
+
+
+def _filled(argument: str, kind: type[_Part], fields: Mapping[str, object]) -> _Part:
+    """Return a part with these fields; the part itself checks their values."""
+    given = {str(name): _read(value) for name, value in fields.items()}
     try:
-        return Measure(**{name: _read(value) for name, value in data.items()})
+        return kind(**given)
     except TypeError as error:
-        raise PolicyError.of("measure", dict(data), str(error)) from None
-
-
-def _build(module: Any, argument: str, data: Any) -> Any:
-    _of_kind(argument, data, Mapping)
-    kinds = [n for n in module.__all__ if dataclasses.is_dataclass(getattr(module, n, None))]
-    fields = {name: _read(value) for name, value in data.items() if name != "kind"}
-    if data.get("kind") not in kinds:
-        raise PolicyError.of(argument, dict(data), f"its kind is one of {', '.join(kinds)}")
-    try:
-        return getattr(module, data["kind"])(**fields)
-    except TypeError as error:
-        raise PolicyError.of(argument, dict(data), str(error)) from None
+        raise PolicyError.of(argument, dict(fields), str(error)) from None

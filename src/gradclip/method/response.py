@@ -87,7 +87,8 @@ class Smooth:
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        choice("shape", self.shape, ("root", "linear", "tanh"))
+        shape = choice("shape", self.shape, ("root", "linear", "tanh"))
+        object.__setattr__(self, "shape", shape)
 
     def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
         """Return one factor per norm; without a limit the factor is 1."""

@@ -1,5 +1,6 @@
 """What happened, step by step: JSON lines that anything can read, while the run still runs."""
 
+from .._publish import publish as _publish
 from .reader import read_run
 from .run import Counters, End, Event, Header, Norms, Optimizer, Run
 from .schema import SCHEMA, STEP_FIELDS, Parameter
@@ -22,3 +23,5 @@ __all__ = [
     "read_run",
     "traces_of",
 ]
+
+_publish(__name__, __all__, globals())

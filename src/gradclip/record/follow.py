@@ -1,4 +1,4 @@
-"""Follow a record that grows: a look costs what was added, not what is there."""
+"""Follow a record that grows: reading costs what was added, not what is there."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .run import Run
 
 __all__ = ["Follower", "News"]
 
-LOOK = 1 << 22
-"""Bytes of one look, so that a long record shows before it is read to its end."""
+READ_BYTES = 1 << 22
+"""Bytes that are read at a time, so that a long record shows before it is read to its end."""
 
 WINDOW_ROWS = 1000
 WINDOW_BYTES = 1 << 22
@@ -30,7 +30,7 @@ _OPTIMIZER = re.compile(rb'"kind"\s*:\s*"optimizer"')
 
 @dataclass(frozen=True)
 class News:
-    """What one look found."""
+    """What was added to a record."""
 
     run: Run | None = None
     """A run that holds the new rows only; None: there were none."""
@@ -39,7 +39,7 @@ class News:
     restarted: bool = False
     """Whether another run has taken the file's place: forget what came before."""
     behind: int = 0
-    """Bytes that lie ahead: look again at once."""
+    """Bytes that lie ahead: read again at once."""
     age: float = 0.0
     """Seconds since the file was last written to."""
 
@@ -58,14 +58,16 @@ class Follower:
         >>> from gradclip.record import RecordWriter
         >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
         >>> follower = Follower(path)
-        >>> follower.look().missing
+        >>> follower.read_added().missing
         True
         >>> with RecordWriter(path, every=1) as record:
         ...     record.step(step=1, norm=2.0)
-        ...     first = follower.look().run
+        ...     first = follower.read_added().run
         ...     record.step(step=2, norm=3.0)
-        >>> first.column("norm"), follower.look().run.column("norm"), follower.look().run
-        (array([2.]), array([3.]), None)
+        >>> first.column("norm"), follower.read_added().run.column("norm")
+        (array([2.]), array([3.]))
+        >>> follower.read_added().run is None
+        True
         >>> follower.window().column("norm")
         array([2., 3.])
     """
@@ -83,8 +85,8 @@ class Follower:
         self._window: deque[bytes] = deque()
         self._window_bytes = 0
 
-    def look(self, most: int = LOOK) -> News:
-        """Read what was added since the last look, at most about `most` bytes.
+    def read_added(self, most: int = READ_BYTES) -> News:
+        """Read what was added since the last call, at most about `most` bytes.
 
         Raises:
             RecordError: It is not a record, or a line of it is damaged, as for `read_run`.

@@ -10,9 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .run import Norms, Run
-
-Floats = NDArray[np.float64]
+from .run import Floats, Norms, Run
 
 
 @dataclass(frozen=True, eq=False)

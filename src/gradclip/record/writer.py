@@ -49,6 +49,7 @@ class RecordWriter:
 
     Examples:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from gradclip.record import Parameter, RecordWriter, read_run
         >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
         >>> with RecordWriter(path, policy="norm:1.0") as record:

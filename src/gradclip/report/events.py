@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..diagnosis.nonfinite import stretches
 from ..diagnosis.spikes import loss_spikes
 from ..record.trace import Trace
-from ..show.summary import number
+from ..show.words import number
 
 MOST = 50
 """Rows of one trace; more are counted, not listed."""
@@ -27,11 +27,11 @@ class Row:
 def events_of(traces: Sequence[Trace]) -> list[Row]:
     """Return the events of every trace, each trace's in the order of the steps."""
     rows: list[Row] = []
-    told = set()
+    listed = set()
     for index, trace in enumerate(traces):
         own = _nonfinite(index, trace) + _spikes(index, trace)
-        if id(trace.run) not in told:  # a run's events stand once, with its first trace
-            told.add(id(trace.run))
+        if id(trace.run) not in listed:  # a run's events stand once, with its first trace
+            listed.add(id(trace.run))
             own += _recorded(index, trace)
         own.sort(key=lambda row: -1 if row.step is None else row.step)
         rows += own[:MOST]
@@ -49,10 +49,10 @@ def _recorded(index: int, trace: Trace) -> list[Row]:
 
 
 def _nonfinite(index: int, trace: Trace) -> list[Row]:
-    return [Row(index, *_told(*stretch)) for stretch in stretches(trace)]
+    return [Row(index, *_words_of(*stretch)) for stretch in stretches(trace)]
 
 
-def _told(first: int, last: int, names: tuple[str, ...]) -> tuple[int, str, str]:
+def _words_of(first: int, last: int, names: tuple[str, ...]) -> tuple[int, str, str]:
     where = ", ".join(names[:3]) if names else "the total norm"
     if len(names) > 3:
         where += f" and {len(names) - 3:,} more"

@@ -32,7 +32,9 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from ..record.trace import Floats, Trace
+from ..record.run import Floats
+from ..record.trace import Trace
+from ..show.columns import finite, positive
 from ..show.downsample import thin
 from ..show.style import FONT, INK, Mark, Style
 
@@ -293,13 +295,3 @@ def label_log(axis: Any, low: float, high: float) -> None:
     tens = np.arange(np.floor(low) - 1, np.ceil(high) + 2)
     axis.ticker = FixedTicker(ticks=[float(f"{m}e{int(ten)}") for ten in tens for m in (1, 2, 5)])
     axis.formatter = BasicTickFormatter(precision="auto")
-
-
-def positive(column: Floats) -> Floats:
-    """Return `column` with what a log axis cannot show as gaps."""
-    return np.where(np.isfinite(column) & (column > 0), column, np.nan)
-
-
-def finite(column: Floats) -> Floats:
-    """Return `column` with inf as gaps."""
-    return np.where(np.isfinite(column), column, np.nan)

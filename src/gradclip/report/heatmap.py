@@ -20,9 +20,11 @@ from bokeh.models import (
 )
 from bokeh.palettes import Viridis256
 
-from ..record.trace import Floats, Trace
+from ..record.run import Floats
+from ..record.trace import Trace
 from ..show.downsample import bucket_edges, bucket_max
 from ..show.style import BAD, BAD_CELL, FONT, INK
+from ..show.words import one_line, shorten
 from .figure import Axis, Panel, new_figure
 
 BUCKETS = 600
@@ -140,26 +142,18 @@ def _draw_bad(fig: Any, index: int, cells: _Cells, place: dict[str, list[Any]]) 
 
 def _label_layers(fig: Any, names: Sequence[str], height: int) -> None:
     every = -(-len(names) * 13 // height)  # 13 pixels a label
-    shown = range(0, len(names), every)
-    places = {len(names) - 0.5 - row: names[row] for row in shown}
+    rows = range(0, len(names), every)
+    places = {len(names) - 0.5 - row: names[row] for row in rows}
     axis = fig.yaxis[0]
     axis.ticker = FixedTicker(ticks=list(places))
     # PlainText: a plain string with $$ in it would be taken for TeX.
     axis.major_label_overrides = {
-        place: PlainText(text=shorten(name)) for place, name in places.items()
+        place: PlainText(text=shorten(one_line(name), _SHORT, front=0.4))
+        for place, name in places.items()
     }
     axis.major_label_text_font_size = "11px"
     axis.major_tick_line_color = None
     fig.ygrid.grid_line_color = None
-
-
-def shorten(name: str, length: int = _SHORT) -> str:
-    """Return `name` in one line, its middle left out where it is too long for an axis."""
-    name = "".join(c if c.isprintable() else " " for c in name)
-    if len(name) <= length:
-        return name
-    head = (length - 1) * 2 // 5
-    return f"{name[:head]}…{name[head - length + 1 :]}"
 
 
 def _add_hover(fig: Any, image: Any, cells: _Cells) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..diagnosis import diagnose_trace
 from ..errors import GradclipError
-from ..record import Run, read_run
-from ..record.trace import Trace, traces_of
-from ..show.summary import number, percent, summarise
+from ..record import Trace, traces_of
+from ..show.files import RunLike, read_runs, replace_file
+from ..show.summary import summarise
+from ..show.words import number, percent
 from .events import events_of
 from .swatch import mark_swatch, trace_swatch
 
 if TYPE_CHECKING:
     from .figure import Panel
 
-RunLike = str | os.PathLike[str] | Run
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -37,54 +37,30 @@ def write_report(
 
     Raises:
         RecordError: A record cannot be read.
-        GradclipError: There is no run, Bokeh is not installed, or `out` cannot be written.
+        GradclipError: There is no run, the extra "report" is not installed, or `out` cannot be
+            written.
     """
-    if isinstance(runs, str | os.PathLike | Run):
-        runs = [runs]
-    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
-    if not read:
-        raise GradclipError("runs=[] is not usable: give at least one record")
     out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(out, _render(traces_of(read)).encode())
-    except OSError as error:
-        raise GradclipError(
-            f"{out} cannot be written ({error.strerror}): give a path that can"
-        ) from error
+    replace_file(out, _render(traces_of(read_runs(runs))).encode())
     return out
-
-
-def replace_file(out: Path, content: bytes) -> None:
-    """Put a whole new file in the place of an old one, or leave the old one."""
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _render(traces: Sequence[Trace]) -> str:
     try:
         from bokeh.embed import components
         from bokeh.resources import Resources
+        from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise GradclipError("the report needs Bokeh: pip install 'gradclip[report]'") from error
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+        raise GradclipError(
+            "the report needs Bokeh and Jinja2: pip install 'gradclip[report]'"
+        ) from error
     from .figure import axis_of
     from .heatmap import heat_panels
     from .panels import panels
 
     axis = axis_of(traces)
-    shown = [*panels(traces, axis), *heat_panels(traces, axis)]
-    script, divs = components([panel.figure for panel in shown], wrap_script=False)
+    drawn = [*panels(traces, axis), *heat_panels(traces, axis)]
+    script, divs = components([panel.figure for panel in drawn], wrap_script=False)
     environment = Environment(
         loader=PackageLoader("gradclip.report", "."),
         autoescape=True,
@@ -96,7 +72,7 @@ def _render(traces: Sequence[Trace]) -> str:
     return environment.get_template("page.html").render(
         title=" · ".join(trace.label for trace in traces),
         traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
-        panels=[(panel, div, _legend(panel)) for panel, div in zip(shown, divs, strict=True)],
+        panels=[(panel, div, _legend(panel)) for panel, div in zip(drawn, divs, strict=True)],
         findings=[(i, found) for i, trace in enumerate(traces) for found in diagnose_trace(trace)],
         events=events_of(traces),
         bokeh_js=Resources("inline", components=["bokeh"]).js_raw,

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
-from ..record.trace import Floats, Trace
-from ..show import style as look
+from ..record.run import Floats
+from ..record.trace import Trace
+from ..show import style as marks
+from ..show.columns import finite, positive, rate_window, wants_log
 from ..show.downsample import envelope, histogram, power_of_ten, rate, thin
 from ..show.style import style_of
-from .figure import EDGE, Axis, Panel, Plotter, finite, label_log, new_figure, positive
+from .figure import EDGE, Axis, Panel, Plotter, label_log, new_figure
 
 
 def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
@@ -29,7 +31,7 @@ def loss_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     if not any(trace.seen("loss").any() for trace in traces):
         return None
     losses = [finite(trace.column("loss")) for trace in traces]
-    log = _wants_log(losses)
+    log = wants_log(losses)
     panel = Panel(
         "loss",
         "Loss",
@@ -41,21 +43,13 @@ def loss_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     for index, (trace, loss) in enumerate(zip(traces, losses, strict=True)):
         style = style_of(index)
         drawn = _drawn(trace, {"loss": positive(loss) if log else loss}, [loss])
-        lines.append(plot.line(index, look.LOSS, style, drawn, "loss"))
+        lines.append(plot.line(index, marks.LOSS, style, drawn, "loss"))
         plot.hover(trace.label, drawn, "{loss}")
         bad = trace.seen("loss") & ~np.isfinite(trace.column("loss"))
-        plot.edge(index, look.BAD_LOSS, style, trace.steps[bad], top=True, size=9)
+        plot.edge(index, marks.BAD_LOSS, style, trace.steps[bad], top=True, size=9)
     plot.finish()
     plot.scale(lines, losses)
     return panel
-
-
-def _wants_log(columns: Sequence[Floats]) -> bool:
-    values = np.concatenate(columns)
-    values = values[np.isfinite(values)]
-    if not len(values) or values.min() <= 0:
-        return False
-    return bool(values.max() > 30 * np.median(values))
 
 
 def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
@@ -77,29 +71,29 @@ def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
         drawn = _drawn(trace, columns, [before, after])
         clipped = trace.marked("clipped")
         if clipped.any():
-            lines.append(plot.line(index, look.AFTER, style, drawn, "after"))
-        lines.append(plot.line(index, look.BEFORE, style, drawn, "before"))
+            lines.append(plot.line(index, marks.AFTER, style, drawn, "after"))
+        lines.append(plot.line(index, marks.BEFORE, style, drawn, "before"))
         measured += [before, after]
         text = "{before} → {after}"
         if np.isfinite(limit).any():
-            plot.line(index, look.LIMIT, style, drawn, "limit", line_dash="4 3")
+            plot.line(index, marks.LIMIT, style, drawn, "limit", line_dash="4 3")
             text += ", limit {limit}"
         plot.hover(trace.label, drawn, text)
 
         cut = thin(np.flatnonzero(clipped & np.isfinite(before) & np.isfinite(after)), before)
         if len(cut):
-            plot.stems(index, look.CLIPPED, style, trace.steps[cut], after[cut], before[cut])
+            plot.stems(index, marks.CLIPPED, style, trace.steps[cut], after[cut], before[cut])
             plot.markers(
-                index, look.CLIPPED, style, trace.steps[cut], before[cut], size=6,
+                index, marks.CLIPPED, style, trace.steps[cut], before[cut], size=6,
                 fill_color=style.colour, fill_alpha=0.8, line_width=0.5,
             )  # fmt: skip
-        plot.edge(index, look.NONFINITE, style, trace.steps[trace.nonfinite], top=True, size=11)
+        plot.edge(index, marks.NONFINITE, style, trace.steps[trace.nonfinite], top=True, size=11)
         plot.edge(
-            index, look.SKIPPED, style, trace.steps[trace.marked("skipped")], top=True,
+            index, marks.SKIPPED, style, trace.steps[trace.marked("skipped")], top=True,
             lower=True, line_width=2,
         )  # fmt: skip
         zero = trace.column("norm") <= 0
-        plot.edge(index, look.ZERO, style, trace.steps[zero], top=False)
+        plot.edge(index, marks.ZERO, style, trace.steps[zero], top=False)
     plot.finish()
     plot.scale(lines, measured)
     return panel
@@ -118,13 +112,13 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     low, high = min([edges[0], *near]), max([edges[-1], *near])
     pad = 0.02 * (high - low)
     start, end = power_of_ten(np.array([low - pad, high + pad]))
-    shown = Range1d(start=float(start), end=float(end))
+    range_of_norms = Range1d(start=float(start), end=float(end))
     panel = Panel(
         "spread",
         "Distribution of the norm",
         "Of all steps, the share with such a norm before clipping; upright, the limit (its median, "
         "if it moves). What lies right of it was clipped.",
-        new_figure("spread", axis, y="share", norms=shown, height=220),
+        new_figure("spread", axis, y="share", norms=range_of_norms, height=220),
     )
     plot = Plotter(panel)
     fig = panel.figure
@@ -136,17 +130,17 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
         y = np.concatenate([[0.0], np.repeat(height, 2), [0.0]])
         source = ColumnDataSource({"x": x, "y": y})
         area = fig.varea("x", 0, "y", source=source, fill_color=style.colour, fill_alpha=0.12)
-        plot.keep(index, look.SPREAD, area)
+        plot.keep(index, marks.SPREAD, area)
         outline = fig.line(
             "x", "y", source=source, line_color=style.colour, line_dash=style.dash, line_width=1.6
         )
-        outlines.append(plot.keep(index, look.SPREAD, outline))
+        outlines.append(plot.keep(index, marks.SPREAD, outline))
         if np.isfinite(limit).any():
             upright = fig.line(
                 [float(np.nanmedian(limit))] * 2, [0, 1], y_range_name=EDGE,
                 line_color=style.colour, line_dash="4 3", line_width=1.8,
             )  # fmt: skip
-            plot.keep(index, look.LIMIT, upright)
+            plot.keep(index, marks.LIMIT, upright)
     fig.y_range = DataRange1d(renderers=outlines, only_visible=True, start=0)
     return panel
 
@@ -170,9 +164,9 @@ def coef_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
             "step", 0, "removed", source=area, fill_color=style.colour, fill_alpha=0.16,
             step_mode="center",
         )  # fmt: skip
-        plot.keep(index, look.REMOVED, glyph)
-        plot.line(index, look.REMOVED, style, drawn, "removed", line_alpha=0.45)
-        lines.append(plot.line(index, look.COEF, style, drawn, "coef"))
+        plot.keep(index, marks.REMOVED, glyph)
+        plot.line(index, marks.REMOVED, style, drawn, "removed", line_alpha=0.45)
+        lines.append(plot.line(index, marks.COEF, style, drawn, "coef"))
         measured.append(coef)
         plot.hover(trace.label, drawn, "factor {coef}, removed {removed}")
     plot.finish()
@@ -182,8 +176,7 @@ def coef_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
 
 def rate_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
     """Return the running share of steps clipped."""
-    longest = max(len(trace.steps) for trace in traces)
-    window = int(np.clip(longest // 20, 20, 1000))
+    window = rate_window(traces)
     panel = Panel(
         "rate",
         "Share of steps clipped",
@@ -194,7 +187,7 @@ def rate_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
     for index, trace in enumerate(traces):
         share = rate(trace.marked("clipped"), window)
         drawn = _drawn(trace, {"rate": share}, [share])
-        plot.line(index, look.RATE, style_of(index), drawn, "rate")
+        plot.line(index, marks.RATE, style_of(index), drawn, "rate")
         plot.hover(trace.label, drawn, "{rate}")
     plot.finish()
     plot.figure.y_range.update(start=-0.02, end=1.05)

@@ -1,8 +1,6 @@
-"""Small drawings for the legends: what the figures draw, as SVG."""
+"""Small drawings for the legends, as SVG that the page takes over unescaped."""
 
 from __future__ import annotations
-
-from markupsafe import Markup
 
 from ..show.style import BAD, BAD_CELL, Mark, style_of
 
@@ -15,14 +13,14 @@ _SHAPES = {
 }
 
 
-def trace_swatch(index: int) -> Markup:
+def trace_swatch(index: int) -> str:
     """Return the line of the trace at `index`, in its colour and dash."""
     style = style_of(index)
     dash = "" if style.dash == "solid" else f' stroke-dasharray="{style.dash}"'
     return _svg(f'<path d="M1 7h34" stroke="{style.colour}" stroke-width="3"{dash}/>', width=36)
 
 
-def mark_swatch(mark: Mark) -> Markup:
+def mark_swatch(mark: Mark) -> str:
     """Return what `mark` looks like, in the colour of the text."""
     if mark is BAD_CELL:
         cross = '<path d="M6 3l8 8m0-8l-8 8" stroke="#fff" stroke-width="2"/>'
@@ -40,7 +38,7 @@ def mark_swatch(mark: Mark) -> Markup:
     )
 
 
-def _svg(body: str, width: int) -> Markup:
-    return Markup(
+def _svg(body: str, width: int) -> str:
+    return (
         f'<svg width="{width}" height="14" viewBox="0 0 {width} 14" aria-hidden="true">{body}</svg>'
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from ..record.run import Floats
 
 
 def envelope(columns: Sequence[Floats], points: int = 2000) -> NDArray[np.intp]:

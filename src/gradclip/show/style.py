@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 INK = "#7d858f"
 """Text and axes until the page's script has set the colours of its theme."""
 
 BAD = "#ff2d55"
 """Fill of a heat map's cell that held inf or NaN; no colour of the scale is near it."""
+
+SEVERITY = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+"""How rich writes the severity of a finding in a terminal."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
@@ -39,7 +41,8 @@ class Mark:
     name: str
     text: str
     marker: str | None = None
-    line: dict[str, Any] | None = None
+    line: dict[str, float] | None = None
+    """Bokeh's properties of the line."""
 
 
 BEFORE = Mark("before", "before clipping", line={"line_width": 1.6, "line_alpha": 0.95})

@@ -1,14 +1,17 @@
-"""The numbers and the sentence at the top of the report."""
+"""A run in a few numbers and one sentence."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..record import Run
-from ..record.trace import Floats, Trace, traces_of
+from ..record.run import Floats
+from ..record.trace import Trace, traces_of
+from .words import percent
+
+__all__ = ["Summary", "summarise", "worst_spike"]
 
 WARM_UP = 20
 """Losses at the start that count as no spike: every run begins high."""
@@ -108,26 +111,3 @@ def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int
     risen = risen[warm_up:]
     at = int(risen.argmax())
     return max(float(risen[at]), 0.0), at + warm_up + 1
-
-
-def percent(share: float | None) -> str:
-    """Return a share as text: ``34 %``."""
-    if share is None:
-        return "–"
-    digits = 1 if 0 < share < 0.0995 or 0.995 <= share < 1 else 0
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def number(value: float | None) -> str:
-    """Return a number as a table shows it: four digits, or a power of ten."""
-    if value is None:
-        return "–"
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    text = f"{value:.4g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", "−")

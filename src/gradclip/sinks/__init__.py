@@ -16,9 +16,12 @@ Only what was given as text is closed. A name of the second optimizer of a run e
 third in "_2".
 """
 
+from .._publish import publish as _publish
 from .feed import Feed
 from .opened import KINDS, open_sink
 from .scalars import SCALARS, scalars
 from .sink import Sink, Steps, as_sink
 
 __all__ = ["KINDS", "SCALARS", "Feed", "Sink", "Steps", "as_sink", "open_sink", "scalars"]
+
+_publish(__name__, __all__, globals())

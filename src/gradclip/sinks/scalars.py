@@ -65,6 +65,7 @@ def scalars(row: Mapping[str, object], counts: Counts) -> dict[str, float]:
         counts: of its optimizer, this step included.
 
     Example:
+        >>> from gradclip.sinks.scalars import Counts
         >>> row = {"step": 1, "optimizer": 0, "norm": 4.0, "clipped_norm": 1.0, "clipped": True}
         >>> values = scalars(row, Counts().after(row))
         >>> values["grad_norm/pre"], values["grad_norm/post"], values["clip/rate"]

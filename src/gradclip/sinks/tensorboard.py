@@ -19,9 +19,11 @@ def open_(folder: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
     summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
 
     def write(steps: Steps) -> None:
-        for step, values in steps:
-            told = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            writer.add_summary(summary(value=told), step)
+        for step, numbers in steps:
+            values = [
+                summary.Value(tag=name, simple_value=value) for name, value in numbers.items()
+            ]
+            writer.add_summary(summary(value=values), step)
         writer.flush()
 
     return write, writer.close

@@ -1,5 +1,6 @@
 """gradclip for PyTorch: drop-ins, `Clipper`, and `attach`."""
 
+from .._publish import publish as _publish
 from .attach import attach
 from .clipper import Clipper
 from .functional import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
@@ -18,3 +19,5 @@ __all__ = [
     "get_total_norm",
     "record",
 ]
+
+_publish(__name__, __all__, globals())

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..diagnosis import Finding, diagnose_trace
 from ..diagnosis.spikes import first_of
 from ..record import Run, traces_of
-from ..record.trace import Floats
+from ..record.run import Floats
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
@@ -23,7 +23,7 @@ STATUSES: tuple[Status, ...] = ("stable", "unstable", "diverged", "failed")
 LAST = 0.2
 """Share of the run, at its end, whose median loss is the final loss."""
 
-LEAST = 10
+MIN_LOSSES = 10
 """Losses that the median is of, if there are as many."""
 
 ROSE = 0.5
@@ -87,7 +87,7 @@ def judge(run: Run, failure: str | None = None) -> Outcome:
     """
     trace = max(traces_of([run]), key=lambda trace: len(trace.steps))
     loss = trace.column("loss")[trace.seen("loss")]
-    last = loss[-max(LEAST, math.ceil(LAST * len(loss))) :]
+    last = loss[-max(MIN_LOSSES, math.ceil(LAST * len(loss))) :]
     final = float(np.median(last)) if len(last) and np.isfinite(last).all() else math.inf
     first, rates = first_of(loss), trace.column("lr")[np.isfinite(trace.column("lr"))]
     status, why = _status(final, first, _rise(loss), diagnose_trace(trace))

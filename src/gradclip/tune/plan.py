@@ -27,7 +27,7 @@ UNCLIPPED = "none"
 KEEP = 3
 """One in this many trials goes on to the next rung, which is this many times as long."""
 
-LEAST = 20
+MIN_STEPS = 20
 """Steps under which a rung tells nothing: the diagnosis needs ten before it calls a spike one."""
 
 APART = 1.25
@@ -62,7 +62,7 @@ def lengths_for(steps: int, rungs: int) -> tuple[int, ...]:
         ((33, 100, 300), (33, 100), (10,))
     """
     every = (round(steps / KEEP**rung) for rung in range(rungs - 1, 0, -1))
-    return (*(length for length in every if length >= LEAST), steps)
+    return (*(length for length in every if length >= MIN_STEPS), steps)
 
 
 def sizes_for(count: int, rungs: int) -> tuple[int, ...]:

@@ -15,17 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gradclip
-
 from ..advisor import advise
 from ..errors import GradclipError, RecordError
 from ..record import Run, read_run
+from ..version import __version__
 from .outcome import Outcome, judge
 from .plan import UNCLIPPED, Trial, candidates, grid, lengths_for, sizes_for, survivors
 from .result import Result, conclude
 from .state import State
 
-__all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Script", "Setting", "Told", "TuneError", "tune"]
+__all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Listener", "Script", "Setting", "TuneError", "tune"]
 
 SCRIPT_FAILED = 1
 POLICY_UNFIT = 2
@@ -110,7 +109,7 @@ class Setting:
     policies: tuple[str, ...] | None = None
 
 
-Told = Callable[[Trial, Outcome | None, int], None]
+Listener = Callable[[Trial, Outcome | None, int], None]
 """Called with a trial that begins (no outcome) or is done, and how many steps are planned."""
 
 
@@ -121,7 +120,7 @@ def tune(
     *,
     jobs: int = 1,
     fresh: bool = False,
-    told: Told = lambda _trial, _outcome, _planned: None,
+    on_trial: Listener = lambda _trial, _outcome, _planned: None,
 ) -> Result:
     """Run a script many times, for short, and say which policy and learning rate to use.
 
@@ -136,7 +135,7 @@ def tune(
         out: the folder for the state, and for each run's record and output.
         jobs: how many runs at a time, ≥ 1; results do not depend on it.
         fresh: do all again.
-        told: hears of every trial.
+        on_trial: called as each trial begins, and when it is done.
 
     Raises:
         TuneError: the script fails by itself, makes no optimizer step, or shows no loss.
@@ -145,10 +144,10 @@ def tune(
     for factor in setting.factors:
         script.args_for(factor)
     state = State(out / "tune.json", _facts(script, setting), fresh=fresh)
-    runner = _Runner(script, state, out, told)
+    runner = _Runner(script, state, out, on_trial)
     base = Trial(UNCLIPPED, 1.0, setting.steps)
     runner.planned = setting.steps
-    outcome = runner.run([base], jobs=1)[base]
+    outcome = runner.run_trials([base], jobs=1)[base]
     steps = min(outcome.steps, setting.steps)  # The script may end by itself before.
     run = read_run(runner.record(base))
     policies = candidates(advise(run)) if setting.policies is None else setting.policies
@@ -161,7 +160,7 @@ def tune(
     for place in range(len(lengths)):
         if place:
             rung = survivors(rung, lambda t: used[t].rank, sizes[place], lengths[place])
-        done = runner.run(rung, jobs)
+        done = runner.run_trials(rung, jobs)
         used.update((trial, done[trial]) for trial in rung)
     used.setdefault(Trial(UNCLIPPED, 1.0, lengths[-1]), outcome)
     named = ["-m", script.target] if script.module else [script.target]
@@ -177,7 +176,7 @@ def _facts(script: Script, setting: Setting) -> dict[str, Any]:
         "script": asdict(script),
         "source_sha256": source,
         "tried": asdict(setting),
-        "gradclip": gradclip.__version__,
+        "gradclip": __version__,
     }
     return json.loads(json.dumps(facts))
 
@@ -185,12 +184,12 @@ def _facts(script: Script, setting: Setting) -> dict[str, Any]:
 class _Runner:
     """Starts trials, follows them to their end, and ends those that are left when it stops."""
 
-    def __init__(self, script: Script, state: State, out: Path, told: Told) -> None:
+    def __init__(self, script: Script, state: State, out: Path, on_trial: Listener) -> None:
         self.planned = 0
         self._script = script
         self._state = state
         self._out = out / "trials"
-        self._told = told
+        self._on_trial = on_trial
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
@@ -202,13 +201,13 @@ class _Runner:
         """Return where a trial's record is."""
         return self._out / f"{_name(trial)}.jsonl"
 
-    def run(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
+    def run_trials(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
         """Run what is not done yet; return the outcomes of all."""
         known = self._state.outcomes
         todo = []
         for trial in trials:
             if trial in known and self.record(trial).exists():
-                self._told(trial, known[trial], self.planned)
+                self._on_trial(trial, known[trial], self.planned)
             else:
                 todo.append(trial)
         with ThreadPoolExecutor(jobs) as pool:
@@ -223,7 +222,7 @@ class _Runner:
         return known
 
     def _one(self, trial: Trial) -> None:
-        self._told(trial, None, self.planned)
+        self._on_trial(trial, None, self.planned)
         record, log = self.record(trial), self._out / f"{_name(trial)}.log"
         # Of this process: a trial that a killed one has left may still write its own.
         partial = record.with_suffix(f".{os.getpid()}.partial")
@@ -247,7 +246,7 @@ class _Runner:
                 return
             partial.replace(record)
             self._state.add(trial, outcome)
-            self._told(trial, outcome, self.planned)
+            self._on_trial(trial, outcome, self.planned)
 
     def _wait(self, command: Sequence[str], output: Any) -> int:
         with self._lock:

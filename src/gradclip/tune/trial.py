@@ -50,29 +50,31 @@ class Scale:
     def __init__(self, factor: float) -> None:
         self.factor = factor
         self._depth: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._put: weakref.WeakKeyDictionary[Optimizer, list[_Put]] = weakref.WeakKeyDictionary()
+        self._scaled: weakref.WeakKeyDictionary[Optimizer, list[_Rate]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Put the multiple in; a subclass's step that calls its parent's gets it once."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 0) + 1
         if depth > 1:
             return
-        self._put[optimizer] = put = []
+        self._scaled[optimizer] = scaled = []
         for group in optimizer.param_groups:
             if (rate := group.get("lr")) is not None:
                 group["lr"] = rate * self.factor
-                put.append(_Put(group, rate, group["lr"]))
+                scaled.append(_Rate(group, rate, group["lr"]))
 
     def after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Put the script's own rate back; one that the step itself has set is divided."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 1) - 1
         if depth > 0:
             return
-        for group, rate, scaled in self._put.pop(optimizer, ()):
+        for group, rate, scaled in self._scaled.pop(optimizer, ()):
             group["lr"] = rate if group["lr"] is scaled else group["lr"] / self.factor
 
 
-class _Put(NamedTuple):
+class _Rate(NamedTuple):
     """A multiplied rate: where it is, what the script had there, and what is there now."""
 
     group: dict[str, Any]
@@ -94,7 +96,7 @@ class StopAfter:
         self._last = last
         self._process = os.getpid()
         self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._told = 0
+        self._stops = 0
 
     def after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count, and stop. A fork of the script stops as well."""
@@ -104,8 +106,8 @@ class StopAfter:
             os._exit(1)  # Whoever waited for this trial is no more.
         if made < self._steps:
             return
-        self._told += 1
-        if self._told > SWALLOWED:
+        self._stops += 1
+        if self._stops > SWALLOWED:
             if here:
                 self._last()
             os._exit(0)

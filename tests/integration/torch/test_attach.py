@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradclip import Measure, Policy, PolicyError, Rescale, by_name, by_norm
+from gradclip import Measure, Policy, PolicyError, by_name, by_norm
 from gradclip.method.threshold import Limits
+from gradclip.parts import Rescale
 from gradclip.torch import Clipper, attach
 from gradclip.torch.attach import named_parameters
 from grads import grad_of

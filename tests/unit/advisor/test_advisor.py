@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradclip.numpy
-from gradclip import Advice, Replayed, advise, by_norm, parse, read_run
+from gradclip import Advice, advise, by_norm, parse, read_run
+from gradclip.advisor import Replayed
 from gradclip.advisor.advise import MOST_STEPS
 from gradclip.advisor.choose import choose
 from gradclip.advisor.replay import replay

@@ -14,11 +14,12 @@ from hypothesis.extra.numpy import arrays
 
 from gradclip.diagnosis import diagnose
 from gradclip.live import LiveRun
-from gradclip.live.plain import duration, one_line, state_of, to_dict
-from gradclip.live.screen import Screen, shorten
+from gradclip.live.plain import state_of, step_line, to_dict
+from gradclip.live.screen import Screen
 from gradclip.live.series import BLOCKS, Series, bars
 from gradclip.record import RecordWriter, read_run
 from gradclip.record.schema import encode_row
+from gradclip.show.words import duration, shorten
 
 odd = st.sampled_from([math.nan, math.inf, 0.0, 1.7e308, 5e-324])
 columns = arrays(np.float64, st.integers(0, 70), elements=odd | st.floats(0, 1e308))
@@ -26,7 +27,7 @@ columns = arrays(np.float64, st.integers(0, 70), elements=odd | st.floats(0, 1e3
 
 def looked(path: Path) -> LiveRun:
     live = LiveRun(path)
-    while live.look():
+    while live.refresh():
         pass
     live.study()
     return live
@@ -131,22 +132,22 @@ def test_its_numbers_are_those_of_the_record(tmp_path) -> None:
 def test_it_goes_on_and_starts_over(tmp_path) -> None:
     path = tmp_path / "run.jsonl"
     live = LiveRun(path)
-    assert not live.look()
+    assert not live.refresh()
     assert (live.state, state_of(live)) == ("waiting", "waiting for the file")
     path.touch()
-    live.look()
+    live.refresh()
     assert state_of(live) == "waiting for the first row"
     training(path, 40, end=False)
-    live.look()
+    live.refresh()
     live.study()
     assert (live.state, live.optimizers[0].steps) == ("running", 40)
     training(path, 10)
-    live.look()
+    live.refresh()
     live.study()
     assert (live.restarts, live.state, live.optimizers[0].steps) == (1, "ended", 10)
     assert len(live.events) == 1
     path.unlink()
-    live.look()
+    live.refresh()
     assert live.state == "ended"
 
 
@@ -159,7 +160,7 @@ def test_a_finding_stays_once_it_is_over(tmp_path, monkeypatch) -> None:
         for step in range(1, 200):
             record.step(step=step, norm=math.nan if step == 5 else 1.0, skipped=step == 5)
             if step in (50, 198):
-                live.look()
+                live.refresh()
                 live.study()
                 found += [(0, "non-finite") in known for known in (live.findings, live.current)]
     assert found == [True, True, True, False]
@@ -226,7 +227,7 @@ def test_hard_records_show(tmp_path, rows, optimizer) -> None:
         row.get("norm") is not None and not math.isfinite(row["norm"]) for row in rows
     )
     for each in live.optimizers.values():
-        assert f"step {len(rows)}" in one_line(live, each) or not rows
+        assert f"step {len(rows)}" in step_line(live, each) or not rows
     assert json.loads(encode_row(to_dict(live)))["state"] == "ended"
 
 
@@ -240,7 +241,7 @@ def test_names_cannot_move_the_cursor(tmp_path) -> None:
         record.end(f"error: {evil}")
     live = looked(path)
     text = "\n".join(line.plain for line in Screen(live).lines(150, 40))
-    text += one_line(live, live.optimizers[0]) + state_of(live)
+    text += step_line(live, live.optimizers[0]) + state_of(live)
     assert text.replace("\n", "").replace("\xa0", "").isprintable()
 
 

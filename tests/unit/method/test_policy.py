@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 
 import gradclip
+import gradclip.parts
 from gradclip import (
     Chain,
-    Clamp,
-    Fixed,
     Measure,
     Policy,
     PolicyError,
-    Rescale,
     as_policy,
     by_name,
     by_norm,
@@ -30,7 +28,8 @@ from gradclip import (
     parse,
 )
 from gradclip.method.measure import combine
-from gradclip.method.policy import plan
+from gradclip.method.plan import plan
+from gradclip.parts import Clamp, Fixed, Rescale
 
 # ---- what a policy is ----------------------------------------------------------------------
 
@@ -94,7 +93,7 @@ EVERY_KIND = [
 
 @pytest.mark.parametrize("policy", EVERY_KIND, ids=str)
 def test_repr_is_what_one_would_type(policy: object) -> None:
-    names = {name: getattr(gradclip, name) for name in gradclip.__all__} | {"inf": math.inf}
+    names = {name: getattr(m, name) for m in (gradclip, gradclip.parts) for name in m.__all__}
     assert eval(repr(policy), names) == policy
 
 

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import gradclip
 from gradclip import (
     Chain,
-    Clamp,
-    Fixed,
     Measure,
     Policy,
     PolicyError,
-    Rescale,
+    block_rms,
     by_name,
     by_norm,
     by_value,
     floor,
     from_dict,
+    moving_average,
+    online_quantile,
     parse,
+    skip_above,
     to_dict,
+    with_feedback,
 )
+from gradclip.method.catalogue import CATALOGUE, Recipe
 from gradclip.method.policy import AnyPolicy
+from gradclip.parts import Clamp, Fixed, RatioToWeight, Rescale
 
 # ---- any policy ----------------------------------------------------------------------------
 
@@ -175,10 +182,93 @@ def test_the_text_form(text: str, policy: AnyPolicy) -> None:
         ("a=norm:1; *=none;", by_name({"a": by_norm(1), "*": None})),
         ("norm:1e-3", by_norm(1e-3)),
         ('{"method": "norm", "max_norm": 1.0}', by_norm(1.0)),
+        ("none|norm:1", Chain((by_norm(1),))),
+        ('a={"method": "norm", "args": [1]};*=none', by_name({"a": by_norm(1), "*": None})),
+        # The function's own name, and what earlier versions wrote.
+        ("by_norm:1", by_norm(1)),
+        ("by-value:-1,1", by_value(-1, 1)),
+        ("with_feedback(by_norm:1)", with_feedback(by_norm(1))),
+        ("online-quantile:0.5", online_quantile(0.5)),
+        ("skip-above:9|block-rms:1", skip_above(9) | block_rms(1)),
+        ('{"method": "moving-average", "factor": 3}', moving_average(factor=3)),
+        (
+            'feedback({"measure": {"scope": "tensor"}, '
+            '"threshold": {"kind": "Fixed", "high": 1.0}, "response": {"kind": "Rescale"}})',
+            with_feedback(by_norm(1.0, scope="tensor")),
+        ),
     ],
 )
 def test_what_else_is_understood(text: str, policy: AnyPolicy) -> None:
     assert parse(text) == policy
+
+
+@pytest.mark.parametrize("row", CATALOGUE.values(), ids=CATALOGUE)
+def test_a_method_has_one_name_in_text_and_in_python(row: Recipe) -> None:
+    function = row.function.__name__
+    assert row.name == function.removeprefix("by_").removeprefix("with_")
+    assert getattr(gradclip, function) is row.function
+    policy = parse(row.example)
+    arguments = str(policy).removeprefix(row.name)
+    for name in (function, row.name.replace("_", "-"), function.replace("_", "-")):
+        assert parse(name + arguments) == policy
+    assert str(policy).startswith(row.name)
+    assert repr(policy).startswith(f"{function}(")
+
+
+def test_what_is_no_name_of_a_method_is_refused() -> None:
+    for text in ("with_norm:1", "by_zclip", "norm_:1", "Norm:1"):
+        with pytest.raises(PolicyError, match="method="):
+            parse(text)
+
+
+OLD = [
+    ("online-quantile:0.5", online_quantile(0.5)),
+    ("block-rms:1.0", block_rms(1)),
+    ("feedback(value:-1,1)", with_feedback("value:-1,1")),
+    ("norm:1", by_norm(1.0)),
+]
+
+
+@pytest.mark.parametrize(("text", "policy"), OLD, ids=[text for text, _ in OLD])
+def test_a_state_that_an_earlier_version_saved_is_loaded(text: str, policy: AnyPolicy) -> None:
+    from gradclip import numpy as clipping
+    from gradclip.torch import Clipper
+
+    grads = [np.asarray([3.0, 4.0])]
+    _, state, _ = clipping.clip(grads, policy)
+    clipped, _, _ = clipping.clip(grads, policy, state)
+    again, _, _ = clipping.clip(grads, policy, {**state, "policy": text})
+    assert np.array_equal(clipped[0], again[0])
+
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    clipper = Clipper([("w", weight)], policy)
+    clipper.clip_()
+    clipper.load_state_dict({**clipper.state_dict(), "policy": text})
+    with pytest.raises(PolicyError, match="policy="):
+        clipper.load_state_dict({**clipper.state_dict(), "policy": "norm:7"})
+
+
+def test_a_state_of_rules_on_layers_in_backward_is_loaded_by_an_equal_policy() -> None:
+    from gradclip.torch import attach_in_backward
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inside = attach_in_backward([optimizer], "norm:1.0", model=model)
+    inside.load_state_dict({**inside.state_dict(), "policy": "by_norm:max_norm=1"})
+    with pytest.raises(PolicyError, match="policy="):
+        inside.load_state_dict({**inside.state_dict(), "policy": "norm:7"})
+
+
+def test_a_threshold_of_a_users_own_is_written_but_not_read() -> None:
+    @dataclass(frozen=True)
+    class Fixed(RatioToWeight):
+        """Named like one of ours, which must not be read in its place."""
+
+    policy = Policy(Measure(), Fixed(1.0, 0.0), Rescale())
+    assert "Fixed(ratio=1.0, eps=0.0)" in str(policy)
+    with pytest.raises(PolicyError, match="kind"):
+        parse(str(policy))
 
 
 def test_the_dictionary_form() -> None:

@@ -27,10 +27,10 @@ def write(path: Path, steps: int, **header: Any) -> bytes:
     return path.read_bytes()
 
 
-def drain(follower: Follower, most: int = module.LOOK) -> list:
+def drain(follower: Follower, most: int = module.READ_BYTES) -> list:
     runs = []
     while True:
-        news = follower.look(most)
+        news = follower.read_added(most)
         if news.run is not None:
             runs.append(news.run)
         if not news.behind:
@@ -85,27 +85,27 @@ def test_another_run_in_its_place_starts_over(tmp_path, how) -> None:
         other.replace(path)
     else:
         path.write_bytes(text)
-    news = follower.look()
+    news = follower.read_added()
     assert news.restarted
     assert news.run is not None
     assert news.run.steps.tolist() == list(range(1, steps + 1))
     window = follower.window()
     assert window is not None
     assert window.header.policy == "norm:1"
-    assert not follower.look().restarted
+    assert not follower.read_added().restarted
 
 
 def test_a_file_that_goes_away_and_comes_back(tmp_path) -> None:
     path = tmp_path / "new" / "run.jsonl"
     follower = Follower(path)
-    assert follower.look().missing
+    assert follower.read_added().missing
     assert follower.window() is None
     write(path, 2)
-    assert not follower.look().missing
+    assert not follower.read_added().missing
     path.unlink()
-    assert follower.look().missing
+    assert follower.read_added().missing
     write(path, 3)
-    news = follower.look()
+    news = follower.read_added()
     assert news.run is not None
     assert news.run.steps.tolist() == [1, 2, 3]
 
@@ -130,14 +130,14 @@ def test_memory_and_cost_do_not_grow(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "read_lines", counted)
     with path.open("ab") as file:
         file.write(b'{"kind":"step","step":3001,"norm":1.0}\n')
-    news = follower.look()
+    news = follower.read_added()
     assert news.run is not None
     assert news.run.steps.tolist() == [3001]
     assert asked == [3]  # the header, the optimizer, and what is new
     monkeypatch.setattr(module, "WINDOW_BYTES", 1)
     with path.open("ab") as file:
         file.write(b'{"kind":"step","step":3002,"norm":1.0}\n')
-    follower.look()
+    follower.read_added()
     assert len(follower._window) == 1
 
 
@@ -146,7 +146,7 @@ def test_age(tmp_path) -> None:
     write(path, 1)
     old = time.time() - 100
     os.utime(path, (old, old))
-    assert Follower(path).look().age == pytest.approx(100, abs=5)
+    assert Follower(path).read_added().age == pytest.approx(100, abs=5)
 
 
 BAD = {
@@ -168,7 +168,7 @@ def test_it_fails_as_read_run_does(tmp_path, name) -> None:
     with pytest.raises(RecordError) as whole:
         read_run(path)
     with pytest.raises(RecordError) as followed:
-        Follower(path).look()
+        Follower(path).read_added()
     assert str(followed.value) == str(whole.value)
 
 
@@ -180,13 +180,13 @@ def test_damage_further_on_has_its_line(tmp_path) -> None:
     with path.open("ab") as file:
         file.write(b"here\n")
     with pytest.raises(RecordError, match="line 12 is damaged"):  # header, optimizer, event, end
-        follower.look()
+        follower.read_added()
 
 
 def test_a_folder_and_a_pipe(tmp_path) -> None:
     with pytest.raises(RecordError, match=r"cannot be read \(Is a directory\)"):
-        Follower(tmp_path).look()
+        Follower(tmp_path).read_added()
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(RecordError, match="not a regular file"):
-            Follower(tmp_path / "pipe").look()
+            Follower(tmp_path / "pipe").read_added()

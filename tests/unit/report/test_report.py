@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gradclip.errors import GradclipError, RecordError
-from gradclip.record import RecordWriter, read_run
-from gradclip.report import summarise, traces_of, worst_spike, write_report
+from gradclip.record import RecordWriter, read_run, traces_of
+from gradclip.report import write_report
 from gradclip.report.events import events_of
 from gradclip.show.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
-from gradclip.show.summary import number, percent
+from gradclip.show.summary import summarise, worst_spike
+from gradclip.show.words import number, percent
 
 EVIL = "<script>alert(1)</script>"
 
@@ -504,7 +505,7 @@ def test_without_bokeh(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout == "the report needs Bokeh: pip install 'gradclip[report]'\n"
+    assert done.stdout == "the report needs Bokeh and Jinja2: pip install 'gradclip[report]'\n"
 
 
 def test_importing_the_report_imports_no_framework():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import gradclip.method.threshold
+from attached import as_if_attached
 from gradclip import (
     Chain,
     ClipResult,
@@ -23,12 +24,12 @@ from gradclip import (
     NonFiniteError,
     Policy,
     PolicyError,
-    Rescale,
     by_name,
     by_norm,
 )
 from gradclip.method.policy import AnyPolicy
 from gradclip.method.threshold import Limits
+from gradclip.parts import Rescale
 from gradclip.torch import Clipper
 from grads import grad_of
 
@@ -191,7 +192,7 @@ def test_an_observer_sees_the_step_that_raises(path: str) -> None:
 def test_steps_are_counted(path: str) -> None:
     param = _param(3.0, 4.0)
     clipper = Clipper([param], "norm:1", max_skips=5)
-    clipper.handles.append(None)  # as if attached: no warning
+    as_if_attached(clipper)  # as if attached: no warning
     for grad in ([3.0, 4.0], [0.1, 0.1], [math.nan, 1.0], [30.0, 4.0]):
         param.grad = torch.tensor(grad)
         clipper.clip_()
@@ -236,7 +237,7 @@ def test_a_skip_warns_once_and_names_the_parameter(path: str) -> None:
 def test_too_many_skips_in_a_row_raise_and_name_the_parameters(path: str) -> None:
     params = [("a", _param(math.nan)), ("ok", _param(1.0)), ("b", _param(math.inf))]
     clipper = Clipper(params, "norm:1", max_skips=2)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     clipper.clip_()
     clipper.clip_()
     with pytest.raises(NonFiniteError) as caught:
@@ -252,7 +253,7 @@ def test_too_many_skips_in_a_row_raise_and_name_the_parameters(path: str) -> Non
 def test_a_good_step_ends_the_row(path: str) -> None:
     param = _param(1.0)
     clipper = Clipper([param], "norm:9", max_skips=2)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     for value in (math.nan, math.nan, 1.0, math.nan, math.nan, 1.0):
         param.grad = torch.tensor([value])
         clipper.clip_()
@@ -268,7 +269,7 @@ def test_many_bad_parameters_are_abridged() -> None:
 def test_a_skipped_step_enters_no_memory(running: Policy, path: str) -> None:
     param = _param(1.0)
     clipper = Clipper([param], running)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     clipper.clip_()
     before = clipper.state_dict()["memory"]
     param.grad = torch.tensor([math.nan])
@@ -305,7 +306,7 @@ def _train(clipper: Clipper, params: list[Tensor], steps: list[list[Tensor]]) ->
 def _fresh(policy: AnyPolicy) -> tuple[Clipper, list[Tensor]]:
     params: list[Tensor] = [torch.nn.Parameter(torch.zeros(s)) for s in ((3, 2), (4,))]
     clipper = Clipper([("a", params[0]), ("b", params[1])], policy)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     return clipper, params
 
 
@@ -346,7 +347,7 @@ def test_without_its_memory_the_resumed_run_differs(running: Policy) -> None:
     _train(first, params, steps[:6])
     forgetful, _ = _fresh(running)
     forgetful = Clipper([("a", params[0]), ("b", params[1])], running)
-    forgetful.handles.append(None)
+    as_if_attached(forgetful)
     _train(forgetful, params, steps[6:])
     assert [_bits(p) for p in params] != [_bits(p) for p in expected]
 
@@ -426,7 +427,10 @@ def test_other_parameters_are_refused_once_something_is_remembered(running: Poli
 
 def test_scaled_gradients_are_divided_first(path: str) -> None:
     param = _param(3.0 * 1024, 4.0 * 1024)
-    result = Clipper([param], "norm:10").clip_(scaled_by=torch.tensor(1024.0))
+    clipper = Clipper([param], "norm:10")
+    decision = clipper.decide(clipper.gradients(), scale=torch.tensor(1024.0))
+    decision.apply()
+    result = clipper.finish(decision)
     assert float(result.total_norm) == 5
     assert param.grad is not None
     assert param.grad.tolist() == [3.0, 4.0], path

@@ -17,7 +17,7 @@ from gradclip import advise, read_run
 from gradclip.errors import GradclipError
 from gradclip.record import RecordWriter, Run
 from gradclip.tune import UNCLIPPED, Outcome, Script, Trial, conclude, judge, lengths_for, survivors
-from gradclip.tune.plan import APART, KEEP, LEAST, candidates, grid, sizes_for
+from gradclip.tune.plan import APART, KEEP, MIN_STEPS, candidates, grid, sizes_for
 from gradclip.tune.state import State
 
 # ---- Rungs and halving
@@ -28,7 +28,7 @@ def test_lengths_rise_threefold_to_the_steps_asked_for(steps: int, rungs: int) -
     lengths = lengths_for(steps, rungs)
     assert lengths[-1] == steps
     assert 1 <= len(lengths) <= rungs
-    assert all(length >= LEAST for length in lengths[:-1])
+    assert all(length >= MIN_STEPS for length in lengths[:-1])
     for short, long in pairwise(lengths):
         assert abs(long / short - KEEP) < 0.2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...checks import choice
+from ...checks import choice, number
 from ..catalogue import recipe
 from ..measure import Measure, Scope
 from ..policy import Policy
@@ -57,7 +57,8 @@ def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "glo
 
     Source: Seetharaman et al. 2020, section 2.
     """
-    return Policy(_norms(scope), Quantile(percentile / 100, window), Rescale())
+    q = number("percentile", percentile, low=0, high=100) / 100
+    return Policy(_norms(scope), Quantile(q, window), Rescale())
 
 
 @recipe("quantile", paper="Merad & Gaïffas 2023, arXiv:2309.17316")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...checks import choice, number
+from ...checks import choice, flag, number
 from ...errors import PolicyError
 from ..catalogue import recipe
 from ..measure import Measure, Order, Scope
@@ -394,7 +394,7 @@ def spectral(max_value: float, soft: bool = False) -> Policy:
     Source: SPECTRA; there the soft form is computed by Newton-Schulz, here exactly.
     """
     limit = Fixed(high=number("max_value", max_value, low=0, above=True))
-    return Policy(Measure("singular"), limit, Smooth("root") if soft else Rescale())
+    return Policy(Measure("singular"), limit, Smooth("root") if flag("soft", soft) else Rescale())
 
 
 def _refuse_scope(scope: object) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from ...errors import PolicyError
 from ..catalogue import recipe
-from ..policy import ByName, Chain, Policy, Wrapped, as_policy
+from ..policy import Chain, Policy, Wrapped
+from ..read import PolicyLike, as_policy
 from ..wrapper import Carry, Center, Difference
 
 __all__ = ["centered", "clip21", "with_feedback"]
 
 
-@recipe("feedback", example="feedback(norm:1.0)", paper="Elesedy & Hutter 2023, arXiv:2302.02971")
-def with_feedback(policy: object) -> Wrapped:
+@recipe(
+    "feedback",
+    example="feedback(norm:1.0)",
+    paper="Elesedy & Hutter 2023, arXiv:2302.02971",
+    wraps=as_policy,
+)
+def with_feedback(policy: PolicyLike) -> Wrapped:
     """Carry what a policy cuts off into the next step (U-Clip's error feedback).
 
     u = clip(g + Δ); Δ ← Δ + g - u: what was applied plus what is carried is what there was.
@@ -38,8 +43,10 @@ def with_feedback(policy: object) -> Wrapped:
     return Wrapped(Carry(), _inner(policy))
 
 
-@recipe("clip21", example="clip21(norm:1.0)", paper="Clip21-SGD2M, arXiv:2502.11682")
-def clip21(policy: object, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
+@recipe(
+    "clip21", example="clip21(norm:1.0)", paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
+)
+def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
     """Clip the distance of a momentum from an estimate, and move the estimate (Clip21-SGD2M).
 
     v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); e is applied.
@@ -66,9 +73,12 @@ def clip21(policy: object, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
 
 
 @recipe(
-    "centered", example="centered(norm:1.0)", paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333"
+    "centered",
+    example="centered(norm:1.0)",
+    paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333",
+    wraps=as_policy,
 )
-def centered(policy: object) -> Wrapped:
+def centered(policy: PolicyLike) -> Wrapped:
     """Clip the gradient's distance from the last output (centered clipping).
 
     v ← v + clip(g - v); v is applied.
@@ -92,9 +102,6 @@ def centered(policy: object) -> Wrapped:
     return Wrapped(Center(), _inner(policy))
 
 
-def _inner(policy: object) -> Policy | Chain:
-    found = as_policy(policy)
-    if isinstance(found, (ByName, Wrapped)):
-        remedy = "wrap a policy or a chain; rules by name can hold wrapped policies"
-        raise PolicyError.of("policy", policy, remedy)
-    return found
+def _inner(policy: PolicyLike) -> Policy | Chain:
+    """Return the policy inside; `Wrapped` refuses one by name."""
+    return as_policy(policy)  # type: ignore[return-value]

@@ -35,7 +35,7 @@ class OwnAverage:
         object.__setattr__(self, "start", number("start", self.start, low=0, above=True))
         object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
-        integer("warmup", self.warmup, low=0)
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return no average: infinite until a norm that is not zero was seen."""

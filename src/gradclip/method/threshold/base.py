@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Limits", "Seen", "State", "Threshold", "average", "corrected"]
+from ...errors import PolicyError
+
+__all__ = ["Limits", "Seen", "State", "Threshold", "average", "check_threshold", "corrected"]
 
 State = dict[str, Any]
 
@@ -49,6 +51,12 @@ class Threshold(Protocol):
     def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
         """Return this step's limits and the new memory; nothing is mutated."""
         ...
+
+
+def check_threshold(argument: str, value: object) -> None:
+    """Refuse a value that lacks the two functions of a threshold."""
+    if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "update")):
+        raise PolicyError.of(argument, value, "give a threshold, such as Fixed(high=1.0)")
 
 
 def average(old: Any, value: Any, decay: float) -> Any:

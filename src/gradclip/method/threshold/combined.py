@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checks import integer
-from .base import Limits, Seen, State, Threshold
+from .base import Limits, Seen, State, Threshold, check_threshold
 
 __all__ = ["After", "Smallest"]
 
@@ -17,6 +17,11 @@ class Smallest:
 
     first: Threshold
     second: Threshold
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        check_threshold("first", self.first)
+        check_threshold("second", self.second)
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return both memories."""
@@ -40,7 +45,9 @@ class After:
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        integer("steps", self.steps, low=0)
+        object.__setattr__(self, "steps", integer("steps", self.steps, low=0))
+        check_threshold("first", self.first)
+        check_threshold("then", self.then)
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return both memories and the count of steps."""

@@ -29,7 +29,7 @@ class SecondMoment:
         """Refuse early."""
         object.__setattr__(self, "theta", number("theta", self.theta, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
-        integer("warmup", self.warmup, low=0)
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return a second moment of nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import integer, number
+from ...checks import flag, integer, number
 from .base import Limits, Seen, State
 
 __all__ = ["OnlineQuantile", "Quantile", "places", "push"]
@@ -59,8 +59,9 @@ class Quantile:
     def __post_init__(self) -> None:
         """Refuse early."""
         object.__setattr__(self, "q", number("q", self.q, low=0, high=1))
-        integer("window", self.window, low=1)
-        integer("warmup", self.warmup, low=0)
+        object.__setattr__(self, "window", integer("window", self.window, low=1))
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
+        object.__setattr__(self, "current", flag("current", self.current))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return an empty ring buffer; what is not filled counts as infinite."""

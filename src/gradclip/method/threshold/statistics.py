@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import integer, number
+from ...checks import flag, integer, number
 from .base import Limits, Seen, State, average, corrected
 from .quantile import places, push
 
@@ -34,7 +34,9 @@ class MovingAverage:
         """Refuse early."""
         object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
-        integer("warmup", self.warmup, low=0)
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
+        object.__setattr__(self, "current", flag("current", self.current))
+        object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return an average of nothing."""
@@ -85,7 +87,8 @@ class MeanStd:
     def __post_init__(self) -> None:
         """Refuse early."""
         object.__setattr__(self, "k", number("k", self.k, low=0))
-        integer("warmup", self.warmup, low=2)
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
+        object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return the statistics of nothing."""
@@ -132,7 +135,7 @@ class ZScore:
         """Refuse early."""
         object.__setattr__(self, "z_max", number("z_max", self.z_max, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
-        integer("warmup", self.warmup, low=2)
+        object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
     def init(self, norms: Any, xp: Any) -> State:
@@ -190,6 +193,7 @@ class MovingBand:
         object.__setattr__(self, "low", number("low", self.low, low=0))
         object.__setattr__(self, "high", number("high", self.high, low=self.low))
         object.__setattr__(self, "min_norm", number("min_norm", self.min_norm, low=0))
+        object.__setattr__(self, "current", flag("current", self.current))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return an average of nothing, which is zero."""
@@ -242,8 +246,8 @@ class WindowZScore:
     def __post_init__(self) -> None:
         """Refuse early."""
         object.__setattr__(self, "k", number("k", self.k, low=0, above=True))
-        integer("window", self.window, low=2)
-        integer("minimum", self.minimum, low=3)
+        object.__setattr__(self, "window", integer("window", self.window, low=2))
+        object.__setattr__(self, "minimum", integer("minimum", self.minimum, low=3))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return an empty ring buffer."""

@@ -8,16 +8,17 @@ import time
 import weakref
 from collections import Counter
 from functools import partial
-from typing import Any
 
 import torch
 
 from ...engine.run import NonFinite
 from ...errors import PolicyError
+from ...method.read import PolicyLike
 from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_parameters
 from ..clipper import Clipper
 from ..recorder import Recorder
+from ..step.hooks import Args, Kwargs
 from .find_model import find_model
 from .losses import Losses
 
@@ -46,7 +47,7 @@ class Session:
 
     def __init__(
         self,
-        policy: object = None,
+        policy: PolicyLike | None = None,
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
@@ -93,13 +94,13 @@ class Session:
         """How many of them were skipped."""
         return self._count("skipped")
 
-    def meet(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Take an optimizer in, before its own hooks run; the global hook of every step."""
+    def on_step(self, optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
+        """Follow an optimizer from its first step on; the global hook runs before its own hooks."""
         script = attached(optimizer)
         known = self._followed.get(optimizer)
         followed = None if known is None else known()
         if followed is not None:
-            active = bool(followed.handles) or followed in self._by_hand
+            active = followed.attachment is not None or followed in self._by_hand
             if script is followed or (script is None and active):
                 return
             if followed in self._ours:

@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradclip import kernel
-from gradclip.kernel.exchange import reader
+from gradclip.kernel.exchange import describe_function
 from gradclip.torch.tensors.gather import DTYPES, is_run, runs, with_gradients
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="the C kernel is not built")
 
 
-def test_torch_offers_its_reader() -> None:
+def test_torch_offers_its_describe_function() -> None:
     """Without it all still works, and thousands of small tensors take ten times as long."""
-    assert reader(torch.Tensor)
-    assert reader(torch.nn.Parameter) == reader(torch.Tensor)
-    assert reader(int) is None
+    assert describe_function(torch.Tensor)
+    assert describe_function(torch.nn.Parameter) == describe_function(torch.Tensor)
+    assert describe_function(int) is None
 
 
 @st.composite

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..show.style import style_of
 
-__all__ = ["MARKERS", "RC", "dashes", "line_style", "one_line"]
+__all__ = ["MARKERS", "RC", "dashes", "line_style"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -45,12 +45,3 @@ def dashes(index: int) -> Any:
 def line_style(index: int) -> dict[str, Any]:
     """Return the colour and the dash of the trace at `index`."""
     return {"color": style_of(index).colour, "linestyle": dashes(index)}
-
-
-def one_line(name: str, length: int = 60) -> str:
-    """Return `name` without what breaks a line or an XML file, its middle left out if long."""
-    name = "".join(c if c.isprintable() else " " for c in name)
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[head - length + 1 :]}"

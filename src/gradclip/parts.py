@@ -1,0 +1,65 @@
+"""The parts of which new methods are made: thresholds, responses, and what is clipped instead.
+
+A policy is a measure, a threshold and a response: `Policy(Measure("tensor"), Fixed(high=1.0),
+Rescale())`. A threshold says how large is too large, a response what happens then. `Wrapped` holds
+a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and `Seen`
+are what a threshold of your own has and is given.
+"""
+
+from ._publish import publish as _publish
+from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
+from .method.threshold import (
+    After,
+    Fixed,
+    Limits,
+    MeanStd,
+    MovingAverage,
+    MovingBand,
+    NormalisedNorm,
+    OnlineQuantile,
+    OwnAverage,
+    PowerAverage,
+    Quantile,
+    RatioToWeight,
+    SecondMoment,
+    Seen,
+    Smallest,
+    Threshold,
+    WindowZScore,
+    ZScore,
+)
+from .method.wrapper import Carry, Center, Difference, Momentum
+
+__all__ = [
+    "After",
+    "Carry",
+    "Center",
+    "Clamp",
+    "Difference",
+    "Fixed",
+    "Limits",
+    "MeanStd",
+    "Momentum",
+    "MovingAverage",
+    "MovingBand",
+    "Normalise",
+    "NormalisedNorm",
+    "OnlineQuantile",
+    "OwnAverage",
+    "PowerAverage",
+    "Quantile",
+    "RatioToWeight",
+    "Rescale",
+    "SecondMoment",
+    "Seen",
+    "ShrinkSpikes",
+    "Skip",
+    "Smallest",
+    "Smooth",
+    "Threshold",
+    "WindowZScore",
+    "ZScore",
+    "Zero",
+]
+
+_publish(__name__, __all__, globals())

@@ -1,0 +1,40 @@
+"""Which values of a column a plot can show, and on which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..record.run import Floats
+from ..record.trace import Trace
+
+__all__ = ["finite", "positive", "rate_window", "wants_log"]
+
+SKEWED = 30
+"""Times the median that the largest value exceeds where a linear scale would hide the rest."""
+
+
+def positive(column: Floats) -> Floats:
+    """Return `column` with a gap where a logarithmic axis has no place for the value."""
+    return np.where(np.isfinite(column) & (column > 0), column, np.nan)
+
+
+def finite(column: Floats) -> Floats:
+    """Return `column` with a gap in place of inf."""
+    return np.where(np.isfinite(column), column, np.nan)
+
+
+def wants_log(columns: Sequence[Floats]) -> bool:
+    """Whether a logarithmic scale suits `columns`: all positive, and the largest far off."""
+    values = np.concatenate(columns)
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0:
+        return False
+    return bool(values.max() > SKEWED * np.median(values))
+
+
+def rate_window(traces: Sequence[Trace]) -> int:
+    """Return the number of steps over which a running share of steps is taken."""
+    longest = max(len(trace.steps) for trace in traces)
+    return int(np.clip(longest // 20, 20, 1000))

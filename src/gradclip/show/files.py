@@ -1,0 +1,65 @@
+"""The records that a page or a figure is made from, and the one file that is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import GradclipError
+from ..record import Run, read_run
+
+__all__ = ["RunLike", "read_runs", "replace_file"]
+
+RunLike: TypeAlias = str | os.PathLike[str] | Run
+"""A record: its path, or the run that `gradclip.read_run` returned."""
+
+
+def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
+    """Return one or more records, read.
+
+    Raises:
+        RecordError: A record cannot be read.
+        GradclipError: There is no record.
+    """
+    if isinstance(runs, str | os.PathLike | Run):
+        runs = [runs]
+    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    if not read:
+        raise GradclipError("runs=[] is not usable: give at least one record")
+    return read
+
+
+def replace_file(out: Path, content: bytes) -> None:
+    """Write a whole file, and put it in the place of an old one; a failure leaves the old one.
+
+    Args:
+        out: The file. Its folder is created.
+        content: All of the file.
+
+    Raises:
+        GradclipError: The file cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _replace(out, content)
+    except OSError as error:
+        raise GradclipError(
+            f"{out} cannot be written ({error.strerror}): give a path that can"
+        ) from error
+
+
+def _replace(out: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Numbers, shares, times and names as text: the same in the page, the figure and the terminal."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["duration", "number", "one_line", "percent", "printable", "shorten"]
+
+
+def percent(share: float | None) -> str:
+    """Return a share as text: ``34 %``."""
+    if share is None:
+        return "–"
+    digits = 1 if 0 < share < 0.0995 or 0.995 <= share < 1 else 0
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def number(value: float | None) -> str:
+    """Return a number as a table shows it: four digits, or a power of ten."""
+    if value is None:
+        return "–"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:.4g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text: ``3 min 20 s``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def printable(text: str) -> str:
+    """Return `text` with a sign in place of each character that could move or colour a terminal."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return `text` with a space in place of each character that breaks a line or an XML file."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def shorten(name: str, length: int, front: float = 0.5) -> str:
+    """Return `name` with its middle left out where it is longer than `length`.
+
+    Args:
+        name: One line of text.
+        length: Characters at most. Under 4 there is no room for a cut, and `name` stays whole.
+        front: Share of the kept characters that come from the start of the name, 0 to 1.
+
+    Examples:
+        >>> shorten("encoder.layers.0.weight", 11)
+        'encod…eight'
+    """
+    if len(name) <= length or length < 4:
+        return name
+    head = int((length - 1) * front)
+    return f"{name[:head]}…{name[head - length + 1 :]}"
