@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64] | npt.NDArray[np.complex128]
-Order = float | str
+Order = float | Literal["rms"]
 
 
 def norm(arrays: Sequence[Array], order: Order = 2.0) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradclip import by_norm, parse
 from gradclip.errors import NonFiniteError, PolicyError
+from gradclip.method.read import PolicyLike
 from gradclip.torch import Clipper, InBackward, attach_in_backward
 
 EXACT = [
@@ -130,7 +131,7 @@ def test_a_spike_is_held_when_it_comes() -> None:
     "policy",
     ["zclip:warmup=4", "autoclip:50", "norm:0.1|norm:0.05", {"0.*": "norm:0.1", "*": "norm:1.0"}],
 )
-def test_the_next_factors_are_what_a_clipper_finds_for_this_backward(policy: object) -> None:
+def test_the_next_factors_are_what_a_clipper_finds_for_this_backward(policy: PolicyLike) -> None:
     steps, twin = _Steps(_model(), lr=0.0), _model()
     attach_in_backward(steps.optimizers.values(), policy, model=steps.model)
     other = Clipper(twin.named_parameters(), policy)
