@@ -142,7 +142,7 @@ def test_paths_of_the_sources_exist(page: Path) -> None:
     package = ROOT / "src" / "gradclip"
     roots = (ROOT, package, package / "method", ROOT / "tests")
     named = set(re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()))
-    for path in named - set(NOT_OF_THE_SOURCES):
+    for path in named - NOT_OF_THE_SOURCES:
         found = any((root / path).exists() for root in roots)
         assert found, f"{page.name} names {path}, which is not there: correct the path"
 
