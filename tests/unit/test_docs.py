@@ -142,7 +142,7 @@ def test_anchors_name_a_heading() -> None:
 def test_paths_of_the_sources_exist(page: Path) -> None:
     """A path in backticks is one of the repository, or lies in src/gradclip or tests."""
     package = ROOT / "src" / "gradclip"
-    roots = (ROOT, package, package / "method", ROOT / "tests")
+    roots = (ROOT, ROOT / "src", package, package / "method", ROOT / "tests")
     named = set(re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()))
     missing = [path for path in named if not any((root / path).exists() for root in roots)]
     wrong = sorted(set(missing) - NOT_OF_THE_SOURCES)
