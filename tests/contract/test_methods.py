@@ -7,7 +7,7 @@ all: what they keep, what they never do, and that they live on after inf and NaN
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import gradclip.numpy
 import oracle
 from contract.backends import BACKENDS, DTYPES, Array, Arrays, start
 from contract.methods import ROWS, Row
@@ -28,6 +29,9 @@ from gradclip import (
     quantile,
 )
 from gradclip.method.catalogue import CATALOGUE
+from stream import stream, weights
+
+LOOSE = [row for row in ROWS if row.loose is not None]
 
 # ---- the table of gradients ----------------------------------------------------------------
 
@@ -116,7 +120,7 @@ Check = Callable[[Row, str, Arrays], None]
 
 
 def each_case(
-    cases: Sequence[Case], places: Sequence[Any] = PLACES
+    cases: Sequence[Case], places: Sequence[Any] = PLACES, rows: Sequence[Row] = ROWS
 ) -> Callable[[Check], Callable[..., None]]:
     """Run a check for every row, backend and dtype, and there on every case.
 
@@ -126,7 +130,7 @@ def each_case(
 
     def make(check: Check) -> Callable[..., None]:
         @pytest.mark.parametrize(("backend", "dtype"), places)
-        @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.policy))
+        @pytest.mark.parametrize("row", rows, ids=lambda row: str(row.policy))
         def test(row: Row, backend: str, dtype: np.dtype[Any]) -> None:
             for case in cases:
                 plain = dtype == _32 and backend != "jax"
@@ -244,13 +248,15 @@ def assert_no_larger(after: Arrays, before: Arrays, *, each: bool) -> None:
 
 
 def test_every_recipe_has_a_row() -> None:
-    assert {row.recipe for row in ROWS} == set(CATALOGUE), "add a row to ROWS for each recipe"
+    missing = CATALOGUE.keys() - {row.recipe for row in ROWS}
+    assert not missing, f"add a Row for {sorted(missing)} to ROWS in tests/contract/methods.py"
 
 
-def test_every_row_is_of_its_recipe() -> None:
-    for row in ROWS:
-        for policy in (row.policy, row.loose):
-            assert policy is None or getattr(policy, "call").recipe == row.recipe  # noqa: B009
+def test_a_rows_loose_policy_is_of_its_recipe() -> None:
+    for row in LOOSE:
+        assert row.loose is not None
+        assert row.loose.call is not None
+        assert row.loose.call.recipe == row.recipe
 
 
 @each_case(FINITE)
@@ -273,24 +279,21 @@ def test_what_comes_out(row: Row, backend: str, before: Arrays) -> None:
                 continue
         assert_facts(result, before, after, backend)
         if not bool(result.clipped):
-            assert_same_bits(after, before, backend, sums=row.carries)
-        if not row.enlarges:
-            assert_no_larger(after, before, each=row.recipe != "spectral")
+            assert_same_bits(after, before, backend, sums=row.traits.carries)
+        if not row.traits.enlarges:
+            assert_no_larger(after, before, each=not row.traits.singular)
     assert_sound(steps)
-    assert row.memory == bool(CATALOGUE and steps.memory()) or not any(
-        g is not None for g in before
-    )
+    assert bool(steps.memory()) == row.traits.memory or all(g is None for g in before)
 
 
-@each_case(FINITE)
+@each_case(FINITE, rows=LOOSE)
 def test_within_the_limit_no_bit_changes(row: Row, backend: str, before: Arrays) -> None:
-    if row.loose is None:
-        return
+    assert row.loose is not None
     steps = start(backend, weights_for(before), row.loose)
     larger = [None if g is None else np.asarray(4 * g, g.dtype) for g in before]
     for grads in (larger, before):
         after, result = steps.step(grads, loss=1.0)
-    assert_same_bits(after, before, backend, sums=row.carries)
+    assert_same_bits(after, before, backend, sums=row.traits.carries)
     assert not bool(result.clipped)
     assert not bool(result.skipped)
     assert (float(result.coef), float(result.removed), float(result.cosine)) == (1, 0, 1)
@@ -346,36 +349,107 @@ def always_warn() -> Iterator[None]:
     torch.set_warn_always(False)
 
 
-@pytest.mark.usefixtures("always_warn")
-@pytest.mark.parametrize(
+ON_EACH = pytest.mark.parametrize(
     "backend", [pytest.param(b, marks=[pytest.mark.slow] if b == "jax" else []) for b in BACKENDS]
 )
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.policy))
-def test_complex_gradients(row: Row, backend: str) -> None:
-    """What orders values refuses them, before anything is changed; norms take them."""
-    real = _random(3, dtype=_32)
-    before: Arrays = [real, (_random(4, 3, dtype=_32) + 1j).astype(np.complex64)]
-    if row.real:
-        with pytest.raises(PolicyError, match=r"complex64.*clip.* by norm"):
-            start(backend, before, row.policy).step(before, loss=1.0)
-        return
+
+
+def rows(found: Iterable[Row]) -> pytest.MarkDecorator:
+    """Run a test on each of these rows."""
+    return pytest.mark.parametrize("row", list(found), ids=lambda row: str(row.policy))
+
+
+def _complex_pair() -> Arrays:
+    return [_random(3, dtype=_32), (_random(4, 3, dtype=_32) + 1j).astype(np.complex64)]
+
+
+@pytest.mark.usefixtures("always_warn")
+@ON_EACH
+@rows(row for row in ROWS if row.traits.real)
+def test_what_orders_values_refuses_complex_gradients(row: Row, backend: str) -> None:
+    before = _complex_pair()
+    with pytest.raises(PolicyError, match=r"complex64.*clip.* by norm"):
+        start(backend, before, row.policy).step(before, loss=1.0)
+
+
+@pytest.mark.usefixtures("always_warn")
+@ON_EACH
+@rows(row for row in ROWS if not row.traits.real)
+def test_norms_take_complex_gradients(row: Row, backend: str) -> None:
+    before = _complex_pair()
     after, _ = start(backend, before, row.policy).step(before, loss=1.0)
     assert [a.dtype for a in after] == [np.float32, np.complex64]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.weights], ids=lambda r: r.recipe)
+@rows(row for row in ROWS if row.traits.weights)
 def test_weights_are_asked_for(row: Row) -> None:
-    import gradclip.numpy
-
     with pytest.raises(PolicyError, match=r"weights=None is not usable: .* pass"):
         gradclip.numpy.clip(_pair(_32), row.policy)
 
 
+@rows(row for row in ROWS if not row.traits.weights)
+def test_other_methods_need_no_weights(row: Row) -> None:
+    clipped, _, _ = gradclip.numpy.clip(_pair(_32), row.policy, loss=1.0)
+    assert [g.shape for g in clipped] == [(4, 3), (3,)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("row", [row for row in ROWS if row.loss], ids=lambda r: r.recipe)
+@rows(row for row in ROWS if row.traits.loss)
 def test_the_loss_is_asked_for(row: Row, backend: str) -> None:
     with pytest.raises(PolicyError, match=r"loss=None is not usable: .*pass it"):
         begin(row, backend, _pair(_32)).step(_pair(_32))
+
+
+@rows(row for row in ROWS if not row.traits.loss)
+def test_other_methods_need_no_loss(row: Row) -> None:
+    after, _ = begin(row, "numpy", _pair(_32)).step(_pair(_32))
+    assert [g.shape for g in after] == [(4, 3), (3,)]
+
+
+def _over_the_stream(row: Row, scale: float = 1.0) -> Iterator[tuple[Arrays, Arrays, ClipResult]]:
+    """Yield the gradients before and after, and the result, of each step of the stream."""
+    steps = start("numpy", list(weights()), row.policy)
+    for given, loss in stream():
+        grads = [scale * g for g in given]
+        after, result = steps.step(list(grads), loss)
+        yield list(grads), after, result
+
+
+@rows(row for row in ROWS if row.traits.enlarges)
+def test_what_may_enlarge_does(row: Row) -> None:
+    assert any(
+        oracle.norm(wide(after)) > oracle.norm(wide(before)) * (1 + 1e-9)
+        for scale in (1.0, 0.01)
+        for before, after, _ in _over_the_stream(row, scale)
+    )
+
+
+def _zeros_after_two_steps(row: Row) -> Arrays:
+    """Return the output for gradients of zeros that follow two ordinary steps."""
+    steps = begin(row, "numpy", _pair(_32))
+    for _ in range(2):
+        steps.step(_pair(_32), loss=1.0)
+    return steps.step([np.zeros((4, 3), _32), np.zeros(3, _32)], loss=1.0)[0]
+
+
+@rows(row for row in ROWS if row.traits.carries)
+def test_what_carries_gives_something_for_zeros(row: Row) -> None:
+    assert any(g is not None and g.any() for g in _zeros_after_two_steps(row))
+
+
+@rows(row for row in ROWS if not row.traits.carries)
+def test_other_methods_keep_zeros(row: Row) -> None:
+    assert not any(g is not None and g.any() for g in _zeros_after_two_steps(row))
+
+
+@rows(ROWS)
+def test_what_skips_a_finite_step_says_so(row: Row) -> None:
+    finite = [
+        bool(result.skipped)
+        for before, _, result in _over_the_stream(row)
+        if all(g is not None and np.isfinite(g).all() for g in before)
+    ]
+    assert any(finite) == row.traits.skips
 
 
 @pytest.mark.parametrize(

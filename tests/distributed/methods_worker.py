@@ -44,7 +44,7 @@ def policies() -> dict[str, AnyPolicy]:
     """Return every row of the table of methods, and more ways to measure."""
     rows: dict[str, AnyPolicy] = {}
     for row in ROWS:
-        rows[f"{row.recipe}{' of the loss' if row.loss else ''}"] = row.policy
+        rows[f"{row.recipe}{' of the loss' if row.traits.loss else ''}"] = row.policy
     return rows | MORE
 
 

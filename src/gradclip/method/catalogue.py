@@ -1,36 +1,59 @@
-"""The catalogue of recipes: every method's name, and how a call of it is written down.
+"""The catalogue of recipes: every method's name, where it comes from, and what it needs.
 
-A recipe is a function that returns a policy. `@recipe("norm")` enters it here, which gives it
-a text form (`norm:1.0`), a dictionary form and a line in `gradclip methods`.
+A recipe is a function that returns a policy. `@recipe(...)` enters the function here, which gives
+the method a text form (`norm:1.0`), a dictionary form and a line in `gradclip methods`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Literal, TypeVar, cast
 
 from ..checks import builtin
 from ..errors import PolicyError
 from .call import Call, text_name
 from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
+from .traits import Traits, traits_of
 
-__all__ = ["CATALOGUE", "Recipe", "lookup", "recipe"]
+__all__ = ["CATALOGUE", "KINDS", "Kind", "Recipe", "lookup", "recipe"]
 
 F = TypeVar("F", bound="Callable[..., Policy | Chain | Wrapped]")
+
+Kind = Literal["fixed", "following", "moment", "skip", "update", "wrapper"]
+KINDS: dict[Kind, str] = {
+    "fixed": "Fixed limits",
+    "following": "Limits that follow the norms",
+    "moment": "Single values and moments",
+    "skip": "Whole steps",
+    "update": "Updates instead of gradients",
+    "wrapper": "Wrappers",
+}
+"""The kinds of methods with their headings, in the order in which the docs list them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the catalogue."""
+    """One row of the catalogue: stated is only what cannot be derived from the policy.
+
+    Attributes:
+        name: the name in the text form of a policy.
+        function: the recipe; a call returns a policy.
+        kind: the group in which the docs list the method.
+        paper: who published the method.
+        sample: the arguments of a useful call.
+        renamed: old names of arguments, which old records may hold, with the new names.
+    """
 
     name: str
     function: Callable[..., Policy | Chain | Wrapped]
+    kind: Kind
     paper: str
-    example: str
+    sample: tuple[object, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -38,12 +61,35 @@ class Recipe:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @property
+    def signature(self) -> str:
+        """The call as a reader types it, with types and defaults."""
+        return f"gradclip.{self.function.__name__}{inspect.signature(self.function)}"
+
+    @property
     def arguments(self) -> list[str]:
         """The names that a call may use."""
         return list(inspect.signature(self.function).parameters)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Policy | Chain | Wrapped:
+    @property
+    def policy(self) -> Policy | Chain | Wrapped:
+        """The policy of the useful call."""
+        return self.function(*self.sample)
+
+    @property
+    def example(self) -> str:
+        """The useful call in text form."""
+        return str(self.policy)
+
+    @property
+    def traits(self) -> Traits:
+        """What the method looks at, remembers and may do, with the arguments of the example."""
+        return traits_of(self.policy)
+
+    def __call__(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Policy | Chain | Wrapped:
         """Build the policy, turning a wrong call into a PolicyError."""
+        kwargs = _current(kwargs, self.renamed)
         try:
             inspect.signature(self.function).bind(*args, **kwargs)
         except TypeError as error:
@@ -59,39 +105,52 @@ CATALOGUE: dict[str, Recipe] = {}
 
 
 def recipe(
-    name: str,  # noqa: ARG001
     *,
+    kind: Kind,
     paper: str,
-    example: str | None = None,
+    sample: tuple[object, ...] = (),
+    renamed: Mapping[str, str] | None = None,
     wraps: Callable[[object], AnyPolicy] | None = None,
 ) -> Callable[[F], F]:
     """Enter a function that returns a policy into the catalogue.
 
+    The method's name in text is the function's own, without a leading `by_` or `with_`.
+
     Args:
-        name: not used: the name in text is the function's, without `by_` or `with_`.
-        paper: who published it.
-        example: a call of it in text form; by default the bare name, if that is enough.
+        kind: the group in which the docs list the method, a key of `KINDS`.
+        paper: who published the method.
+        sample: the arguments of a useful call; empty if all have defaults.
+        renamed: old names of arguments with their new names; both work in calls and in text.
         wraps: for a recipe whose first argument is a policy: what reads that argument, so that
             text is read before the call is noted.
+
+    Returns:
+        The decorator; the function that it returns notes the call on the policy.
+
+    Raises:
+        PolicyError: the catalogue has a method of this name already.
     """
+    old_names = {} if renamed is None else renamed
 
     def enter(function: F) -> F:
         name = text_name(function.__name__)
+        if name in CATALOGUE:
+            raise PolicyError.of("recipe", function.__name__, "the catalogue has this name already")
         first = next(iter(inspect.signature(function).parameters), None)
 
         @functools.wraps(function)
-        def build(*args: Any, **kwargs: Any) -> Policy | Chain | Wrapped:
+        def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
             args = tuple(map(builtin, args))
-            kwargs = {key: builtin(value) for key, value in kwargs.items()}
-            if wraps is not None and first in kwargs:
-                args = (kwargs.pop(first), *args)
+            named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
+            if wraps is not None and first in named and not args:
+                args = (named.pop(first),)
             if wraps is not None and args:
                 args = (wraps(args[0]), *args[1:])
-            policy = function(*args, **kwargs)
-            return asked(policy, Call(function.__name__, args, tuple(kwargs.items())))
+            policy = function(*args, **named)
+            return asked(policy, Call(function.__name__, args, tuple(named.items())))
 
-        CATALOGUE[name] = Recipe(name, build, paper, example or name)
-        return build  # type: ignore[return-value]
+        CATALOGUE[name] = Recipe(name, build, kind, paper, sample, old_names)
+        return cast("F", build)
 
     return enter
 
@@ -100,6 +159,9 @@ def lookup(name: str) -> Recipe:
     """Return the recipe of this name in text, or say which names there are.
 
     The name of the recipe's function is read too, and `-` for `_`, as earlier versions wrote.
+
+    Raises:
+        PolicyError: no recipe has this name.
     """
     plain = name.replace("-", "_")
     for row in CATALOGUE.values():
@@ -108,3 +170,11 @@ def lookup(name: str) -> Recipe:
     close = get_close_matches(plain, CATALOGUE, 1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
+
+
+def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:
+    """Return the arguments under the names that they have today."""
+    for old, new in renamed.items():
+        if old in kwargs and new in kwargs:
+            raise PolicyError.of(old, kwargs[old], f"it is the old name of {new}: give one of them")
+    return {renamed.get(name, name): value for name, value in kwargs.items()}

@@ -1,7 +1,8 @@
 """What happens to a gradient outside its limits: pure functions of norms, limits, values.
 
 A response either gives one factor for each norm, which then multiplies everything that the norm
-was taken over, or changes values one by one.
+was taken over, or changes values one by one. `enlarges` says whether a response gives more than it
+was given where the limits alone do not ask for it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Rescale:
         array([0.25, 1.  ])
     """
 
+    enlarges: ClassVar[bool] = False
     max_gain: float = 1e6
     eps: float = 0.0
 
@@ -83,6 +85,7 @@ class Smooth:
         array([0.5 , 0.25])
     """
 
+    enlarges: ClassVar[bool] = False
     shape: Literal["root", "linear", "tanh"] = "root"
 
     def __post_init__(self) -> None:
@@ -116,6 +119,7 @@ class Normalise:
         array([0.25, 2.  , 1.  ])
     """
 
+    enlarges: ClassVar[bool] = True
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -139,6 +143,8 @@ class Zero:
         array([0., 1.])
     """
 
+    enlarges: ClassVar[bool] = False
+
     def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
         """Return 0 or 1 for each norm."""
         return xp.where(norms <= limits.high, xp.ones_like(norms), xp.zeros_like(norms))
@@ -153,6 +159,8 @@ class Skip:
         >>> bool(Skip().skips(np.asarray([4.0, 0.5]), Limits(high=1.0), np))
         True
     """
+
+    enlarges: ClassVar[bool] = False
 
     def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
         """Return 1 for each norm: what is not skipped stays as it is."""
@@ -173,6 +181,7 @@ class Clamp:
         array([-1. ,  0.5])
     """
 
+    enlarges: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("element",)
 
     def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
@@ -194,6 +203,7 @@ class ShrinkSpikes:
         array([ 0.5, -0.5,  1. ])
     """
 
+    enlarges: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("tensor",)
 
     def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:

@@ -247,7 +247,7 @@ def test_other_orders_agree_with_the_oracle() -> None:
 def test_a_finite_spike_does_not_disable_a_statistic() -> None:
     """The square of 1e25 is no float32: it must not stay in a variance for ever."""
     for row in ROWS:
-        if not row.memory or row.loss or row.carries:
+        if not row.traits.memory or row.traits.loss or row.traits.carries:
             continue
         tx = clip(row.policy, max_skips=1000)
         update = tx.update

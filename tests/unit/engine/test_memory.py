@@ -51,7 +51,7 @@ from gradclip.torch import Clipper, attach
 from stream import SHAPES, stream
 
 STEPS = 60  # With a NaN at step 50.
-REMEMBERING = {str(row.policy): row.policy for row in ROWS if row.memory} | {
+REMEMBERING = {str(row.policy): row.policy for row in ROWS if row.traits.memory} | {
     "chain": with_feedback(by_value(0.5) | zclip(warmup=3)) | autoclip(50, window=9),
     "by-name": by_name({"1": adagc(warmup=2), "*": spam(0.5, warmup=1)}),
     "after": Policy(
@@ -241,7 +241,7 @@ def test_the_warm_up_is_as_many_steps_as_it_says() -> None:
 
 @pytest.mark.parametrize("backend", ["numpy", "kernel", "fallback", "device"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("row", [r for r in ROWS if r.memory], ids=lambda r: str(r.policy))
+@pytest.mark.parametrize("row", [r for r in ROWS if r.traits.memory], ids=lambda r: str(r.policy))
 def test_a_finite_spike_does_not_disable_a_statistic(row: Row, dtype: Any, backend: str) -> None:
     """Its square may be beyond the dtype: inf in a variance would stay for ever."""
     spike = 1e25 if dtype == np.float32 else 1e200

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-@recipe("autoclip", paper="Seetharaman et al. 2020, arXiv:2007.14469")
+@recipe(kind="following", paper="Seetharaman et al. 2020, arXiv:2007.14469")
 def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "global") -> Policy:
     """Clip at a percentile of all norms so far (AutoClip).
 
@@ -61,7 +61,7 @@ def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "glo
     return Policy(_norms(scope), Quantile(q, window), Rescale())
 
 
-@recipe("quantile", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
+@recipe(kind="following", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
 def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = "global") -> Policy:
     """Clip at a quantile of the last norms (rolling quantile clipping).
 
@@ -89,7 +89,7 @@ def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = 
     return Policy(_norms(scope), Quantile(q, window, warmup), Rescale())
 
 
-@recipe("online-quantile", paper="Andrew et al. 2019, arXiv:1905.03871")
+@recipe(kind="following", paper="Andrew et al. 2019, arXiv:1905.03871")
 def online_quantile(
     q: float = 0.5, rate: float = 0.2, start: float = 0.1, scope: Scope = "global"
 ) -> Policy:
@@ -118,7 +118,7 @@ def online_quantile(
     return Policy(_norms(scope), OnlineQuantile(q, rate, start), Rescale())
 
 
-@recipe("zclip", paper="Kumar et al. 2025, arXiv:2504.02507")
+@recipe(kind="following", paper="Kumar et al. 2025, arXiv:2504.02507")
 def zclip(
     z: float = 2.5,
     alpha: float = 0.97,
@@ -157,7 +157,7 @@ def zclip(
     return Policy(Measure(), threshold, Rescale())
 
 
-@recipe("adagc", paper="AdaGC, arXiv:2502.11034")
+@recipe(kind="following", paper="AdaGC, arXiv:2502.11034")
 def adagc(rel: float = 1.05, start: float = 1.0, decay: float = 0.98, warmup: int = 100) -> Policy:
     """Clip each tensor against the moving average of its own clipped norm (AdaGC).
 
@@ -187,7 +187,7 @@ def adagc(rel: float = 1.05, start: float = 1.0, decay: float = 0.98, warmup: in
     return Policy(Measure("tensor"), OwnAverage(start, rel, decay, warmup), Rescale())
 
 
-@recipe("aggc", paper="Li, Wu, Chang 2026, arXiv:2601.11864")
+@recipe(kind="following", paper="Li, Wu, Chang 2026, arXiv:2601.11864")
 def aggc(
     low: float = 1.0,
     high: float = 1.0,
@@ -225,7 +225,7 @@ def aggc(
     return Policy(Measure(), MovingBand(decay, low, high, min_norm, current), Rescale())
 
 
-@recipe("mean-std", paper="the plain statistic")
+@recipe(kind="following", paper="the plain statistic")
 def mean_std(
     k: float = 3.0, warmup: int = 20, clipped: bool = True, scope: Scope = "global"
 ) -> Policy:
@@ -256,7 +256,7 @@ def mean_std(
     return Policy(_norms(scope), MeanStd(k, warmup, clipped), Rescale())
 
 
-@recipe("moving-average", paper="the plain statistic")
+@recipe(kind="following", paper="the plain statistic")
 def moving_average(
     factor: float = 2.0,
     decay: float = 0.98,

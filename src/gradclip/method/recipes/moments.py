@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-@recipe("spam", paper="Huang et al. 2025, arXiv:2501.06842")
+@recipe(kind="moment", paper="Huang et al. 2025, arXiv:2501.06842")
 def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Policy:
     """Clip single values that are spikes of their own second moment (SPAM's clipping).
 
@@ -49,7 +49,7 @@ def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Polic
     return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
 
 
-@recipe("adaclip", paper="Stable-SPAM, arXiv:2502.17055")
+@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
 def adaclip(decay: float = 0.999) -> Policy:
     """Shrink the values above the moving average of each tensor's largest magnitude.
 
@@ -74,7 +74,7 @@ def adaclip(decay: float = 0.999) -> Policy:
     return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
 
 
-@recipe("adagn", paper="Stable-SPAM, arXiv:2502.17055")
+@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
 def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
     """Give each tensor the norm that its moving moments call for.
 
@@ -100,7 +100,7 @@ def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
     return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
 
 
-@recipe("stable-spam", paper="Stable-SPAM, arXiv:2502.17055")
+@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
 def stable_spam(
     mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
 ) -> Chain:
@@ -127,7 +127,7 @@ def stable_spam(
     return adaclip(decay) | adagn(mean, square, eps)
 
 
-@recipe("acclip", paper="Zhang et al. 2020, arXiv:1912.03194")
+@recipe(kind="moment", paper="Zhang et al. 2020, arXiv:1912.03194")
 def acclip(
     alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
 ) -> Wrapped:

@@ -14,7 +14,7 @@ from ..threshold import Fixed, WindowZScore
 __all__ = ["skip_above", "skip_outliers"]
 
 
-@recipe("skip-above", example="skip-above:100.0", paper="folklore")
+@recipe(kind="skip", sample=(100.0,), paper="folklore")
 def skip_above(max_norm: float) -> Policy:
     """Skip the step if the global norm exceeds max_norm.
 
@@ -36,7 +36,7 @@ def skip_above(max_norm: float) -> Policy:
     return Policy(Measure(), Fixed(high=number("max_norm", max_norm, low=0)), Skip())
 
 
-@recipe("skip-outliers", paper="OLMo-core, SkipStepOptimizer")
+@recipe(kind="skip", paper="OLMo-core, SkipStepOptimizer")
 def skip_outliers(
     k: float = 6.0, window: int = 128, minimum: int = 64, of: Literal["norm", "loss"] = "norm"
 ) -> Policy:

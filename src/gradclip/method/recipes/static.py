@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@recipe("norm", example="norm:1.0", paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
+@recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
 def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
@@ -60,9 +60,7 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     return Policy(Measure(scope, order), limit, Rescale())
 
 
-@recipe(
-    "value", example="value:0.5", paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850"
-)
+@recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
     limit: float | None = None,
     /,
@@ -113,8 +111,8 @@ def by_value(
 
 
 @recipe(
-    "floor",
-    example="floor:0.1",
+    kind="fixed",
+    sample=(0.1,),
     paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
 )
 def floor(
@@ -148,8 +146,8 @@ def floor(
 
 
 @recipe(
-    "band",
-    example="band:0.1,1.0",
+    kind="fixed",
+    sample=(0.1, 1.0),
     paper="a norm band: Pascanu et al. 2013 from above, a floor from below",
 )
 def band(
@@ -189,8 +187,8 @@ def band(
 
 
 @recipe(
-    "block-rms",
-    example="block-rms:1.0",
+    kind="fixed",
+    sample=(1.0,),
     paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235",
 )
 def block_rms(threshold: float) -> Policy:
@@ -217,7 +215,7 @@ def block_rms(threshold: float) -> Policy:
     return Policy(Measure("tensor", "rms"), limit, Rescale())
 
 
-@recipe("average-norm", example="average-norm:0.1", paper="TensorFlow clip_by_average_norm")
+@recipe(kind="fixed", sample=(0.1,), paper="TensorFlow clip_by_average_norm")
 def average_norm(max_norm: float) -> Policy:
     """Rescale each tensor whose 2-norm over its number of values exceeds max_norm.
 
@@ -242,7 +240,7 @@ def average_norm(max_norm: float) -> Policy:
     return Policy(Measure("tensor", "average"), limit, Rescale())
 
 
-@recipe("agc", paper="Brock et al. 2021, arXiv:2102.06171")
+@recipe(kind="fixed", paper="Brock et al. 2021, arXiv:2102.06171")
 def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
     """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
 
@@ -274,8 +272,8 @@ def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
 
 
 @recipe(
-    "smooth",
-    example="smooth:1.0",
+    kind="fixed",
+    sample=(1.0,),
     paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429",
 )
 def smooth(
@@ -311,7 +309,7 @@ def smooth(
     return Policy(Measure(scope, order), limit, Smooth(shape))
 
 
-@recipe("tanh", example="tanh:0.5", paper="a smooth form of value clipping")
+@recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
 def tanh(limit: float) -> Policy:
     """Squash each value: τ·tanh(g/τ).
 
@@ -335,7 +333,7 @@ def tanh(limit: float) -> Policy:
 
 
 @recipe(
-    "normalise",
+    kind="fixed",
     paper="normalised gradient descent; Hazan, Levy, Shalev-Shwartz 2015, arXiv:1507.02030",
 )
 def normalise(
@@ -368,7 +366,7 @@ def normalise(
     return Policy(Measure(scope, order), limit, Normalise(eps))
 
 
-@recipe("spectral", example="spectral:1.0", paper="SPECTRA: spectral clipping of singular values")
+@recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")
 def spectral(max_value: float, soft: bool = False) -> Policy:
     """Cap the singular values of each matrix.
 

@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-@recipe("clippy", paper="Tang et al. 2023, arXiv:2302.09178")
+@recipe(kind="update", paper="Tang et al. 2023, arXiv:2302.09178")
 def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
     """Scale each tensor's update so that no weight moves by more than its own share.
 
@@ -44,7 +44,7 @@ def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
 
 
 @recipe(
-    "update-rms",
+    kind="update",
     paper="Shazeer & Stern 2018, arXiv:1804.04235; Wortsman et al. 2023, arXiv:2304.13013",
 )
 def update_rms(threshold: float = 1.0) -> Policy:

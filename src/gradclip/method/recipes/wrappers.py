@@ -11,8 +11,8 @@ __all__ = ["centered", "clip21", "with_feedback"]
 
 
 @recipe(
-    "feedback",
-    example="feedback(norm:1.0)",
+    kind="wrapper",
+    sample=("norm:1.0",),
     paper="Elesedy & Hutter 2023, arXiv:2302.02971",
     wraps=as_policy,
 )
@@ -44,7 +44,7 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
 
 
 @recipe(
-    "clip21", example="clip21(norm:1.0)", paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
+    kind="wrapper", sample=("norm:1.0",), paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
 )
 def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
     """Clip the distance of a momentum from an estimate, and move the estimate (Clip21-SGD2M).
@@ -73,8 +73,8 @@ def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrappe
 
 
 @recipe(
-    "centered",
-    example="centered(norm:1.0)",
+    kind="wrapper",
+    sample=("norm:1.0",),
     paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333",
     wraps=as_policy,
 )
