@@ -2,15 +2,17 @@
 
 A policy is a measure, a threshold and a response: `Policy(Measure("tensor"), Fixed(high=1.0),
 Rescale())`. A threshold says how large is too large, a response what happens then. `Wrapped` holds
-a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and `Seen`
-are what a threshold of your own has and is given.
+a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and
+`Context` are what a threshold of your own has and is given.
 """
 
 from ._publish import publish as _publish
 from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
 from .method.threshold import (
     After,
+    Context,
     Fixed,
+    Leading,
     Limits,
     MeanStd,
     MovingAverage,
@@ -21,8 +23,8 @@ from .method.threshold import (
     PowerAverage,
     Quantile,
     RatioToWeight,
+    RollingMean,
     SecondMoment,
-    Seen,
     Smallest,
     Threshold,
     WindowZScore,
@@ -35,8 +37,10 @@ __all__ = [
     "Carry",
     "Center",
     "Clamp",
+    "Context",
     "Difference",
     "Fixed",
+    "Leading",
     "Limits",
     "MeanStd",
     "Momentum",
@@ -50,8 +54,8 @@ __all__ = [
     "Quantile",
     "RatioToWeight",
     "Rescale",
+    "RollingMean",
     "SecondMoment",
-    "Seen",
     "ShrinkSpikes",
     "Skip",
     "Smallest",

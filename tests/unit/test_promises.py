@@ -20,6 +20,7 @@ import oracle
 from conftest import OnPath
 from gradclip import NonFiniteError, PolicyError, by_name, by_norm, by_value, floor, kernel
 from gradclip.torch import Clipper, clip_grad_norm_, get_total_norm
+from grads import grad_of
 
 HALVES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 every_dtype = pytest.mark.parametrize("dtype", HALVES, ids=lambda d: str(d).removeprefix("torch."))
@@ -131,7 +132,7 @@ def test_promise_2_a_finite_1e25_has_a_finite_norm(path: str) -> None:
     result = Clipper([param], "norm:1").clip_()
     assert float(result.total_norm) == pytest.approx(float(np.float32(1e25)) * math.sqrt(1000))
     assert not bool(result.skipped)
-    np.testing.assert_allclose(param.grad, np.full(1000, 1000**-0.5), rtol=1e-6, err_msg=path)
+    np.testing.assert_allclose(grad_of(param), np.full(1000, 1000**-0.5), rtol=1e-6, err_msg=path)
 
 
 def test_promise_2_70_thousand_halves_of_300(path: str) -> None:
@@ -149,7 +150,7 @@ def test_promise_2_all_of_float64_has_a_norm(size: float, path: str) -> None:
     grain = 2.0**-1074 / size  # how fine the numbers are down there
     assert float(result.total_norm) == pytest.approx(5 * size, rel=1e-15 + 2 * grain), path
     expected = [1.5 * size, -2 * size]
-    np.testing.assert_allclose(param.grad, expected, rtol=1e-15 + 2 * grain)
+    np.testing.assert_allclose(grad_of(param), expected, rtol=1e-15 + 2 * grain)
 
 
 # ---- 3. non-finite is a decision -----------------------------------------------------------
@@ -268,10 +269,10 @@ def test_promise_6_state_is_read_with_weights_only() -> None:
 
 
 def test_promise_8_the_result_says_what_ran(path: str) -> None:
-    ran = Clipper([_param(torch.ones(2))], "norm:1").clip_().path
+    ran = Clipper([_param(torch.ones(2))], "norm:1").clip_().ran
     assert ran == (f"c-{kernel.status().isa}" if path == "kernel" else "torch")
     # The kernel has no 1-norm: torch measures, and the kernel scales.
-    ran = Clipper([_param(torch.ones(2))], "norm:1,order=1").clip_().path
+    ran = Clipper([_param(torch.ones(2))], "norm:1,order=1").clip_().ran
     assert ran == (f"c-{kernel.status().isa}+torch" if path == "kernel" else "torch")
 
 
@@ -282,7 +283,7 @@ def test_promise_8_the_fold_is_told_or_why_there_is_none() -> None:
         clipper = gradclip.torch.attach(optimizer, "norm:1")
         optimizer.step()
         assert clipper.last is not None
-        assert clipper.last.path.endswith("+fold") == fused
+        assert clipper.last.ran.endswith("+fold") == fused
         assert clipper.scaled_because == (
             None if fused else "this AdamW was not made with fused=True"
         )
@@ -304,7 +305,7 @@ def test_promise_8_a_kernel_turned_off_is_told() -> None:
     code = (
         "import torch, gradclip.torch as g; p = torch.nn.Parameter(torch.zeros(2));"
         "p.grad = torch.ones(2);"
-        "print(g.Clipper([p], 'value:0.5|norm:0.1').clip_().path, p.grad.tolist());"
+        "print(g.Clipper([p], 'value:0.5|norm:0.1').clip_().ran, p.grad.tolist());"
         "from gradclip import kernel; print(kernel.status().reason)"
     )
     first, second = _python(code, GRADCLIP_KERNEL="off").stdout.splitlines()

@@ -1,16 +1,19 @@
 """How large is too large: pure rules from norms, and what they remember, to limits."""
 
 from .adagc import OwnAverage
-from .base import Limits, Seen, State, Threshold
-from .combined import After, Smallest
+from .base import Context, Limits, State, Threshold
+from .combined import After, Leading, Smallest
 from .fixed import Fixed, RatioToWeight
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
+from .rolling import RollingMean
 from .statistics import MeanStd, MovingAverage, MovingBand, WindowZScore, ZScore
 
 __all__ = [
     "After",
+    "Context",
     "Fixed",
+    "Leading",
     "Limits",
     "MeanStd",
     "MovingAverage",
@@ -21,8 +24,8 @@ __all__ = [
     "PowerAverage",
     "Quantile",
     "RatioToWeight",
+    "RollingMean",
     "SecondMoment",
-    "Seen",
     "Smallest",
     "State",
     "Threshold",

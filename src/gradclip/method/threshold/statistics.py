@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from ...checks import flag, integer, number
-from .base import Limits, Seen, State, average, corrected
+from ...checks import choice, flag, integer, number
+from .base import Context, Limits, State, average, corrected
 from .quantile import places, push
 
 __all__ = ["MeanStd", "MovingAverage", "MovingBand", "WindowZScore", "ZScore"]
@@ -46,7 +46,7 @@ class MovingAverage:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a multiple of the average."""
@@ -98,7 +98,7 @@ class MeanStd:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations."""
@@ -124,12 +124,19 @@ class ZScore:
         decay: of the moving mean and variance, in [0, 1).
         warmup: norms that make the first mean and variance, and have no limit, ≥ 2.
         eps: added to the deviation, ≥ 0.
+        form: where a spike is cut to: "reciprocal", as above; "mean", to μ; "percentile", to
+            μ + z_max·s, and every norm above this limit is a spike.
+        factor: the limit of the form "reciprocal" is multiplied by it, > 0.
+        remember_spikes: whether a spike's limit enters the mean and the variance.
     """
 
     z_max: float
     decay: float
     warmup: int
     eps: float
+    form: Literal["reciprocal", "mean", "percentile"] = "reciprocal"
+    factor: float = 1.0
+    remember_spikes: bool = True
 
     def __post_init__(self) -> None:
         """Refuse early."""
@@ -137,6 +144,11 @@ class ZScore:
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
+        forms = ("reciprocal", "mean", "percentile")
+        object.__setattr__(self, "form", choice("form", self.form, forms))
+        object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
+        kept = flag("remember_spikes", self.remember_spikes)
+        object.__setattr__(self, "remember_spikes", kept)
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return the statistics of nothing."""
@@ -146,7 +158,7 @@ class ZScore:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a limit where there is a spike; what is remembered is the clipped norm."""
@@ -157,15 +169,24 @@ class ZScore:
         known = ~warm & (deviation > 0)
         z = (norms - mean) / xp.where(known, deviation + self.eps, xp.ones_like(deviation))
         spike = known & (z > self.z_max)
-        cut = mean + deviation * self.z_max**2 / xp.where(spike, z, xp.ones_like(z))
+        if self.form == "percentile":
+            cut = mean + self.z_max * deviation
+            spike = known & (norms > cut)
+        elif self.form == "mean":
+            cut = mean
+        else:
+            cut = mean + deviation * self.z_max**2 / xp.where(spike, z, xp.ones_like(z))
+            cut = self.factor * cut
         high = xp.where(spike, cut, xp.full_like(cut, xp.inf))
         value = xp.where(spike, cut, norms)
         gain = xp.where(warm, 1 / (count + 1), (1 - self.decay) * xp.ones_like(count))
         moved = mean + gain * (value - mean)
         # Over the warm-up this is the plain variance, afterwards the moving one.
         square = xp.where(warm, (value - mean) * (value - moved), (value - moved) ** 2)
-        new = {"mean": moved, "variance": variance + gain * (square - variance)}
-        return Limits(high=high), {**new, "count": count + 1}
+        changed = variance + gain * (square - variance)
+        if not self.remember_spikes:
+            moved, changed = xp.where(spike, mean, moved), xp.where(spike, variance, changed)
+        return Limits(high=high), {"mean": moved, "variance": changed, "count": count + 1}
 
 
 @dataclass(frozen=True)
@@ -203,7 +224,7 @@ class MovingBand:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a band around the average, which starts at the first norm that is not zero."""
@@ -259,7 +280,7 @@ class WindowZScore:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations; remember the value as it is."""

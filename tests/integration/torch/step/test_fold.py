@@ -22,6 +22,7 @@ from gradclip import ClipResult, NonFiniteError, by_name, by_norm
 from gradclip.torch import Clipper, attach, record
 from gradclip.torch.step.fused import Fold, refusal_of_gradients, seen_on
 from gradclip.torch.tensors.gradients import Gradients
+from grads import grad_of
 from integration.training import (
     FUSED,
     KINDS,
@@ -116,8 +117,8 @@ def close(got: Tensor, expected: Tensor) -> None:
 def folded(clipper: Clipper) -> bool:
     """Whether the last step was the optimizer's to scale, and is told so."""
     assert clipper.last is not None
-    told = clipper.last.path.endswith("+fold")
-    assert told == (clipper.scaled_because is None), (clipper.last.path, clipper.scaled_because)
+    told = clipper.last.ran.endswith("+fold")
+    assert told == (clipper.scaled_because is None), (clipper.last.ran, clipper.scaled_because)
     return told
 
 
@@ -197,7 +198,7 @@ def test_the_result_is_that_of_scaling_in_place(tmp_path: Any) -> None:
 
     (results, rows), (expected, expected_rows) = run(True), run(False)
     for one, two in zip(results, expected, strict=True):
-        assert one.path == f"{two.path}+fold"
+        assert one.ran == f"{two.ran}+fold"
         for field in dataclasses.fields(ClipResult):
             a, b = getattr(one, field.name), getattr(two, field.name)
             if isinstance(a, Tensor):
@@ -288,7 +289,7 @@ def test_a_factor_that_float32_cannot_hold_is_applied_in_place(scaled: float | N
         optimizer.grad_scale = torch.tensor(scaled)  # type: ignore[attr-defined]
     optimizer.step()
     assert clipper.last is not None
-    assert "fold" not in clipper.last.path
+    assert "fold" not in clipper.last.ran
     assert float(clipper.last.total_norm) == pytest.approx(1e20, rel=1e-6)
     assert _norm([param]) == pytest.approx(1e-20, rel=1e-6)
     param.grad = torch.ones(4) * (scaled or 1.0)
@@ -371,7 +372,7 @@ def test_what_cannot_be_folded_is_scaled_in_place_and_says_why(case: str) -> Non
         for m, opt in ((model, optimizer), (twin, other)):
             x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
             m.zero_grad()
-            (20 * m(x.to(m[0].weight.dtype))).square().mean().backward()
+            (20 * m(x.to(m.get_parameter("0.weight").dtype))).square().mean().backward()
             if opt is other:
                 judge.clip_()
             with Kernels() as kernels:
@@ -487,7 +488,7 @@ def test_closures_accumulation_schedules_and_groups(kind: str, writes: list[str]
             if step == 4:
                 optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.003})
 
-            def closure(step: int = step) -> Tensor:
+            def closure(step: int = step) -> Any:
                 model.zero_grad()
                 for part in range(2):  # Accumulated.
                     (loss_at(model, step + part) / 2).backward()
@@ -870,7 +871,7 @@ def test_an_error_of_the_clipper_leaves_the_next_step_right() -> None:
     model.zero_grad()
     scaler.scale(loss_at(model, LARGE)).backward()
     scaler.unscale_(optimizer)
-    model[0].weight.grad[0, 0] = NAN
+    grad_of(model.get_parameter("0.weight"))[0, 0] = NAN
     with pytest.raises(NonFiniteError):
         scaler.step(optimizer)
     scaler.update()
