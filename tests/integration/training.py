@@ -152,7 +152,7 @@ def decided_on_device() -> Iterator[None]:
         with mock.patch("torch.compiler.is_compiling", return_value=True):
             return Gradients(*args)
 
-    with mock.patch("gradclip.torch.clipper.Gradients", gradients):
+    with mock.patch("gradclip.torch.step.parameters.Gradients", gradients):
         yield
 
 

@@ -417,7 +417,8 @@ EDGES: list[tuple[str, str, str, Callable[[str], None]]] = [
 
 @pytest.mark.parametrize("edge", EDGES, ids=[row[0] for row in EDGES])
 def test_edge(edge: tuple[str, str, str, Callable[[str], None]], path: str) -> None:
-    edge[3](path)
+    *_, check = edge
+    check(path)
 
 
 def test_float64_beyond_the_root_of_its_range_is_finite(path: str) -> None:

@@ -264,8 +264,8 @@ def test_what_is_not_called_clipped_has_not_changed(
     where: str, on_path: OnPath, grads: Grads, policy: AnyPolicy
 ) -> None:
     found, result = clip(on_path, where, grads, policy)
-    if not bool(result.clipped):
-        assert [a.tobytes() for a in found] == [b.tobytes() for b in grads]
+    unchanged = [a.tobytes() for a in found] == [b.tobytes() for b in grads]
+    assert unchanged or bool(result.clipped)
 
 
 @every_backend

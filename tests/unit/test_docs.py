@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->\n\Z")
+NOT_OF_THE_SOURCES = {"trials/"}
+"""Paths that a run makes."""
 LANGUAGES = {"python", "bash", "text"}
 
 
@@ -63,12 +65,15 @@ def snippets() -> list[Snippet]:
     return found
 
 
-@pytest.mark.parametrize("snippet", snippets(), ids=str)
+@pytest.mark.parametrize("snippet", [one for one in snippets() if not one.needs], ids=str)
 def test_python_snippets_run(snippet: Snippet) -> None:
-    if not snippet.needs:
-        names: dict[str, Any] = {"__name__": "snippet"}
-        exec(compile(snippet.text, snippet.page.name, "exec"), names)
-        return
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet.text, snippet.page.name, "exec"), names)
+    assert names.keys() - {"__name__", "__builtins__"}, "the snippet makes nothing"
+
+
+@pytest.mark.parametrize("snippet", [one for one in snippets() if one.needs], ids=str)
+def test_python_snippets_with_a_framework_run(snippet: Snippet) -> None:
     missing = [name for name in snippet.needs if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"it needs {', '.join(missing)}, which the tests do not install")
@@ -114,9 +119,32 @@ def options_of(words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    ours = [target for target in targets if not target.startswith(("http://", "https://"))]
+    assert [target for target in ours if not (page.parent / target).exists()] == []
+
+
+def test_anchors_name_a_heading() -> None:
+    found = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            other = page.parent / target if target else page
+            titles = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert anchor in slugs, f"{page.name}: {target} has no heading #{anchor}"
+            found += 1
+    assert found > 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_paths_of_the_sources_exist(page: Path) -> None:
+    """A path in backticks is one of the repository, or lies in src/gradclip or tests."""
+    package = ROOT / "src" / "gradclip"
+    roots = (ROOT, package, package / "method", ROOT / "tests")
+    for path in re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()):
+        if path not in NOT_OF_THE_SOURCES:
+            found = any((root / path).exists() for root in roots)
+            assert found, f"{page.name} names {path}, which is not there: correct the path"
 
 
 def test_images_have_a_text() -> None:

@@ -283,7 +283,9 @@ def test_promise_8_the_fold_is_told_or_why_there_is_none() -> None:
         optimizer.step()
         assert clipper.last is not None
         assert clipper.last.path.endswith("+fold") == fused
-        assert clipper.in_place == (None if fused else "this AdamW was not made with fused=True")
+        assert clipper.scaled_because == (
+            None if fused else "this AdamW was not made with fused=True"
+        )
 
 
 def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

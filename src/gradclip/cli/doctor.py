@@ -90,7 +90,7 @@ def _fold() -> str:
     yes = [f"fused {', '.join(kinds)} on {device}" for device, kinds in found.items() if kinds]
     if not yes:
         return "NO: no fused optimizer takes the clip factor; attach multiplies the gradients."
-    return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.in_place."
+    return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.scaled_because."
 
 
 def _device(torch: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def attach(
 
     Where there is one factor for all gradients, a fused SGD, Adam, AdamW or Adagrad applies it in
     its own pass (`result.path` ends in "+fold"): until the step is over `.grad` holds unclipped
-    gradients, then the clipped ones. Else they are scaled before the step, and `clipper.in_place`
-    says why.
+    gradients, then the clipped ones. Else they are scaled before the step, and
+    `clipper.scaled_because` says why.
 
     Args:
         optimizer: any `torch.optim.Optimizer`; gets two hooks.
@@ -84,8 +84,6 @@ def attach(
         >>> bool(clipper.last.clipped), clipper.steps
         (True, 1)
         >>> clipper.detach()
-
-    Source: none.
     """
     # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them.
     hookable = hasattr(optimizer, "_optimizer_step_pre_hooks")
@@ -116,7 +114,7 @@ def attach(
 def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
     """Return the clipper that `attach` put on an optimizer, if it is still there."""
     clipper = _attached[optimizer]() if optimizer in _attached else None
-    return clipper if clipper is not None and clipper.handles else None
+    return clipper if clipper is not None and clipper.attachment is not None else None
 
 
 def clip_steps(
@@ -135,13 +133,7 @@ def clip_steps(
     clipper = Clipper(
         named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups, verify=verify
     )
-    hooks = StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
-    uncompiled: Any = torch.compiler.disable
-    before = optimizer.register_step_pre_hook(uncompiled(hooks.before))
-    after = optimizer.register_step_post_hook(uncompiled(hooks.after))
-    clipper.handles += [before, after, hooks]
-    hooks.id = before.id
-    hooks.look(optimizer)
+    StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
     return clipper
 
 

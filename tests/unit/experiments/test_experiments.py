@@ -293,6 +293,8 @@ def test_clipping_the_parabola_is_biased_as_computed() -> None:
 def test_every_policy_is_one() -> None:
     from gradclip import parse
 
-    for setting in (*threshold.settings((0,)), *information.settings((0,))):
-        if setting.policy != ADVISED:
-            parse(setting.policy)
+    settings = (*threshold.settings((0,)), *information.settings((0,)))
+    texts = {setting.policy for setting in settings} - {ADVISED}
+    assert texts
+    for text in texts:
+        assert str(parse(text)).partition(":")[0] == text.partition(":")[0]

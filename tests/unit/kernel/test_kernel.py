@@ -8,6 +8,7 @@ import mmap
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -296,9 +297,19 @@ def test_a_nan_factor_gives_nan(dtype: DType) -> None:
 
 
 def test_factor_one_does_not_touch_memory() -> None:
-    """Address 8 is never mapped: reading or writing it would end the process."""
-    buffers = Buffers.of([8], [1000], [DType.FLOAT32])
-    kernel.scale(buffers, 1.0)
+    """Address 8 is never mapped: a process that reads or writes address 8 ends by a signal."""
+    code = (
+        "from gradclip.kernel import Buffers, DType, scale\n"
+        "scale(Buffers.of([8], [1000], [DType.FLOAT32]), {factor})"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(factor=factor)], env=environment, check=False
+        ).returncode
+        for factor in (1.0, 0.5)
+    ]
+    assert ended == [0, -signal.SIGSEGV]
 
 
 @settings(max_examples=40, deadline=None)
@@ -316,8 +327,7 @@ def test_scaled_to_the_limit_stays_within_it(
     values = np.full(size, normal(1, seed)[0]) if equal else normal(size, seed)
     array = encode(values * 100, dtype)
     norm = float(kernel.norm2(buffers_of([array], dtype))[0])
-    if norm <= limit:
-        return
+    limit = min(limit, norm)
     kernel.scale(buffers_of([array], dtype), limit / norm)
     after = true_norm(decode(array, dtype))
     assert after <= limit * (1 + 4 * EPS[dtype])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import gradclip.method.threshold
+from attached import as_if_attached
 from gradclip import (
     Chain,
     ClipResult,
@@ -190,7 +191,7 @@ def test_an_observer_sees_the_step_that_raises(path: str) -> None:
 def test_steps_are_counted(path: str) -> None:
     param = _param(3.0, 4.0)
     clipper = Clipper([param], "norm:1", max_skips=5)
-    clipper.handles.append(None)  # as if attached: no warning
+    as_if_attached(clipper)  # as if attached: no warning
     for grad in ([3.0, 4.0], [0.1, 0.1], [math.nan, 1.0], [30.0, 4.0]):
         param.grad = torch.tensor(grad)
         clipper.clip_()
@@ -235,7 +236,7 @@ def test_a_skip_warns_once_and_names_the_parameter(path: str) -> None:
 def test_too_many_skips_in_a_row_raise_and_name_the_parameters(path: str) -> None:
     params = [("a", _param(math.nan)), ("ok", _param(1.0)), ("b", _param(math.inf))]
     clipper = Clipper(params, "norm:1", max_skips=2)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     clipper.clip_()
     clipper.clip_()
     with pytest.raises(NonFiniteError) as caught:
@@ -251,7 +252,7 @@ def test_too_many_skips_in_a_row_raise_and_name_the_parameters(path: str) -> Non
 def test_a_good_step_ends_the_row(path: str) -> None:
     param = _param(1.0)
     clipper = Clipper([param], "norm:9", max_skips=2)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     for value in (math.nan, math.nan, 1.0, math.nan, math.nan, 1.0):
         param.grad = torch.tensor([value])
         clipper.clip_()
@@ -267,7 +268,7 @@ def test_many_bad_parameters_are_abridged() -> None:
 def test_a_skipped_step_enters_no_memory(running: Policy, path: str) -> None:
     param = _param(1.0)
     clipper = Clipper([param], running)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     clipper.clip_()
     before = clipper.state_dict()["memory"]
     param.grad = torch.tensor([math.nan])
@@ -304,7 +305,7 @@ def _train(clipper: Clipper, params: list[Tensor], steps: list[list[Tensor]]) ->
 def _fresh(policy: AnyPolicy) -> tuple[Clipper, list[Tensor]]:
     params: list[Tensor] = [torch.nn.Parameter(torch.zeros(s)) for s in ((3, 2), (4,))]
     clipper = Clipper([("a", params[0]), ("b", params[1])], policy)
-    clipper.handles.append(None)
+    as_if_attached(clipper)
     return clipper, params
 
 
@@ -345,7 +346,7 @@ def test_without_its_memory_the_resumed_run_differs(running: Policy) -> None:
     _train(first, params, steps[:6])
     forgetful, _ = _fresh(running)
     forgetful = Clipper([("a", params[0]), ("b", params[1])], running)
-    forgetful.handles.append(None)
+    as_if_attached(forgetful)
     _train(forgetful, params, steps[6:])
     assert [_bits(p) for p in params] != [_bits(p) for p in expected]
 
@@ -395,7 +396,9 @@ def test_a_state_of_something_else_is_refused(changed: dict[str, Any], told: str
 def test_the_same_policy_in_other_words_is_the_same() -> None:
     clipper, _ = _fresh(by_norm(1))
     other, _ = _fresh(by_norm(max_norm=1.0, order=2))
+    clipper.clip_()
     other.load_state_dict(clipper.state_dict())
+    assert other.steps == clipper.steps == 1
 
 
 def test_other_parameters_can_be_bound_while_nothing_is_remembered() -> None:
@@ -407,6 +410,27 @@ def test_other_parameters_can_be_bound_while_nothing_is_remembered() -> None:
     assert float(clipper.clip_().total_norm) == 5
     assert clipper.steps == 2
     np.testing.assert_allclose(new.grad, [0.6, 0.8], 1e-6)
+
+
+def test_a_state_that_an_older_version_saved_is_read() -> None:
+    """Written out as version 0.x saved it, so that the format is held."""
+    clipper, _ = _fresh(by_norm(1.0))
+    state = {
+        "schema": 1,
+        "policy": "norm:1.0",
+        "names": ["a", "b"],
+        "steps": 7,
+        "clipped": 3,
+        "skipped": 2,
+        "in_a_row": 1,
+        "memory": [[{}]],
+    }
+    clipper.load_state_dict(state)
+    assert (clipper.steps, clipper.clipped, clipper.skipped) == (7, 3, 2)
+    assert clipper.state_dict() == state
+    with pytest.raises(KeyError):
+        clipper.load_state_dict({k: v for k, v in state.items() if k != "memory"} | {"steps": 9})
+    assert clipper.steps == 7  # What cannot be read changes nothing.
 
 
 def test_other_parameters_are_refused_once_something_is_remembered(running: Policy) -> None:
@@ -423,7 +447,10 @@ def test_other_parameters_are_refused_once_something_is_remembered(running: Poli
 
 def test_scaled_gradients_are_divided_first(path: str) -> None:
     param = _param(3.0 * 1024, 4.0 * 1024)
-    result = Clipper([param], "norm:10").clip_(scaled_by=torch.tensor(1024.0))
+    clipper = Clipper([param], "norm:10")
+    decision = clipper.decide(clipper.gradients(), scale=torch.tensor(1024.0))
+    decision.apply()
+    result = clipper.finish(decision)
     assert float(result.total_norm) == 5
     assert param.grad is not None
     assert param.grad.tolist() == [3.0, 4.0], path

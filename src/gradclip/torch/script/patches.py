@@ -1,4 +1,4 @@
-"""Puts a session's eyes on torch: public hooks, and wrappers around what has none."""
+"""Shows a session what a script does with torch: public hooks, and wrappers around the rest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ...engine.result import ClipResult
 from ..clipper import Clipper
+from ..step.hooks import uncompiled
 from .session import Session
 
 __all__ = ["watch"]
@@ -38,8 +41,7 @@ def watch(session: Session) -> ExitStack:
     Nothing that is computed changes. Under `torch.compile` the wrappers look away.
     """
     undo = ExitStack()
-    meet: Any = torch.compiler.disable(session.meet)
-    undo.callback(register_optimizer_step_pre_hook(meet).remove)
+    undo.callback(register_optimizer_step_pre_hook(uncompiled(session.on_step)).remove)
     _watch_backward(session, undo)
     _watch_scaler(session, undo)
     for name, limit in _CLIPPING:
@@ -133,9 +135,9 @@ def _watch_clippers(session: Session, undo: ExitStack) -> None:
     original = Clipper.clip_
 
     @functools.wraps(original)
-    def clip_(self: Clipper, **kwargs: Any) -> Any:
-        result = original(self, **kwargs)
-        if not self.handles:
+    def clip_(self: Clipper, *, loss: Tensor | float | None = None) -> ClipResult:
+        result = original(self, loss=loss)
+        if self.attachment is None:
             session.see_clipper(self)
         return result
 

@@ -1,21 +1,30 @@
 """The fold: a fused optimizer applies the clip factor in the pass that it makes anyway.
 
 A fused kernel uses `g / grad_scale`, and writes it back to `.grad`. Which optimizers do that, and
-what the number is, is said here; `hooks` lends it to the optimizer for one step (`lend`).
+what the number is, is said here; `hooks` gives it to the optimizer for one step.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...arrays import Factors
 from ...method.plan import Plan, Stage
-from ..processes.sharded import Sharded
-from ..tensors.gradients import Gradients
+from .parameters import Grads
 
-__all__ = ["Fold", "honours_found_inf", "one_factor", "refusal", "seen_on", "zero_momentum"]
+__all__ = [
+    "Fold",
+    "honours_found_inf",
+    "one_factor",
+    "refusal",
+    "refusal_of_gradients",
+    "seen_on",
+    "zero_momentum",
+]
 
 # These four, and no subclass, whose own step may read the gradients. RMSprop and NAdam take
 # `fused=True` or `grad_scale` and ignore it in silence.
@@ -28,54 +37,40 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
+@dataclass(frozen=True)
 class Fold:
-    """The one factor of a step, as what a fused optimizer is to divide by.
+    """The one factor of a step, as what a fused optimizer divides by.
 
     grad_scale = scale / factor, rounded up to float32, so that the norm is not above its limit.
 
-    Args:
-        scale: what the gradients are multiplied by, and would be divided by anyway; or None.
-
     Attributes:
-        divisor: for the optimizer's `grad_scale`; None leaves it without one.
-        taken: whether the factor was taken, so that nobody else may apply it.
-        refusal: why the gradients of this step are not for the fold; None if they are.
+        divisor: for the optimizer's `grad_scale`, a float32 of one value; None leaves the optimizer
+            without one.
     """
 
-    def __init__(self, scale: Tensor | None) -> None:
-        self._scale = scale
-        self.divisor: Tensor | None = None
-        self.taken = False
-        self.refusal: str | None = None
+    divisor: Tensor | None
 
-    def fits(self, grads: Gradients | Sharded) -> bool:
-        """Whether the kernel will write these gradients, and precisely enough."""
-        self.refusal = _unfit(grads)
-        return self.refusal is None
+    @classmethod
+    def of(cls, factor: Factors, scale: Tensor | None) -> Fold | None:
+        """Return the fold of a factor; None if float32 cannot hold its divisor.
 
-    def take(self, factor: Any) -> bool:
-        """Turn the factor, shape (), into the divisor; False if float32 cannot hold that.
-
-        On a device nothing is read: what is too large for float32 becomes inf, and the
+        On a device nothing is read: a divisor that is too large for float32 becomes inf, and the
         gradients 0.
+
+        Args:
+            factor: shape ().
+            scale: what the gradients are multiplied by, and would be divided by anyway; or None.
         """
         if isinstance(factor, Tensor):
-            self.divisor, self.taken = _divisor_on_device(factor, self._scale), True
-            return True
+            return cls(_divisor_on_device(factor, scale))
         if factor == 1:
-            self.divisor, self.taken = self._scale, True
-            return True
-        exact = 1 / self.rest(factor)
-        self.taken = bool(_TINY <= exact <= _HUGE)  # Not if it is NaN.
-        if self.taken:
-            self.divisor = _rounded_up(
-                torch.tensor(float(exact), dtype=torch.float64, device="cpu")
-            )
-        return self.taken
-
-    def rest(self, factor: Any) -> Any:
-        """Return what gradients that are still scaled are to be multiplied by, on the host."""
-        return factor if self._scale is None else factor / float(self._scale)
+            return cls(scale)
+        with np.errstate(all="ignore"):
+            exact = 1 / (factor if scale is None else factor / float(scale))
+        if not _TINY <= exact <= _HUGE:  # Nor if the divisor is NaN.
+            return None
+        wide = torch.tensor(float(exact), dtype=torch.float64, device="cpu")
+        return cls(_rounded_up(wide))
 
 
 def refusal(optimizer: torch.optim.Optimizer, plan: Plan, count: int, hook: int) -> str | None:
@@ -98,6 +93,25 @@ def refusal(optimizer: torch.optim.Optimizer, plan: Plan, count: int, hook: int)
         return "a parameter is listed twice, and would be divided twice"
     if next(reversed(optimizer._optimizer_step_pre_hooks), hook) != hook:
         return "another step pre-hook runs after the clipper's, and may look at the gradients"
+    return None
+
+
+def refusal_of_gradients(grads: Grads) -> str | None:
+    """Return why a fused kernel cannot divide these gradients; None if it can, precisely enough."""
+    dtypes = {t.dtype for t in grads.tensors}
+    if not dtypes <= _DTYPES:
+        unfit = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes - _DTYPES))
+        return f"a float32 factor is too coarse for gradients of {unfit}"
+    if not grads.host:  # On the host they are plain, and on the CPU.
+        devices = {t.device for t in grads.tensors}
+        if len(devices) > 1:
+            return "the gradients are on several devices"
+        if not {d.type for d in devices} <= _DEVICES:
+            return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
+        if not all(type(t) in _PLAIN for t in grads.tensors):
+            return "a gradient is not a plain tensor"
+    if grads.shared:
+        return "the values of a gradient share memory, and would be divided more than once"
     return None
 
 
@@ -150,33 +164,14 @@ def seen_on(device: str) -> list[str]:
         weight = torch.nn.Parameter(torch.zeros(1, device=device))
         weight.grad = torch.ones(1, device=device)
         try:
-            optimizer: Any = kind([weight], lr=0.1, fused=True)
-            optimizer.grad_scale = torch.tensor(2.0, device=device)
+            optimizer = kind([weight], lr=0.1, fused=True)
+            vars(optimizer)["grad_scale"] = torch.tensor(2.0, device=device)
             optimizer.step()
         except RuntimeError:  # This torch has no such kernel.
             continue
         if float(weight.grad) == 0.5:
             seen.append(kind.__name__)
     return seen
-
-
-def _unfit(grads: Gradients | Sharded) -> str | None:
-    """Return why a fused kernel would not divide these gradients as they should be."""
-    dtypes = {t.dtype for t in grads.tensors}
-    if not dtypes <= _DTYPES:
-        unfit = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes - _DTYPES))
-        return f"a float32 factor is too coarse for gradients of {unfit}"
-    if not grads.host:  # On the host they are plain, and on the CPU.
-        devices = {t.device for t in grads.tensors}
-        if len(devices) > 1:
-            return "the gradients are on several devices"
-        if not {d.type for d in devices} <= _DEVICES:
-            return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
-        if not all(type(t) in _PLAIN for t in grads.tensors):
-            return "a gradient is no plain tensor"
-    if grads.shared:
-        return "the values of a gradient share memory, and would be divided more than once"
-    return None
 
 
 def _divisor_on_device(factor: Tensor, scale: Tensor | None) -> Tensor:

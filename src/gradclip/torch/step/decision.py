@@ -1,0 +1,69 @@
+"""What a policy has decided for one step: the factors, and what they will have done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...arrays import Factors, Flag, Memory, Scalar
+from ...engine.result import ClipResult
+from .parameters import Grads
+
+__all__ = ["Decision", "as_tensors", "unscaled"]
+
+
+class Decision(NamedTuple):
+    """The outcome of a policy for one step, before the gradients are multiplied.
+
+    Attributes:
+        grads: the gradients that it is for.
+        factors: what each gradient is to be multiplied by, shape (gradients,) or (); None if
+            the step only measures.
+        scale: what a loss scaler has multiplied the gradients by, if they still are; the factors
+            are for gradients without it.
+        result: what the step will have done.
+        memory: what the policy remembers after this step.
+        lost: whether a loss scaler skips this step by itself.
+    """
+
+    grads: Grads
+    factors: Factors | None
+    scale: Tensor | None
+    result: ClipResult
+    memory: Memory
+    lost: Flag
+
+    def apply(self) -> None:
+        """Multiply the gradients by their factors, in place, and divide them by the scale."""
+        if self.factors is None:
+            return
+        by = self.factors
+        if self.scale is not None:
+            with np.errstate(all="ignore"):
+                by = by / float(self.scale)
+        self.grads.scale(by)
+
+
+def as_tensors(result: ClipResult) -> ClipResult:
+    """Return the host's numbers as tensors: one allocation for all of a kind."""
+    floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
+    values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
+    flags = torch.from_numpy(np.asarray([result.clipped, result.skipped], bool))
+    clipped, skipped = flags.unbind()
+    return replace(
+        result,
+        **dict(zip(floats, values.unbind(), strict=True)),
+        clipped=clipped,
+        skipped=skipped,
+        norms=torch.from_numpy(result.norms),
+    )
+
+
+def unscaled(result: ClipResult, scale: Scalar) -> ClipResult:
+    """Return what would have been measured before a loss scaler multiplied the gradients."""
+    names = ("total_norm", "clipped_norm", "norms")
+    return replace(result, **{name: getattr(result, name) / scale for name in names})

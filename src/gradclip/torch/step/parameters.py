@@ -1,0 +1,109 @@
+"""The parameters that a clipper is for: each once, with a name, here or on other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...errors import PolicyError
+from ..processes.layout import Layout, layout
+from ..processes.sharded import Sharded
+from ..tensors.gradients import Gradients
+
+__all__ = ["Grads", "Parameters", "Params", "empty_like_units"]
+
+Params: TypeAlias = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+Grads: TypeAlias = Gradients | Sharded
+
+
+class Parameters:
+    """Named parameters, in a fixed order.
+
+    Args:
+        params: parameters, or pairs of name and parameter. A parameter listed twice counts once.
+        groups: see `Clipper`.
+
+    Attributes:
+        names: one for each parameter; a parameter without a name has its number.
+        tensors: the parameters; one that only other processes have is on the device "meta".
+        layout: how the parameters lie on the processes; None if all of them are whole and here.
+
+    Raises:
+        PolicyError: there are none, or something else was given.
+    """
+
+    def __init__(self, params: Params, groups: object = None) -> None:
+        names, tensors = _named(params)
+        self.layout = layout(names, tensors, groups)
+        if self.layout is not None:
+            names, tensors = _of_the_model(self.layout, tensors)
+        self.names, self.tensors = names, tensors
+        self._absent = () if self.layout else tuple(map(empty_like_units, tensors))
+
+    def gradients(self, loss: Tensor | float | None = None) -> Grads:
+        """Return the gradients that there are now; they are views, not copies."""
+        found = [param.grad for param in self.tensors]
+        if self.layout is not None:
+            return Sharded(found, self.tensors, self.layout, loss)
+        present = [grad is not None for grad in found]
+        pairs = zip(found, self._absent, strict=True)
+        tensors = [absent if grad is None else grad for grad, absent in pairs]
+        return Gradients(tensors, self.names, self.tensors, present, loss)
+
+    def updates(self, before: Sequence[Tensor]) -> tuple[list[Tensor], Grads]:
+        """Return how the parameters differ from `before`, as tensors and as gradients."""
+        updates = [now - old for now, old in zip(self.tensors, before, strict=True)]
+        if self.layout is None:
+            return updates, Gradients(updates, self.names, before)
+        return updates, Sharded(updates, before, self.layout)
+
+    def zeros(self) -> Sharded | None:
+        """Return gradients of zeros, for what only wants shapes; None without a layout."""
+        if self.layout is None:
+            return None
+        zeros = [torch.zeros_like(p) if p.requires_grad else None for p in self.tensors]
+        return Sharded(zeros, self.tensors, self.layout)
+
+
+def empty_like_units(param: Tensor) -> Tensor:
+    """Return what stands for a missing gradient: no values, but as many units as the parameter."""
+    shape = (0,) if param.ndim < 2 else (param.shape[0], 0)
+    return torch.empty(shape, dtype=param.dtype, device=param.device)
+
+
+def _named(params: Params) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return names and parameters, each parameter once."""
+    given = [params] if isinstance(params, Tensor) else list(params)
+    found: dict[int, tuple[str, Tensor]] = {}
+    for index, item in enumerate(given):
+        name, param = (str(index), item) if isinstance(item, Tensor) else _pair(item)
+        found.setdefault(id(param), (name, param))
+    if not found:
+        remedy = "it is empty; a generator such as model.parameters() can be read only once"
+        raise PolicyError.of("params", given, remedy)
+    return tuple(n for n, _ in found.values()), tuple(p for _, p in found.values())
+
+
+def _pair(item: object) -> tuple[str, Tensor]:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
+        return str(item[0]), item[1]
+    remedy = "give model.parameters() or model.named_parameters()"
+    raise PolicyError.of("params", type(item).__name__, remedy)
+
+
+def _of_the_model(
+    spread: Layout, params: Sequence[Tensor]
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return the names of the whole model, and its parameters; those elsewhere hold no memory."""
+    found = []
+    for index, piece in enumerate(spread.pieces):
+        if piece.own is None:
+            found.append(torch.empty(piece.shape, dtype=piece.dtype, device="meta"))
+        else:
+            found.append(params[piece.own])
+            spread.pieces[index] = replace(piece, own=index)
+    return tuple(piece.name for piece in spread.pieces), tuple(found)
