@@ -17,8 +17,15 @@ from typing import get_type_hints
 import pytest
 
 HEAVY = ("torch", "jax", "tensorflow", "keras", "bokeh", "pandas", "rich", "typer", "matplotlib")
-COLLECTING = ("gradclip", "gradclip.parts", "gradclip.torch", "gradclip.record", "gradclip.sinks")
-DEFINING = ("gradclip.errors", "gradclip.jax", "gradclip.numpy")
+COLLECTING = (
+    "gradclip",
+    "gradclip.parts",
+    "gradclip.jax",
+    "gradclip.torch",
+    "gradclip.record",
+    "gradclip.sinks",
+)
+DEFINING = ("gradclip.errors", "gradclip.numpy")
 PUBLIC = COLLECTING + DEFINING
 
 
