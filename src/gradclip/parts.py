@@ -2,14 +2,15 @@
 
 A policy is a measure, a threshold and a response: `Policy(Measure("tensor"), Fixed(high=1.0),
 Rescale())`. A threshold says how large is too large, a response what happens then. `Wrapped` holds
-a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and `Seen`
-are what a threshold of your own has and is given.
+a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and
+`Context` are what a threshold of your own has and is given.
 """
 
 from ._publish import publish as _publish
 from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
 from .method.threshold import (
     After,
+    Context,
     Fixed,
     Limits,
     MeanStd,
@@ -22,7 +23,6 @@ from .method.threshold import (
     Quantile,
     RatioToWeight,
     SecondMoment,
-    Seen,
     Smallest,
     Threshold,
     WindowZScore,
@@ -35,6 +35,7 @@ __all__ = [
     "Carry",
     "Center",
     "Clamp",
+    "Context",
     "Difference",
     "Fixed",
     "Limits",
@@ -51,7 +52,6 @@ __all__ = [
     "RatioToWeight",
     "Rescale",
     "SecondMoment",
-    "Seen",
     "ShrinkSpikes",
     "Skip",
     "Smallest",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...checks import integer, number
 from ..measure import combine
-from .base import Limits, Seen, State, average
+from .base import Context, Limits, State, average
 
 __all__ = ["OwnAverage"]
 
@@ -45,7 +45,7 @@ class OwnAverage:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the limits of the warm-up, or those of each tensor's own average."""
