@@ -373,11 +373,12 @@ def lists_that_differ_are_refused() -> None:
 def what_makes_no_sense_is_refused() -> None:
     line, square = meshes()
     params = {"w": torch.nn.Parameter(torch.zeros(2, 2))}
-    for groups, text in (
+    wrong: list[tuple[Any, str]] = [
         (square, "give one dimension of it, as in mesh['dp']"),
         (3, "give a torch.distributed.ProcessGroup"),
         ({"experts.*": line}, "it matches no parameter of any process"),
-    ):
+    ]
+    for groups, text in wrong:
         with pytest.raises(PolicyError, match=re.escape(text)):
             Clipper(params.items(), "norm:1", groups=groups)
     with pytest.raises(PolicyError, match="have no names"):

@@ -391,7 +391,7 @@ class _Half:
         self,
         state: Any,
         norms: Any,
-        seen: Any,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, dict[str, Any]]:
         largest = xp.maximum(state["largest"], norms)

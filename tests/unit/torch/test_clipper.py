@@ -59,7 +59,7 @@ class Running:
         self,
         state: dict[str, Any],
         norms: Any,
-        seen: Any,  # noqa: ARG002
+        context: Any,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, dict[str, Any]]:
         count = xp.where(state["count"] > 0, state["count"], xp.ones_like(norms))
