@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run the cases, each in a process of its own, and print one table."""
+"""`python -m benchmarks`: run each case in its own process, and print one table."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .row import Case, Effort, Row
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 QUIET = 0.5
-"""A load above this means that somebody else is using the machine."""
+"""A load above this value means that other processes use the machine."""
 console = Console(highlight=False)
-# A table is for reading: not to be cut where the output goes to a file.
+# Readers need the whole table, so it is not cut when the output goes to a file.
 wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
@@ -63,7 +63,7 @@ def _child(case: Case, effort: Effort, out: Path) -> None:
 
 
 def _parent(cases: list[Case], quick: bool, store: Path) -> int:
-    """Run the cases, print and store what they found; return the exit code."""
+    """Run the cases, print and store their results; return the exit code."""
     _say_if_busy()
     done = _Done(quick, describe(), store)
     try:
@@ -87,7 +87,7 @@ def _parent(cases: list[Case], quick: bool, store: Path) -> int:
 
 @dataclass
 class _Done:
-    """What the cases so far have found; stored after each, so that nothing is lost."""
+    """The results of the cases so far; stored after each case, so that none is lost."""
 
     quick: bool
     machine: dict[str, Any]
@@ -97,7 +97,7 @@ class _Done:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def enter(self, name: str, found: list[Row] | str, seconds: float) -> None:
-        """Take a case's rows, or the reason why it has none."""
+        """Add the rows of a case, or the reason why it has no rows."""
         self.seconds[name] = round(seconds, 1)
         if isinstance(found, str):
             self.failed[name] = found
@@ -116,7 +116,7 @@ class _Done:
 
 
 def _run(case: Case, quick: bool) -> list[Row] | str:
-    """Return a case's rows, or the last lines of what went wrong."""
+    """Return the rows of a case, or the last lines of its error."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks", "--case", case.name, "--out", str(out)]

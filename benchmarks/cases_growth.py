@@ -1,4 +1,4 @@
-"""Growth: the time for an element, and for a tensor, must not depend on how many there are."""
+"""Growth: the time for an element, and for a tensor, must not depend on their number."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["CASES"]
 
 ELEMENTS = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 TENSORS = (100, 1_000, 2_000, 20_000)
-# Small sets have copies, used in turn, so that no round finds its values in the cache.
+# Small sets have copies that take turns, so that no round finds its values in the cache.
 COLD = 100_000_000
 NAME = "clip_grad_norm_"
 
 
 def _copies(shapes: ShapeSet, least: int) -> list[GradientSet]:
-    """Return one set, or as many as hold `least` values together."""
+    """Return one set, or enough sets to hold `least` values together."""
     return [make(shapes) for _ in range(max(1, least // shapes.count))]
 
 
 def _side(shapes: ShapeSet, least: int) -> Side:
-    """Return a side that clips nothing of the copies, one after the other."""
+    """Return a side that clips no copy and calls one after the other."""
     copies = _copies(shapes, least)
     turn = itertools.cycle(copies)
     now = [copies[0]]
@@ -49,7 +49,7 @@ def _side(shapes: ShapeSet, least: int) -> Side:
 
 def _elements(effort: Effort) -> list[Row]:
     sizes = list(ELEMENTS[:-1] if effort.quick else ELEMENTS)
-    # The largest is held three times: its gradient, the flat values, and room to draw them.
+    # Memory holds the largest set three times: gradient, flat values, and room to draw them.
     while 3 * 4 * sizes[-1] > free_bytes():
         sizes.pop()
     sets = [one(size) for size in sizes]
@@ -64,7 +64,7 @@ def _tensors(effort: Effort) -> list[Row]:
 
 
 def _rows(times: Times, sets: Sequence[ShapeSet], counts: Sequence[int], unit: Any) -> list[Row]:
-    """Return each size's time for one, over that of the largest: flat is within 15 %."""
+    """Return the time for one at each size, over that at the largest: flat is within 15 %."""
     *others, last = zip(sets, counts, strict=True)
     rows = []
     for shapes, count in others:

@@ -1,4 +1,4 @@
-"""Norms taken during backward, while a gradient is still in the cache, against one pass at the end.
+"""Norms measured in backward, with the gradient still in the cache, against one pass at the end.
 
 The mode itself is not part of gradclip: docs/decisions/0012 says why. This is how it would be.
 """

@@ -19,7 +19,7 @@ OURS, RIVAL = "gradclip.jax.clip", "optax.clip_by_global_norm"
 
 
 def _run(key: str, clipped: bool, donated: bool, effort: Effort) -> list[Row]:
-    """Measure the jitted update; donated, each output is the next call's input."""
+    """Measure the jitted update. If donated, each output is the input of the next call."""
     import jax
     import optax
 
@@ -50,7 +50,7 @@ def _run(key: str, clipped: bool, donated: bool, effort: Effort) -> list[Row]:
 
 
 class _Call:
-    """One jitted update of a transformation, waited for; its state goes from call to call."""
+    """One jitted update of a transformation, until it is ready; each call passes on its state."""
 
     def __init__(self, transformation: Any, grads: Any, donated: bool) -> None:
         import jax
@@ -59,7 +59,7 @@ class _Call:
             transformation.update, donate_argnums=(0, 1) if donated else ()
         )
         self._donated = donated
-        # Its scalars may be one array, and none can be donated twice: each gets its own.
+        # Its scalars may be one array. An array cannot be donated twice, so each gets its own.
         self._state = jax.tree.map(lambda x: x.copy(), transformation.init(grads))
         self._grads = jax.tree.map(lambda x: x.copy(), grads)
         self.output = self._grads
@@ -68,7 +68,7 @@ class _Call:
         import jax
 
         self.output, self._state = jax.block_until_ready(self._update(self._grads, self._state))
-        if self._donated:  # The input is gone. Under its limit, the output is the same.
+        if self._donated:  # The input is deleted. Under the limit the output is the same.
             self._grads = self.output
 
 
@@ -76,7 +76,7 @@ def _verify(name: str, call: _Call, first: dict[str, Any], factor: float) -> Non
     """Compare the last output with float64."""
     for key, value in first.items():
         got, want = np.asarray(call.output[key], np.float64), value.astype(np.float64) * factor
-        # optax adds up in float32: its own error is allowed to it.
+        # optax adds in float32, so its own error is allowed.
         tolerance = 1e-6 if name == OURS else 2e-3
         if not np.all(np.abs(got - want) <= tolerance * np.abs(want)):
             raise WrongOutput(f"{name}: {key} is not the gradient times {factor}")

@@ -1,4 +1,4 @@
-"""Memory: what a clip takes at its peak must not grow with the number of values."""
+"""Memory: the peak of a clip must not grow with the number of values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["CASES", "peak"]
 
 SMALL, LARGE = 1_000_000, 100_000_000
 ALLOWED = 1 << 20
-"""Bytes by which the larger peak may be over the smaller: pages that threads touched, no more."""
+"""Bytes by which the larger peak may exceed the smaller: only pages that threads touched."""
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _method(name: str, grads: GradientSet) -> Callable[[], Any]:
-    """Return the call that a method's name stands for; its limits are half of what there is."""
+    """Return the call for a method's name; its limits are half of the norms."""
     if name == "torch foreach":
         return lambda: torch.nn.utils.clip_grad_norm_(grads.params, grads.norm, foreach=True)
     if name == "clip_grad_norm_":
@@ -52,7 +52,7 @@ RIVAL = "torch foreach"
 
 
 def _shapes(elements: int) -> ShapeSet:
-    """Return ten matrices with so many values together."""
+    """Return ten matrices with this number of values together."""
     columns = 1000
     rows = elements // 10 // columns
     named = tuple((f"layers.{i}.weight", (rows, columns)) for i in range(10))
@@ -60,7 +60,7 @@ def _shapes(elements: int) -> ShapeSet:
 
 
 def peak(method: str, elements: int, dtype: str) -> int:
-    """Return by how many bytes a first clip raises the resident memory of this process.
+    """Return the bytes by which a first clip raises the resident memory of this process.
 
     The first: what it takes and gives back may stay with the allocator, for the next to use
     unseen. What a first call brings along (code, thread stacks) is paid on a small set before.
@@ -72,10 +72,10 @@ def peak(method: str, elements: int, dtype: str) -> int:
     warmup()
     grads = make(_shapes(elements), getattr(torch, dtype))
     for param in grads.params:
-        param.data.fill_(0.0)  # Untouched zeros have no memory yet; reading them is not ours.
+        param.data.fill_(0.0)  # Untouched zeros have no memory yet; the clip is not charged for it.
     grads.double()
     call = _method(method, grads)
-    CLEAR.write_text("5")  # The highest resident size counts from here.
+    CLEAR.write_text("5")  # Linux then forgets the earlier peak.
     before = _high_water()
     call()
     return _high_water() - before
@@ -111,7 +111,7 @@ def _run(dtype: str, effort: Effort) -> list[Row]:
 
 
 def _peak_elsewhere(method: str, elements: int, dtype: str) -> int:
-    """Return the peak in a process of its own, where nothing is left over from another."""
+    """Return the peak in a new process, without remains of other cases."""
     code = (
         f"from benchmarks.cases_memory import peak; print(peak({method!r}, {elements}, {dtype!r}))"
     )

@@ -1,4 +1,4 @@
-"""The global norm: against one bare read of the memory, and against torch's own function."""
+"""The global norm, against one plain read of the memory and against torch's own function."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RIVALS = ("torch foreach", "torch loop")
 FLAT = "torch.sum, flat"
 SLOW = ("giant", "vit", "lstm-untied")
 FAR = 10.0
-"""A limit that nothing reaches: the gradients' norm is 1, or 2 after doubling."""
+"""A limit that no norm reaches: the gradients' norm is 1, or 2 after doubling."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A gradient set, and what the issue asks for on it; None where it asks for nothing.
+    """A gradient set, and its targets; None where there is no target.
 
     Attributes:
         key: of the gradient set.
@@ -62,7 +62,7 @@ TARGETS = (
 
 
 def expect_clipping(wanted: bool, limit: float) -> Callable[[Any], None]:
-    """Return a check of a call's returned norm: over the limit, or not."""
+    """Return a check that the returned norm is over the limit, or that it is not."""
 
     def check(result: Any) -> None:
         norm = _norm_of(lambda: result)
@@ -89,8 +89,8 @@ def _calls(grads: GradientSet, limit: float) -> dict[str, Callable[[], Any]]:
 def _verify(
     grads: GradientSet, calls: dict[str, Callable[[], Any]], limit: float, times: Times
 ) -> dict[str, float]:
-    """Return the relative error of each norm in the table, having compared all that was done."""
-    # torch adds up in float32, whose sums stop growing: its norm of 1e9 values was 19 % too small.
+    """Compare all results, and return the relative error of each norm in the table."""
+    # torch adds in float32, and its sums stop growing: its norm of 1e9 values was 19 % too small.
     loose = 1e-2 if grads.flat.dtype == torch.bfloat16 else 2e-3
     loose = 0.25 if grads.shapes.count > 200_000_000 else loose
     return {
@@ -105,7 +105,7 @@ def _verify(
 
 
 def _norm_of(call: Callable[[], Any]) -> float:
-    """Call, and return the norm, of a result or as it is."""
+    """Call, and return the norm: the result, or the norm in it."""
     result = call()
     return float(getattr(result, "total_norm", result))
 
@@ -130,7 +130,7 @@ def _not_clipped(target: Target, grads: GradientSet, effort: Effort, title: str)
 
 
 def _clipped(target: Target, grads: GradientSet, effort: Effort, title: str) -> list[Row]:
-    """Measure calls that each halve the gradients, which are doubled before each."""
+    """Measure calls that halve the gradients; the gradients are doubled before each call."""
     limit = grads.norm
     calls = _calls(grads, limit)
     grads.restore()
@@ -166,7 +166,7 @@ def _run(target: Target, effort: Effort) -> list[Row]:
     shapes = SETS[target.key]()
     dtype = str(target.dtype).removeprefix("torch.")
     title = f"{shapes.title} {dtype}{', warm' if shapes.warm else ''}"
-    # Gradients and the flat copy; the weights are never touched, so that they take no memory.
+    # The gradients and the flat copy. The weights are never touched, so they take no memory.
     needed = 2.5 * shapes.count * target.dtype.itemsize
     if needed > free_bytes():
         raise MemoryError(f"{title} needs {needed / 1e9:.0f} GB, {free_bytes() / 1e9:.0f} are free")

@@ -1,4 +1,4 @@
-"""Clip and step with a fused AdamW: what the clipping adds to the bare step."""
+"""Clip and step with a fused AdamW: the time that clipping adds to the plain step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CASES"]
 
 BARE, OURS = "bare step", "attach(optimizer, 'norm:…')"
 RIVALS = ("clip_grad_norm_ foreach", "clip_grad_norm_ loop")
-# Small enough that a thousand steps leave the weights where they are.
+# So small that a thousand steps do not move the weights.
 RATE = 1e-7
 
 
@@ -55,7 +55,7 @@ def _run(key: str, clipped: bool, effort: Effort) -> list[Row]:
         call = functools.partial(clip_and_step, foreach)
         sides.append(Side(name, timed(call, prepare=prepare, check=check_norm)))
     if clipped:
-        # The bare step clips nothing: what it leaves doubled, the next one must not double again.
+        # The plain step does not clip: gradients that it leaves doubled must not be doubled again.
         sides[0] = Side(BARE, timed(bare.step))
     times = alternate(sides, effort.budget(8.0))
     _verify(grads, limit, clipped)
@@ -65,7 +65,7 @@ def _run(key: str, clipped: bool, effort: Effort) -> list[Row]:
 
 def _row(times: Times, title: str) -> Row:
     rival = times.fastest(*RIVALS)
-    if times.extra(rival, BARE) <= 0:  # A ratio to it would mean nothing.
+    if times.extra(rival, BARE) <= 0:  # A ratio to it has no meaning.
         raise RuntimeError(f"too noisy: a step with {rival} was faster than one without")
     return Row(
         f"{title}: added to the step",
@@ -80,7 +80,7 @@ def _row(times: Times, title: str) -> Row:
 
 
 def _verify(grads: GradientSet, limit: float, clipped: bool) -> None:
-    """Take one first step from zero weights, ours and float64's own, and compare the weights."""
+    """Take a first step from zero weights, by us and in float64, and compare the weights."""
     with torch.no_grad():
         for param in grads.params:
             param.zero_()

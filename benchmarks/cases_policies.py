@@ -1,4 +1,4 @@
-"""Other policies against the plain global norm: their own host work is all that may differ."""
+"""Other policies against the plain global norm: only their own host work may differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["CASES"]
 FIXED = "by_norm"
 FAR = 10.0
 STATEFUL: dict[str, tuple[Callable[[], Any], int]] = {
-    # Each with how many norms fill its memory: a percentile's cost depends on that.
+    # With the number of norms that fill the memory: the cost of a percentile depends on it.
     "autoclip, window 10,000": (gradclip.autoclip, 10_000),
     "quantile, window 100": (gradclip.quantile, 100),
     "zclip": (gradclip.zclip, 200),
@@ -36,7 +36,7 @@ STATEFUL: dict[str, tuple[Callable[[], Any], int]] = {
 
 
 def _stateful(key: str, effort: Effort) -> list[Row]:
-    """Measure stateful policies with a full memory whose limit is over the gradients' norm."""
+    """Measure policies with a full memory, whose limit is over the norm of the gradients."""
     shapes = SETS[key]()
     grads = make(shapes)
     clippers = {FIXED: Clipper(grads.named, by_norm(FAR))}
@@ -54,9 +54,9 @@ def _stateful(key: str, effort: Effort) -> list[Row]:
 
 
 def _remembering(grads: GradientSet, policy: Any, steps: int) -> Clipper:
-    """Return a clipper that has seen so many norms, each over what the gradients have now.
+    """Return a clipper that has seen this number of norms, each over the gradients' present norm.
 
-    A tiny parameter makes them: as many passes over the real ones would take minutes.
+    A tiny parameter makes them: as many passes over the real parameters would take minutes.
     """
     small = torch.nn.Parameter(torch.zeros(1))
     teacher = Clipper([("weight", small)], policy)
@@ -70,10 +70,10 @@ def _remembering(grads: GradientSet, policy: Any, steps: int) -> Clipper:
 
 
 def _grouped(key: str, clipped: bool, effort: Effort) -> list[Row]:
-    """Measure one norm for each tensor, and for each of two groups, against one for all."""
+    """Measure one norm for each tensor, and for each of two groups, against one norm for all."""
     shapes = SETS[key]()
     grads = make(shapes, spread=False)
-    # Every tensor has about norm 1. Doubled before each call, all of them are over the limit.
+    # Every tensor has a norm of about 1. Doubled before each call, all are over the limit.
     slack = 1.0 if clipped else 2 * FAR
     middle = shapes.tensors // 2
     first, second = grads.named[:middle], grads.named[middle:]
@@ -120,7 +120,7 @@ def _verify_groups(grads: GradientSet, clipper: Clipper, groups: list[range], sl
 
 
 def _agc(clipped: bool, effort: Effort) -> list[Row]:
-    """Measure unit-wise clipping, on weights as large as an initialisation makes them."""
+    """Measure clipping by unit, on weights of the size that an initialisation gives."""
     shapes = SETS["resnet50"]()
     theirs = _adaptive_clip_grad()
     grads = make(shapes, spread=False)
@@ -129,7 +129,7 @@ def _agc(clipped: bool, effort: Effort) -> list[Row]:
         for param in grads.params:
             fan_in = max(1, param.numel() // param.shape[0]) if param.ndim > 1 else 1
             param.normal_(std=(2 / fan_in) ** 0.5, generator=generator)
-    # A factor at which about all units are clipped, or one at which none is.
+    # A factor at which nearly all units are clipped, or a factor at which no unit is.
     factor = 1e-3 if clipped else 1e3
     clipper = Clipper(grads.named, gradclip.agc(factor, eps=1e-3))
     calls = {
@@ -161,7 +161,7 @@ def _agc(clipped: bool, effort: Effort) -> list[Row]:
 
 
 def _agc64(grad: torch.Tensor, weight: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return Brock et al.'s formula, unit by unit, in the dtype of what is given."""
+    """Return Brock et al.'s formula, unit by unit, in the dtype of the input."""
     axes = tuple(range(1, grad.ndim)) or (0,)
     size = torch.linalg.vector_norm(grad, dim=axes, keepdim=True)
     limit = factor * torch.linalg.vector_norm(weight, dim=axes, keepdim=True).clamp(min=1e-3)
@@ -169,7 +169,7 @@ def _agc64(grad: torch.Tensor, weight: torch.Tensor, factor: float) -> torch.Ten
 
 
 def _adaptive_clip_grad() -> Callable[..., None]:
-    """Return timm's function from its own file: the package itself needs torchvision."""
+    """Return timm's function from its own file: to import the package needs torchvision."""
     package = importlib.util.find_spec("timm")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("timm is not installed: pip install --no-deps timm")
@@ -183,7 +183,7 @@ def _adaptive_clip_grad() -> Callable[..., None]:
 
 
 def _expect(wanted: bool) -> Callable[[Any], None]:
-    """Return a check of a result: clipped, or not."""
+    """Return a check that a result is clipped, or that it is not."""
 
     def check(result: Any) -> None:
         if bool(result.clipped) is not wanted:

@@ -1,4 +1,4 @@
-"""Recording: what a recorder, and a sink of its steps, add to a training step of small models."""
+"""Recording: the time that a recorder and a sink add to a training step of small models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .training import MODELS, Training
 __all__ = ["CASES"]
 
 BLOCK = 50
-"""Steps in a round: as many as the recorder holds back, so that each round writes once."""
+"""Steps in a round: the size of the recorder's batch, so that each round writes once."""
 WITH, WITHOUT = "recorded", "not recorded"
 LIMIT = 0.01
 
@@ -91,10 +91,10 @@ def _run(model: str, effort: Effort) -> list[Row]:
 
 
 class _Nothing:
-    """A logger that does nothing with what it gets."""
+    """A logger that ignores its input."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Take it."""
+        """Ignore the scalars."""
 
 
 SINKS: dict[str, Callable[[str], object]] = {
@@ -118,7 +118,7 @@ def _alone(
 
 
 def _verify(record: Path, clippers: dict[str, gradclip.torch.Clipper]) -> None:
-    """Both sides took the same steps, and all of them were written."""
+    """Check that both sides took the same steps, and that all steps were written."""
     steps = {clipper.steps for clipper in clippers.values()}
     last = [clipper.last for clipper in clippers.values()]
     norms = [float(result.total_norm) for result in last if result is not None]

@@ -1,7 +1,7 @@
-"""Whole training steps: whether the kernel's thread pool slows down the rest of the step.
+"""Whole training steps: they show whether the thread pool slows down the rest of the step.
 
-The kernel is there or not for a whole process, and so are its threads. So each side is a process
-of its own, which waits until it is asked for some steps; only one works at a time.
+A process either has the kernel and its threads or does not. So each side is a process
+of its own, which waits until it is asked for some steps; only one side works at a time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["CASES", "work"]
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 5
-"""Steps in a round: enough for one process' threads to find the other's asleep."""
+"""Steps in a round: enough that the threads of the other process fall asleep."""
 KERNEL, NO_KERNEL, TORCH, NONE = "our kernel", "GRADCLIP_KERNEL=off", "torch", "no clipping"
 SIDES = (KERNEL, NO_KERNEL, TORCH, NONE)
 LIMIT = 0.05
-# Two processes that do the same differ by this much on a quiet machine.
+# Two processes with the same work differ by this ratio on a quiet machine.
 NOISE = 1.03
 
 
 def work(side: str, model: str, threads: int | None) -> None:
-    """Be a side: for each line on stdin take some steps; print their time and the clipping's."""
+    """Run one side: for each line on stdin take some steps; print their time and the clipping's."""
     training = Training(model, threads)
     clipper = gradclip.torch.Clipper(training.model.named_parameters(), f"norm:{LIMIT}")
     params = list(training.model.parameters())
@@ -55,7 +55,7 @@ def work(side: str, model: str, threads: int | None) -> None:
 
 
 class _Worker:
-    """A side's process."""
+    """The process of one side."""
 
     def __init__(self, side: str, model: str, threads: int | None) -> None:
         code = f"from benchmarks.cases_steps import work; work({side!r}, {model!r}, {threads!r})"
@@ -72,7 +72,7 @@ class _Worker:
         self.clips: list[int] = []
 
     def clock(self) -> int:
-        """Have some steps taken; return their nanoseconds."""
+        """Let the process take some steps; return their nanoseconds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print("go", file=self._process.stdin, flush=True)

@@ -1,4 +1,4 @@
-"""Every case there is, in the order of the table."""
+"""All cases, in the order of the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.distributed`: the norm in every layout, ours and torch's, really measured.
+"""`python -m benchmarks.distributed`: measure our norm and torch's in every layout.
 
 Starts 2 and 4 gloo processes on this machine and keeps what they found; with `--markdown` it prints
 the table of docs/distributed.md from what was kept.
@@ -21,7 +21,7 @@ ROUNDS = 30
 
 
 def main(arguments: list[str]) -> None:
-    """Run, or print what the last run found."""
+    """Run, or print the results of the last run."""
     if "--markdown" in arguments:
         print(table(json.loads(KEPT.read_text())), end="")
         return
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _worker(out: str) -> None:
-    """Measure each layout; the first process writes what it found."""
+    """Measure each layout; the first process writes the results."""
     import torch
     import torch.distributed as dist
 
@@ -96,7 +96,7 @@ def _worker(out: str) -> None:
         laid.backward(batch(0))
         params = [p for _, p in laid.params]
         clipper = None
-        if "expert" in name:  # Rules by name are the clipper's.
+        if "expert" in name:  # Only the clipper takes rules by name.
             clipper = Clipper(laid.params, "norm:1e9", groups=laid.groups)
 
         def ours(laid: Any = laid, params: Any = params, clipper: Any = clipper) -> Any:
@@ -130,7 +130,7 @@ def _worker(out: str) -> None:
 
 
 def _measured(norm: Callable[[], Any], exact: float) -> dict[str, Any]:
-    """Return a norm's error, its collectives and its time; or why there is none."""
+    """Return the error, the collectives and the time of a norm; or why there is no norm."""
     import torch.distributed as dist
 
     try:
@@ -150,7 +150,7 @@ def _measured(norm: Callable[[], Any], exact: float) -> dict[str, Any]:
 
 
 def _collectives(norm: Callable[[], Any]) -> int:
-    """Return how many collectives one call makes."""
+    """Return the number of collectives of one call."""
     import torch.distributed as dist
     from torch.distributed.tensor.debug import CommDebugMode
 

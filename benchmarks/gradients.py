@@ -1,4 +1,4 @@
-"""Gradients to clip: parameters whose gradients lie in one buffer, as DDP and FSDP leave them.
+"""Gradients to clip: parameters whose gradients lie in one buffer, as DDP and FSDP make them.
 
 So a bare read of that buffer reads the very same memory. On a virtual machine two buffers of one
 size can differ by half in how fast they are read.
@@ -19,21 +19,21 @@ from .shapes import ShapeSet
 
 __all__ = ["GradientSet", "WrongOutput", "make", "norm64", "worst"]
 
-# In doubles, small enough for a cache to hold.
+# In doubles: small enough for a cache.
 _CHUNK = 1 << 17
-# Values of float32 in a cache line, where a gradient of its own would begin.
+# Values of float32 in a cache line, at which a separate gradient would begin.
 _ALIGNED = 16
-# Beyond this many, a block of random values is repeated: drawing takes longer than measuring.
+# Larger sets repeat a block of random values: drawing takes longer than measuring.
 _DRAWN = 1 << 24
 
 
 class WrongOutput(AssertionError):
-    """What was timed did not do what it was timed for."""
+    """The timed call gave a wrong result."""
 
 
 @dataclass(frozen=True)
 class GradientSet:
-    """Parameters with gradients, and the values that those began with.
+    """Parameters with gradients, and the first values of the gradients.
 
     Attributes:
         shapes: what they are shaped like.
@@ -58,11 +58,11 @@ class GradientSet:
 
     @property
     def named(self) -> list[tuple[str, Parameter]]:
-        """What `model.named_parameters()` would give."""
+        """The parameters as `model.named_parameters()` would give them."""
         return [(n, p) for (n, _), p in zip(self.shapes.named, self.params, strict=True)]
 
     def restore(self) -> None:
-        """Put the first values back."""
+        """Restore the first values."""
         with torch.no_grad():
             torch._foreach_copy_(self.grads, self.views)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -74,7 +74,7 @@ class GradientSet:
     def verify(
         self, call: Callable[[], float], *, doubled: bool, limit: float, tolerance: float
     ) -> float:
-        """Call once on the first values, or twice those; compare everything with float64.
+        """Call once on the first values, or on their doubles, and compare the results with float64.
 
         Args:
             call: clips the gradients and returns their norm before that.
@@ -138,20 +138,20 @@ def make(
 
 
 def norm64(flat: Tensor) -> float:
-    """Return the 2-norm, in float64 throughout, without a copy of the whole."""
+    """Return the 2-norm, in float64 throughout, without a copy of all values."""
     return math.sqrt(math.fsum(float(c.double().square_().sum()) for c in flat.split(_CHUNK)))
 
 
 def worst(got: Tensor, first: Tensor, factor: float) -> float:
-    """Return the largest relative error of values that should be first · factor."""
-    if factor == 1 and torch.equal(got, first):  # Quick, and NaN is not equal to itself.
+    """Return the largest relative error of values whose right value is first · factor."""
+    if factor == 1 and torch.equal(got, first):  # Fast; and NaN is not equal to itself.
         return 0.0
     largest = 0.0
     for mine, was in zip(got.flatten().split(_CHUNK), first.flatten().split(_CHUNK), strict=True):
         want = was.double() * factor
         off = (mine.double() - want).abs_() / want.abs().clamp_(min=torch.finfo(want.dtype).tiny)
         here = float(off.max())
-        if not here <= largest:  # So that a NaN counts: it compares as false with anything.
+        if not here <= largest:  # Written so that a NaN counts: each comparison with it is false.
             largest = here
         if math.isnan(largest):
             break

@@ -1,4 +1,4 @@
-"""One small transformer, laid out on processes in the ways that there are.
+"""One small transformer, laid out on processes in all common ways.
 
 Every process makes the same whole model from the same seed; a layout cuts it up. Used by
 `benchmarks.distributed` and by the tests.
@@ -22,7 +22,7 @@ VOCABULARY, WIDTH, HEADS, LENGTH, ROWS, EXPERTS = 64, 32, 4, 16, 8, 4
 
 
 class Attention(nn.Module):
-    """Causal self-attention; how many heads are here follows from the projections."""
+    """Causal self-attention; the projections give the number of heads in this process."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         """Attend."""
         size = WIDTH // HEADS
         q, k, v = (p(x).unflatten(-1, (-1, size)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        # Written out: the fused kernels of some types have no backward on a CPU.
+        # In single operations: the fused kernels of some types have no backward on a CPU.
         scores = (q @ k.transpose(-1, -2)) / size**0.5
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         y = torch.softmax(scores.masked_fill(~mask, -1e4), -1) @ v
@@ -52,7 +52,7 @@ class Mlp(nn.Module):
 
 
 class Experts(nn.Module):
-    """A mixture of experts, one for each token; `exchange` may bring tokens from elsewhere."""
+    """A mixture of experts, one for each token; `exchange` may bring tokens from others."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """From characters to the next one."""
+    """A model that predicts the next character."""
 
     def __init__(self, experts: bool = False) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def batch(step: int) -> Tensor:
 
 @dataclass
 class Laid:
-    """A model as it lies on the processes.
+    """A model in one layout on the processes.
 
     Attributes:
         params: names and parameters of this process.
@@ -159,7 +159,7 @@ def mean(value: Tensor) -> float:
 
 
 def alone(experts: bool = False) -> Laid:
-    """One process has everything."""
+    """One process has the whole model."""
     whole = model(experts)
 
     def backward(tokens: Tensor) -> float:
@@ -171,7 +171,7 @@ def alone(experts: bool = False) -> Laid:
 
 
 def ddp(micro: int = 1) -> Laid:
-    """Copies, whose gradients torch averages; in `micro` parts, only the last of which talks."""
+    """Copies, whose gradients torch averages; of `micro` parts only the last communicates."""
     whole = model()
     copy = nn.parallel.DistributedDataParallel(whole)
 
@@ -189,7 +189,7 @@ def ddp(micro: int = 1) -> Laid:
 
 
 def fsdp(mesh: Any = None, whole: Transformer | None = None, micro: int = 1, **how: Any) -> Laid:
-    """Everything is sharded by rows; `how` goes to `fully_shard`."""
+    """All parameters are sharded by rows; `how` goes to `fully_shard`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -214,7 +214,7 @@ def fsdp(mesh: Any = None, whole: Transformer | None = None, micro: int = 1, **h
 
 
 def hsdp() -> Laid:
-    """Shards in pairs, and copies of the pairs."""
+    """Shards over pairs of processes, and copies of the pairs."""
     from torch.distributed.device_mesh import init_device_mesh
 
     names = ("replicate", "shard")
@@ -222,7 +222,7 @@ def hsdp() -> Laid:
 
 
 def cut(whole: Transformer, mesh: Any) -> Transformer:
-    """Cut the attention and the layers after it, as tensor parallelism does."""
+    """Shard the attention and the layers after it, as tensor parallelism does."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
@@ -237,7 +237,7 @@ def cut(whole: Transformer, mesh: Any) -> Transformer:
 
 
 def tensor_parallel() -> Laid:
-    """Linear layers are cut over the processes; the rest is plain, and the same in all."""
+    """Linear layers are sharded over the processes; the other layers are plain copies."""
     from torch.distributed.device_mesh import init_device_mesh
 
     whole = cut(model(), init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -251,7 +251,7 @@ def tensor_parallel() -> Laid:
 
 
 def fsdp_tensor_parallel() -> Laid:
-    """Tensor parallelism in pairs, and its shards sharded again."""
+    """Tensor parallelism over pairs, with its shards sharded again."""
     from torch.distributed.device_mesh import init_device_mesh
 
     names = ("dp", "tp")
@@ -302,13 +302,13 @@ def pipeline() -> Laid:
         else:
             schedule.step(target=mine, losses=losses)
         last = torch.stack(losses).mean().detach() if losses else torch.zeros(())
-        return 2 * mean(last)  # Half of the processes have none.
+        return 2 * mean(last)  # Half of the processes have no loss.
 
     return Laid(list(part.named_parameters()), mesh["pp"], backward, part)
 
 
 def expert_parallel() -> Laid:
-    """Each process has some of the experts, and a copy of the rest."""
+    """Each process has some of the experts, and a copy of the other layers."""
     from torch.distributed.nn.functional import all_gather, reduce_scatter
 
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -344,7 +344,7 @@ def expert_parallel() -> Laid:
 
 
 def ways() -> dict[str, Callable[[], Laid]]:
-    """Return the layouts that so many processes can make."""
+    """Return the layouts that this number of processes can make."""
     four = {"HSDP": hsdp, "FSDP2 × tensor parallel": fsdp_tensor_parallel}
     return LAYOUTS | (four if dist.get_world_size() == 4 else {})
 

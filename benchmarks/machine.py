@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: the machine, the versions, the state of both."""
+"""The conditions of a figure besides the code: the machine, the versions, their state."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def describe() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Return how many processes wanted to run during the last minute; None if unknown."""
+    """Return the number of processes ready to run in the last minute; None if unknown."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def free_bytes() -> int:
-    """Return how much memory can still be taken; a lot, where the system does not say."""
+    """Return the free memory in bytes; a large number if the system does not say."""
     return _meminfo("MemAvailable") or 1 << 40
 
 

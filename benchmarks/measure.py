@@ -1,4 +1,4 @@
-"""The timer: every side once a round, in random order, and ratios of what ran side by side.
+"""The timer: every side once a round, in random order, and ratios within the rounds.
 
 A machine's speed drifts while it is measured. Two sides that take turns see the same drift, so
 their ratio holds still where their times do not.
@@ -24,7 +24,7 @@ Columns = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure.
+    """The time and the rounds of a measurement.
 
     Attributes:
         seconds: no new round starts after this.
@@ -41,7 +41,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the things that are compared: its name, and a clock that returns nanoseconds."""
+    """One side of a comparison: its name, and a clock that returns nanoseconds."""
 
     name: str
     clock: Clock
@@ -65,7 +65,7 @@ class Times:
 
     @property
     def rounds(self) -> int:
-        """How many rounds counted."""
+        """The number of rounds that count."""
         return self.ns.shape[1]
 
     def of(self, name: str) -> Columns:
@@ -81,15 +81,15 @@ class Times:
         return min(names, key=self.median)
 
     def ratio(self, over: str, under: str) -> Estimate:
-        """Return the median of the ratios of two sides, taken round by round."""
+        """Return the median over the rounds of the ratio of two sides."""
         return _resampled(_median_ratio, np.stack([self.of(over), self.of(under)]))
 
     def added(self, over: str, under: str, base: str) -> Estimate:
-        """Return what `over` adds to `base`, as a ratio to what `under` adds to it."""
+        """Return the time that `over` adds to `base`, over the time that `under` adds to it."""
         return _resampled(_ratio_of_added, np.stack([self.of(n) for n in (over, under, base)]))
 
     def extra(self, name: str, base: str) -> float:
-        """Return the median of what a side takes longer than another, in nanoseconds."""
+        """Return the median time that one side takes longer than another, in nanoseconds."""
         return float(np.median(self.of(name) - self.of(base)))
 
 
@@ -99,7 +99,7 @@ def timed(
     prepare: Callable[[], None] | None = None,
     check: Callable[[Any], None] | None = None,
 ) -> Clock:
-    """Return a clock around one call; what prepares it and what looks at its result is free."""
+    """Return a clock around one call; its preparation and its check are not timed."""
 
     def clock() -> int:
         if prepare is not None:
@@ -115,9 +115,9 @@ def timed(
 
 
 def alternate(sides: Sequence[Side], budget: Budget, *, seed: int = 0) -> Times:
-    """Run every side once a round, in an order drawn for each round.
+    """Run every side once a round, in a new random order for each round.
 
-    The garbage collector is off meanwhile: a collection would be charged to whoever ran then.
+    The garbage collector is off: a collection would count for the side that runs then.
     """
     order, rng = list(range(len(sides))), random.Random(seed)
     rounds: list[list[int]] = []
@@ -155,7 +155,7 @@ def _ratio_of_added(columns: Columns) -> Columns:
 
 
 def _resampled(statistic: Callable[[Columns], Columns], columns: Columns) -> Estimate:
-    """Return a statistic of the rounds, with the interval of 1,000 draws of as many rounds."""
+    """Return a statistic of the rounds, with the interval of 1,000 resamples of the rounds."""
     rounds = columns.shape[-1]
     draws = np.random.default_rng(0).integers(rounds, size=(1000, rounds))
     low, high = np.quantile(statistic(columns[:, draws]), [0.025, 0.975])

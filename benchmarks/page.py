@@ -1,4 +1,4 @@
-"""The page of the docs, from a stored run."""
+"""The page of the docs about a stored run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def page(results: dict[str, Any]) -> str:
         [
             "# Benchmarks",
             "",
-            "Written by `python -m benchmarks --markdown` from the last full run of `make bench`.",
+            "`python -m benchmarks --markdown` writes this page from the last full run of",
+            "`make bench`.",
             "",
             f"- Machine: {machine['processor']}, {machine['cores']} cores, {caches}, "
             f"{machine['memory_bytes'] / 2**30:.0f} GiB; {machine['system']}; "
@@ -30,16 +31,17 @@ def page(results: dict[str, Any]) -> str:
             f"{' with uncommitted changes' if machine['uncommitted'] else ''}.",
             f"- Threads: {machine['torch_threads']}; the C kernel: {machine['kernel']['isa']}.",
             "",
-            "Both sides of a row ran in one process and took turns, in random order. A time is the",
-            "median of all rounds, a ratio the median of the rounds' ratios, with the 95 % range",
-            "from resampling the rounds. The rival is the fastest of its kind. After timing, what",
-            "each side did was compared with float64. Sets that are marked warm fit in the",
-            "processor's cache and stay there from round to round. The gradients are views of one",
-            "buffer, as DDP leaves them, and `torch.sum, flat` reads that buffer: two of one size",
-            "can differ by half in how fast a virtual machine reads them.",
+            "Both sides of a row ran in one process and took turns, in random order. A time is",
+            "the median of all rounds. A ratio is the median of the rounds' ratios, with the 95 %",
+            "range from resampling the rounds. The rival is the fastest of its kind. After the",
+            "timing, the results of each side were compared with float64. Sets that are marked",
+            "warm fit in the processor's cache and stay there from round to round. The gradients",
+            "are views of one buffer, as DDP makes them, and `torch.sum, flat` reads this buffer.",
+            "Two buffers of one size can differ by half in the speed at which a virtual machine",
+            "reads them.",
             "",
             f"{sum(bool(row.met) for row in targets)} of {len(targets)} targets are met.",
-            '"close" means that the limit lies inside of the interval.',
+            '"close" means that the limit lies inside the interval.',
             "",
             markdown(rows),
             *(["Cases that failed:", "", *failed, ""] if failed else []),

@@ -1,4 +1,4 @@
-"""A loop for a profiler to look at: `clip_grad_norm_`, or a `Clipper`, over one set of gradients.
+"""A loop for a profiler: `clip_grad_norm_`, or a `Clipper`, over one set of gradients.
 
     py-spy record --native --rate 500 --format raw --output profile.txt -- \
         python -m benchmarks.profile many-2000 free function
@@ -37,7 +37,7 @@ def _gradients(key: str) -> GradientSet:
 
 
 def loop(key: str, clipped: bool, how: str) -> None:
-    """Clip the same gradients for some seconds; print the microseconds of a call."""
+    """Clip the same gradients for some seconds, and print the microseconds of a call."""
     grads = _gradients(key)
     limit = grads.norm * (0.9999 if clipped else 10.0)
     if how == "clipper":
@@ -60,7 +60,7 @@ def loop(key: str, clipped: bool, how: str) -> None:
 
 
 def table(file: Path, microseconds: float) -> str:
-    """Return what a call's time went to: the innermost frame of ours, or the kernel."""
+    """Return the owner of a sample: our innermost frame, or the kernel."""
     found: Counter[str] = Counter()
     for line in file.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
@@ -75,7 +75,7 @@ def table(file: Path, microseconds: float) -> str:
 
 
 def _owner(frames: list[str]) -> str:
-    """Say whose time it is: the kernel's, or that of the last Python function of gradclip."""
+    """Name the owner of the time: the kernel, or the last Python function of gradclip."""
     if any(name in frame for frame in frames for name in KERNEL):
         return "the C kernel"
     mine = [frame for frame in frames if HERE in frame and ".py" in frame]

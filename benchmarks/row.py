@@ -15,7 +15,7 @@ Unit = Literal["ns", "ns/element", "ns/tensor", "bytes", "relative"]
 
 @dataclass(frozen=True)
 class Figure:
-    """Whose figure it is, and how large."""
+    """A figure, and the name of its side."""
 
     name: str
     value: float
@@ -24,7 +24,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a row's value must be, to be met."""
+    """The limit that a row's value must keep."""
 
     kind: Literal["at most", "at least"]
     value: float
@@ -90,12 +90,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure: all, or a quick look."""
+    """The amount to measure: a full run, or a quick look."""
 
     quick: bool
 
     def budget(self, seconds: float = 5.0, *, least: int = 11, most: int = 400) -> Budget:
-        """Return the budget of one comparison, given its seconds in a full run."""
+        """Return the budget of one comparison from its seconds in a full run."""
         if self.quick:
             return Budget(seconds / 6, min(least, 5), most, warmup=1)
         return Budget(seconds, least, most)
@@ -103,7 +103,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure in a process of its own; gives one row or more.
+    """A measurement in its own process, which gives one row or more.
 
     Attributes:
         name: what `--only` looks at.
@@ -119,7 +119,7 @@ class Case:
 def at_least(
     limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
 ) -> Row:
-    """Return the row that says how many times faster we are than the fastest rival."""
+    """Return the row with the fastest rival's time over ours."""
     bound = None if limit is None else Limit("at least", limit)
     return _against(times.fastest(*rivals), bound, case, times, ours, note, faster=True)
 
@@ -127,7 +127,7 @@ def at_least(
 def at_most(
     limit: float | None, case: str, times: Times, ours: str, *rivals: str, note: str = ""
 ) -> Row:
-    """Return the row that says how long we take, in units of the fastest rival."""
+    """Return the row with our time over the fastest rival's."""
     bound = None if limit is None else Limit("at most", limit)
     return _against(times.fastest(*rivals), bound, case, times, ours, note, faster=False)
 

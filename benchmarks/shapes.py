@@ -28,22 +28,22 @@ class ShapeSet:
 
     @property
     def tensors(self) -> int:
-        """How many tensors there are."""
+        """The number of tensors."""
         return len(self.named)
 
     @property
     def count(self) -> int:
-        """How many values there are in all of them."""
+        """The number of values in all tensors."""
         return sum(math.prod(shape) for _, shape in self.named)
 
 
 def one(elements: int) -> ShapeSet:
-    """One vector of so many values."""
+    """One vector of this number of values."""
     return ShapeSet(f"1 × {elements:,}", (("weight", (elements,)),), elements < 1_000_000)
 
 
 def many(tensors: int, elements: int) -> ShapeSet:
-    """So many vectors of so many values each."""
+    """This number of vectors, each with this number of values."""
     named = tuple((f"layers.{i}.weight", (elements,)) for i in range(tensors))
     return ShapeSet(f"{tensors:,} × {elements}", named, tensors * elements < 1_000_000)
 
@@ -149,4 +149,4 @@ SETS: Mapping[str, Callable[[], ShapeSet]] = {
     "tiny": lambda: many(20_000, 16),
     "giant": lambda: one(1_000_000_000),
 }
-"""Every set that a case can ask for; made when asked, since the long ones have long lists."""
+"""All sets; each is made on demand, because the long sets have long lists."""

@@ -16,7 +16,7 @@ HEAD = ("case", "ours", "rival", "ratio", "limit", "met")
 
 
 def terminal(rows: Sequence[Row]) -> Table:
-    """Return the table for a terminal; what misses its limit is red."""
+    """Return the table for a terminal; a missed limit is red."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in HEAD:
         table.add_column(name, overflow="fold")
@@ -61,7 +61,7 @@ def _figure(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Return three digits, without an exponent where that is readable."""
+    """Return three digits, without an exponent if that is readable."""
     if not math.isfinite(value) or value == 0 or abs(value) < 1e-3:
         return f"{value:.2g}"
     if abs(value) >= 1e3:

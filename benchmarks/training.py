@@ -1,4 +1,4 @@
-"""Two small models to train, so that clipping is seen next to the work that surrounds it."""
+"""Two small models to train, to compare clipping with the work around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH, SEQ = 20, 35
 
 @dataclass(frozen=True)
 class Spent:
-    """Nanoseconds of one or more steps: all, and the part that clips."""
+    """Nanoseconds of one or more steps, and of the clipping in them."""
 
     step: int
     clip: int
@@ -41,7 +41,7 @@ class Training:
         ids, vocabulary = example.load_corpus()
         torch.manual_seed(0)
         self.model: nn.Module = MODELS[model](example, vocabulary)
-        # A rate that neither learns fast nor blows up: every step costs what the first did.
+        # At this rate the model stays stable: every step costs as much as the first.
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         self.loss: Tensor | None = None
         self._loss = example.next_character_loss

@@ -1,4 +1,4 @@
-"""The docs site: `make docs` builds it into build/docs, and needs no network for it."""
+"""The docs site: `make docs` builds it into build/docs, without a network."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
-# Every name of ours must lead somewhere; those of other libraries would need a network.
+# Each name of gradclip must have a target. The names of other libraries would need a network.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!gradclip\b).*"),
-    # Types that nobody has to name, and that have no place in the reference.
+    # Types that users do not name and that the reference does not list.
     ("py:class", r"gradclip\..*\b(Call|Grads|Threshold|Fold)"),
 ]
 
@@ -43,26 +43,26 @@ html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 
-_TOLD = re.compile(r"^(Numerics|Source): (.*)$")
+_SECTION = re.compile(r"^(Numerics|Source): (.*)$")
 
 
 def plain_docstring(
     _app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]
 ) -> None:
-    """Make reStructuredText of a docstring: |x| is a magnitude there, and no substitution."""
-    said: list[str] = []
+    """Turn a docstring into reStructuredText: |x| is a magnitude and not a substitution."""
+    plain: list[str] = []
     example = False
     for line in lines:
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
         if example:
-            said.append(line)
+            plain.append(line)
         elif line != "Source: none.":
-            parts = _TOLD.sub(r"**\1.** \2", line).split("`")
+            parts = _SECTION.sub(r"**\1.** \2", line).split("`")
             parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-            said.append("`".join(parts))
-    lines[:] = said
+            plain.append("`".join(parts))
+    lines[:] = plain
 
 
 def setup(app: Sphinx) -> None:
-    """Read our docstrings before napoleon does."""
+    """Change the docstrings before napoleon reads them."""
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)

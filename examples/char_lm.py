@@ -1,15 +1,15 @@
-"""A character-level LSTM language model in plain PyTorch, and nothing else.
+"""Train a character-level LSTM language model in plain PyTorch.
 
-It reads the 465 kB of help text that Python itself carries (`pydoc_data.topics`), so it needs no
+It reads the 465 kB of help text in Python's own library (`pydoc_data.topics`), so it needs no
 download. The defaults (plain SGD at a learning rate of 20, two layers of 200 units, batches of 20
 sequences of 35 characters) are those of PyTorch's `word_language_model` example. That example clips
-its gradients to a norm of 0.25; this script does not clip, so with its defaults training blows up
-within its first steps, and most seeds end far worse than a uniform guess:
+its gradients to a norm of 0.25. This script does not clip. So with its defaults the training
+explodes within its first steps, and most seeds end far worse than a uniform guess:
 
     python examples/char_lm.py --seed 0
 
-Same machine, same arguments: same numbers. Another Python version has another help text, and so
-slightly different ones.
+The same machine and the same arguments give the same numbers. Another Python version has another
+help text and gives slightly different numbers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
 class CharLM(nn.Module):
-    """Predicts each character from those before it."""
+    """Predicts each character from the characters before it."""
 
     def __init__(self, vocabulary: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CharLM(nn.Module):
 
 
 def load_corpus() -> tuple[Tensor, int]:
-    """Return the text as character ids, and how many distinct characters it has."""
+    """Return the text as character ids, and the number of distinct characters."""
     topics = pydoc_data.topics.topics
     text = "".join(topics[name] for name in sorted(topics))
     ids = {character: index for index, character in enumerate(sorted(set(text)))}
@@ -62,7 +62,7 @@ def train(
     ids: Tensor,
     args: argparse.Namespace,
 ) -> None:
-    """Take `args.steps` optimizer steps, printing the loss every `args.log_every`."""
+    """Take `args.steps` optimizer steps, and print the loss every `args.log_every` steps."""
     model.train()
     for step in range(1, args.steps + 1):
         loss = next_character_loss(model, sample_windows(ids, args.batch, args.seq))
@@ -75,7 +75,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, ids: Tensor, seq: int) -> float:
-    """Return the mean loss over the whole of `ids`, cut into windows of `seq` characters."""
+    """Return the mean loss over all of `ids`, cut into windows of `seq` characters."""
     model.eval()
     windows = ids.unfold(0, seq + 1, seq)
     total = sum(

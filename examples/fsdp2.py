@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node=2 examples/fsdp2.py
 
-Runs on CPUs with gloo; on GPUs change the device and the backend, nothing else.
+It runs on CPUs with gloo. On GPUs change only the device and the backend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS = 20
 
 
 def main() -> None:
-    """Train, and print what the first process sees; the others see the same."""
+    """Train, and print the results of the first process; the other processes have the same."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
@@ -35,10 +35,10 @@ def main() -> None:
     fully_shard(model, mesh=mesh)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    # One line: the norm is that of the whole model, and one collective finds it.
+    # This line clips by the norm of the whole model, which one collective finds.
     clipper = gradclip.torch.attach(optimizer, "norm:1.0", model=model, verify="first-step")
 
-    data = torch.Generator().manual_seed(rank)  # Each process has data of its own.
+    data = torch.Generator().manual_seed(rank)  # Each process has its own data.
     for step in range(STEPS):
         x = torch.randn(64, 32, generator=data)
         loss = (model(x)[:, 0] - x.sum(1)).square().mean()
@@ -54,5 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", UserWarning)  # torch's own, on CPUs.
+    warnings.simplefilter("ignore", UserWarning)  # torch itself warns on CPUs.
     main()

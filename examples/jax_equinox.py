@@ -1,7 +1,7 @@
 """Train a recurrent network on the text of Python's own manual, with Equinox.
 
-Each row of a weight matrix is clipped in proportion to its own size (AGC), the output layer left
-out as its authors do. Equinox has the units on the first axis, hence `axis=0`.
+Each row of a weight matrix is clipped in proportion to its own size (AGC), without the output
+layer, as the authors advise. Equinox has the units on the first axis, hence `axis=0`.
 Run it with  python examples/jax_equinox.py
 """
 
@@ -21,7 +21,7 @@ from gradclip.jax import clip
 
 
 class Model(eqx.Module):
-    """Reads characters one by one and predicts the next."""
+    """Reads characters one by one and predicts the next character."""
 
     embed: eqx.nn.Embedding
     cell: eqx.nn.GRUCell
@@ -45,7 +45,7 @@ class Model(eqx.Module):
 
 
 def batches(steps: int, size: int = 16, length: int = 16) -> tuple[np.ndarray, int]:
-    """Return numbered characters, shape (steps, size, length + 1), and how many there are."""
+    """Return characters as numbers, shape (steps, size, length + 1), and their distinct count."""
     text = "".join(topics.values())
     letters, numbers = np.unique(np.array(list(text)), return_inverse=True)
     starts = np.random.default_rng(0).integers(0, numbers.size - length - 1, (steps, size, 1))
@@ -59,7 +59,7 @@ def loss_of(model: Model, batch: jax.Array) -> jax.Array:
 
 
 def main() -> None:
-    """Train for 100 steps and print how the loss went."""
+    """Train for 100 steps and print the losses."""
     data, vocabulary = batches(100)
     model = Model(vocabulary, 48, key=jax.random.key(0))
     policy = {"head.*": None, "*": agc(0.05, axis=0)}

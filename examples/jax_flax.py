@@ -21,7 +21,7 @@ CONTEXT = 8
 
 
 class Model(nnx.Module):
-    """Predicts a character from the eight before it."""
+    """Predicts a character from the eight characters before it."""
 
     def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs) -> None:
         """Make the three layers."""
@@ -36,7 +36,7 @@ class Model(nnx.Module):
 
 
 def batches(steps: int, size: int = 128) -> tuple[np.ndarray, int]:
-    """Return numbered characters, shape (steps, size, CONTEXT + 1), and how many there are."""
+    """Return characters as numbers, shape (steps, size, CONTEXT + 1), and their distinct count."""
     text = "".join(topics.values())
     letters, numbers = np.unique(np.array(list(text)), return_inverse=True)
     starts = np.random.default_rng(0).integers(0, numbers.size - CONTEXT, (steps, size, 1))
@@ -44,7 +44,7 @@ def batches(steps: int, size: int = 128) -> tuple[np.ndarray, int]:
 
 
 def main() -> None:
-    """Train for 200 steps, one of them broken, and print how the loss went."""
+    """Train for 200 steps, one of them broken, and print the losses."""
     data, vocabulary = batches(200)
     model = Model(vocabulary, 64, rngs=nnx.Rngs(0))
     guarded = guard(optax.adam(0.01), "autoclip:percentile=90,window=100")

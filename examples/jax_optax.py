@@ -1,6 +1,6 @@
 """Fit a small regression with one broken batch, with optax and a clipping policy.
 
-The policy is ZClip: a step whose gradient norm is an outlier is cut back to the usual size.
+The policy is ZClip: a gradient whose norm is an outlier is scaled down to the usual size.
 Run it with  python examples/jax_optax.py
 """
 
@@ -35,7 +35,7 @@ def batches(steps: int) -> tuple[jax.Array, jax.Array]:
 
 
 def main() -> None:
-    """Train for 600 steps in one compiled loop and print how the loss and the clipping went."""
+    """Train for 600 steps in one compiled loop and print the losses and the results of clipping."""
     rng = np.random.default_rng(1)
     shapes = {"in": (4, 32), "bias": (32,), "out": (32, 1)}
     params: Params = {

@@ -1,8 +1,8 @@
-"""Train a small model with tensor parallelism: some parameters are cut, others are copies.
+"""Train a small model with tensor parallelism: some parameters are sharded, others are copies.
 
     torchrun --nproc-per-node=2 examples/tensor_parallel.py
 
-The norm counts each cut parameter's parts, and each copy once.
+The norm counts all parts of a sharded parameter, and a copied parameter once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = 20
 
 
 class Net(nn.Module):
-    """A normalised layer of two parts that tensor parallelism can cut."""
+    """A normalised layer of two parts that tensor parallelism can shard."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Net(nn.Module):
 
 
 def main() -> None:
-    """Train, and print what the first process sees; the others see the same."""
+    """Train, and print the results of the first process; the other processes have the same."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -49,11 +49,11 @@ def main() -> None:
     whole = sum(p.numel() for p in model.parameters())
     parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
-    # torch's own clip_grad_norm_ raises here: DTensors and plain tensors in one list.
+    # torch's own clip_grad_norm_ raises here, because DTensors and plain tensors are in one list.
     clipper = gradclip.torch.Clipper(model.named_parameters(), "norm:1.0", verify="first-step")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
-    data = torch.Generator().manual_seed(0)  # All processes see the same rows.
+    data = torch.Generator().manual_seed(0)  # All processes have the same rows.
     for step in range(STEPS):
         x = torch.randn(64, 32, generator=data)
         loss = (model(x) - x.sum(1)).square().mean()
@@ -70,5 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", UserWarning)  # torch's own, on CPUs.
+    warnings.simplefilter("ignore", UserWarning)  # torch itself warns on CPUs.
     main()

@@ -1,1 +1,1 @@
-"""What clipping does and does not do, measured: `python -m experiments`."""
+"""Measures what clipping does and does not do: `python -m experiments`."""

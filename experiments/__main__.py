@@ -1,4 +1,4 @@
-"""`python -m experiments`: run what is missing, then write the docs from what there is."""
+"""`python -m experiments`: run the missing runs, then write the docs from the results."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main(
 
 
 def settings_of(names: list[str], quick: bool) -> list[Setting]:
-    """Return the runs, those of one seed after the other, so that all studies grow together."""
+    """Return the runs, seed by seed, so that all studies grow together."""
     every = [s for name in names for s in STUDIES[name].settings()]
     if quick:
         return [s for s in every if s.seed == 0]
@@ -79,7 +79,7 @@ def settings_of(names: list[str], quick: bool) -> list[Setting]:
 
 
 def sections(name: str, store: Store) -> list[str]:
-    """Return what a study has to say."""
+    """Return the text of a study."""
     study = STUDIES[name]
     found = [getattr(study, part) for part in vars(study) if part.startswith("section")]
     return [section(store) for section in found]

@@ -1,4 +1,4 @@
-"""The advisor, taken at its word: record, ask, train with the answer; then once more."""
+"""Follows the advisor: record, ask, train with the answer, and do it once more."""
 
 from __future__ import annotations
 

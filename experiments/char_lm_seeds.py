@@ -1,4 +1,4 @@
-"""Does clipping help, or was that one lucky seed? `examples/char_lm.py`, without and with it.
+"""Trains `examples/char_lm.py` on several seeds, without and with clipping.
 
     python experiments/char_lm_seeds.py
 
@@ -41,21 +41,21 @@ SCRIPT = "examples/char_lm.py"
 RESULTS = ROOT / "experiments/results/char_lm_seeds.json"
 UNCLIPPED = "none"
 SPIKE = 1.0
-"""Nats a loss may rise over its best before the run counts as diverged."""
+"""A run counts as diverged if its loss rises this many nats over its best."""
 
 Figures = dict[str, Any]
 console = Console(highlight=False)
 
 
 def unigram_entropy() -> float:
-    """Return the entropy of the script's text, in nats per character, from its counts alone."""
+    """Return the entropy of the script's text from its character counts, in nats per character."""
     ids, vocabulary = runpy.run_path(str(ROOT / SCRIPT))["load_corpus"]()
     share = np.bincount(ids.numpy(), minlength=vocabulary) / len(ids)
     return float(-(share * np.log(share)).sum())
 
 
 def command(seed: int, steps: int, clip: str | None) -> list[str]:
-    """Return what follows `python`, to be run in the repository's root."""
+    """Return the arguments of `python`, for the repository's root."""
     name = UNCLIPPED if clip is None else re.sub(r"[^\w.]+", "-", clip)
     record = f"runs/char_lm_seeds/{name}-seed{seed}-steps{steps}.jsonl"
     flags = [] if clip is None else ["--clip", clip]
@@ -64,7 +64,7 @@ def command(seed: int, steps: int, clip: str | None) -> list[str]:
 
 
 def run(arguments: list[str], entropy: float) -> Figures:
-    """Run the script and return its figures, from what it printed and from its record."""
+    """Run the script and return its figures, from its output and its record."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -98,7 +98,7 @@ def run(arguments: list[str], entropy: float) -> Figures:
 
 
 def load(setting: Figures, fresh: bool) -> Figures:
-    """Return the results so far: those of this very setting, or none."""
+    """Return the results so far of this setting, if there are any."""
     if RESULTS.exists() and not fresh:
         results = json.loads(RESULTS.read_text("utf-8"))
         if results["setting"] == setting:
@@ -108,7 +108,7 @@ def load(setting: Figures, fresh: bool) -> Figures:
 
 
 def save(results: Figures) -> None:
-    """Write the results; a number that JSON lacks is the string "inf" or "nan"."""
+    """Write the results; a number that JSON does not have is the string "inf" or "nan"."""
     runs = {
         name: {
             key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -124,7 +124,7 @@ def save(results: Figures) -> None:
 
 
 def table(rows: list[tuple[int, str, Figures]], entropy: float) -> Table:
-    """Return the runs as a table, one a row; red are those that diverged."""
+    """Return the runs as a table, one in each row; a diverged run is red."""
     title = f"{SCRIPT}: losses in nats/char; the text's unigram entropy is {entropy:.2f}"
     shown = Table(title=title, box=box.SIMPLE_HEAD)
     shown.add_column("seed")

@@ -1,4 +1,4 @@
-"""What the diagnosis finds, misses and invents, on real trainings with one planted fault each.
+"""Counts what the diagnosis finds, misses and invents, on trainings with one planted fault each.
 
     python -m experiments.diagnosis               # all, some minutes; writes results/diagnosis.json
     python -m experiments.diagnosis --markdown    # the table of the docs, from that file
@@ -40,7 +40,7 @@ SEEN = (0, 1, 2)
 HELD_OUT = (3, 4, 5, 6, 7)
 STEPS = 200
 AT = 120
-"""Step at which a fault that has a beginning begins."""
+"""The step at which a fault with a beginning begins."""
 
 Place = Callable[[Finding], bool]
 
@@ -55,7 +55,7 @@ class Case:
         policy: as given to `gradclip run --clip`.
         expected: the kind of finding that is the fault; None: the run is healthy.
         place: whether a finding of that kind is about this fault.
-        also: kinds that follow from the fault, and are no false alarms.
+        also: kinds that follow from the fault and are not false alarms.
     """
 
     name: str
@@ -99,11 +99,11 @@ def layer_and_step(key: str, prefix: str, low: int, high: int) -> Place:
     return lambda finding: here(finding) and str(finding.evidence[key]).startswith(prefix)
 
 
-# ---- What is trained
+# ---- The trainings
 
 
 def classes(batch: int = 32, wide: int = 16, kinds: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches that a fixed linear teacher has labelled."""
+    """Yield batches with the labels of a fixed linear teacher."""
     teacher = torch.randn(wide, kinds)
     while True:
         x = torch.randn(batch, wide)
@@ -147,7 +147,7 @@ def adamw(model: nn.Module, lr: float = 2e-3, **options: Any) -> torch.optim.Opt
 
 
 def text() -> tuple[Tensor, int]:
-    """Return Python's own help text as character ids, and how many characters there are."""
+    """Return Python's help text as character ids, and the number of distinct characters."""
     topics = pydoc_data.topics.topics
     joined = "".join(topics[name] for name in sorted(topics))[:100_000]
     ids = {character: index for index, character in enumerate(sorted(set(joined)))}
@@ -155,7 +155,7 @@ def text() -> tuple[Tensor, int]:
 
 
 class CharLSTM(nn.Module):
-    """Predicts each character from those before it."""
+    """Predicts each character from the characters before it."""
 
     def __init__(self, vocabulary: int, width: int = 48) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class CharLSTM(nn.Module):
 
 
 class CharTransformer(nn.Module):
-    """The same with causal attention, normalised before each block."""
+    """Predicts characters with causal attention, normalised before each block."""
 
     def __init__(self, vocabulary: int, width: int = 32, seq: int = 24) -> None:
         super().__init__()
@@ -330,12 +330,12 @@ def _() -> None:
 
 
 class Root(nn.Module):
-    """A square root that is sometimes that of zero: the gradient is then 0 · inf."""
+    """A square root whose argument is sometimes zero: the gradient is then 0 · inf."""
 
     step = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, but every 40th step by way of a root."""
+        """Return x, in every 40th step through a root."""
         Root.step += 1
         return torch.sqrt(x * 0 * x) + x if Root.step % 40 == 0 else x
 
@@ -541,7 +541,7 @@ class Residual(nn.Module):
         self.f = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x and what is added to it."""
+        """Return x + f(x)."""
         return x + self.f(x)
 
 
@@ -660,7 +660,7 @@ def recorded(case: Case, seed: int, path: Path) -> Run:
 
 
 def tally(case: Case, run: Run) -> dict[str, Any]:
-    """Return what the diagnosis made of a run."""
+    """Return the tally of the diagnosis of a run."""
     findings = diagnose(run)
     about = [f for f in findings if f.kind == case.expected]
     allowed = {case.expected, *case.also}

@@ -12,11 +12,11 @@ from .store import Store
 __all__ = ["NOTES", "pages", "write_docs"]
 
 NOTES = Path(__file__).parent / "notes.md"
-"""What a person has to say of the results."""
+"""The comments of a person on the results."""
 
 
 def pages(store: Store, root: Path, alts: dict[str, str]) -> dict[Path, str]:
-    """Return the text of each page that has results in it."""
+    """Return the text of each page that shows results."""
     advisor = root / "docs/advisor.md"
     return {
         root / "docs/evidence.md": evidence_page(store, alts, NOTES.read_text("utf-8")),

@@ -17,11 +17,11 @@ __all__ = ["FOLDER", "draw_all"]
 FOLDER = Path(__file__).resolve().parents[1] / "docs/images/experiments"
 
 GREY = "#7a7f87"
-"""Of text and axes: 4 to 1 against white and against #131416."""
+"""The colour of text and axes: a contrast of 4 to 1 with white and with #131416."""
 
 COLOURS = ("#2f7ed8", "#d9822b", "#2a9d6f", "#b95fc4", "#c94f4f", "#8a8a2f")
 MARKERS = "osv^DP"
-"""No line is told by its colour alone."""
+"""Each line has a marker besides its colour."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -39,11 +39,11 @@ STYLE: dict[str, Any] = {
     "grid.color": GREY,
     "grid.alpha": 0.25,
 }
-"""Not set for the whole process, in which others draw, too."""
+"""Set for these figures only, because other code in the process draws too."""
 
 
 def draw_all(store: Store) -> dict[str, str]:
-    """Write every figure for which there are results; return what each shows, by name."""
+    """Write every figure that has results; return the description of each, by name."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     told = {}
     for name, draw in (
@@ -85,14 +85,14 @@ def _threshold(store: Store, figure: Figure) -> str:
     axes.legend(frameon=False, labelcolor=GREY)
     return (
         f"Regret against threshold, logarithmic, for {', '.join(drawn)}: each has its own valley, "
-        "most of them outside of the band from 1 to 5."
+        "most of them outside the band from 1 to 5."
         if _outside(store)
         else f"Regret against threshold, logarithmic, for {', '.join(drawn)}."
     )
 
 
 def _outside(store: Store) -> bool:
-    """Whether the best threshold is outside of 1 to 5 in most tasks."""
+    """Whether the best threshold is outside 1 to 5 on most tasks."""
     best = []
     for name in threshold.CASES:
         regrets = threshold.regrets(store, name)
@@ -119,7 +119,7 @@ def _depth(store: Store, figure: Figure) -> str:
 
 
 def _fixed_point(store: Store, figure: Figure) -> str:
-    """Draw the median norm of a run against its limit, and where the loss is the smallest."""
+    """Draw the median norm of a run against its limit, and mark the smallest loss."""
     axes = figure.subplots()
     drawn = []
     for place, name in enumerate(n for n in advisor.CASES if n.endswith("hot")):

@@ -1,10 +1,10 @@
-"""What clipping inside of backward does, beside exact global clipping.
+"""Compares clipping inside backward with exact global clipping.
 
     python experiments/in_backward.py
 
 The model of `examples/char_lm.py`, SGD at its learning rate of 20, clipped to a norm of 0.25: once
 when all gradients are there (exact), once in the steps of one optimizer for each parameter, called
-inside of backward, where only the last factor and the norm so far are known
+inside backward, where only the last factor and the norm so far are known
 (`gradclip.torch.attach_in_backward`), and once with no clipping. Paired: the same seeds, weights
 and batches.
 
@@ -45,7 +45,7 @@ console = Console(highlight=False)
 
 
 def _prepare(way: str, model: torch.nn.Module) -> tuple[Any, Any]:
-    """Return what to call after backward, and the clipper."""
+    """Return the function to call after backward, and the clipper."""
     policy = f"norm:{LIMIT}"
     if way != "in backward":
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -69,7 +69,7 @@ def _prepare(way: str, model: torch.nn.Module) -> tuple[Any, Any]:
 
 
 def run(seed: int, way: str) -> dict[str, Any]:
-    """Train once, and return the validation loss and what was really applied."""
+    """Train once, and return the validation loss and the norms that were applied."""
     example = runpy.run_path(str(ROOT / "examples/char_lm.py"))
     torch.manual_seed(seed)
     torch.set_num_threads(1)
@@ -99,7 +99,7 @@ def run(seed: int, way: str) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """Return the table of the seeds that ran in all ways, and what they come to."""
+    """Return the table of the seeds that ran in all ways, and their mean."""
     seeds = sorted({int(key.split()[1].rstrip(",")) for key in found["runs"]})
     table, apart = [], []
     for seed in seeds:

@@ -1,4 +1,4 @@
-"""Intervals: of a mean of paired differences, and of a share."""
+"""Intervals of a mean of paired differences, and of a share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Interval", "paired", "share"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; the ends are NaN where there are too few values."""
+    """An estimate and its 95 % interval; the ends are NaN if there are too few values."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 is outside of the interval."""
+        """Whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
     def text(self, digits: int = 3) -> str:
@@ -37,7 +37,7 @@ class Interval:
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Return the mean of second - first, pair by pair, with Student's t interval.
 
-    A difference that is not finite makes all of it NaN: a run that diverged has no mean.
+    One difference that is not finite makes the result NaN: a diverged run has no mean.
     """
     differences = np.asarray(second, float) - np.asarray(first, float)
     count = len(differences)

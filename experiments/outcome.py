@@ -1,4 +1,4 @@
-"""What is read off finished runs: losses that can be compared, pairs of arms, success."""
+"""Reads finished runs: losses that can be compared, pairs of arms, success."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Figures = dict[str, Any]
 
 
 def loss_of(figures: Figures) -> float:
-    """Return the final loss, or the loss without skill where that is smaller.
+    """Return the final loss, or the loss without skill if that is smaller.
 
-    A run that diverged is no worse than one that learnt nothing: else one run would be the mean.
+    A diverged run counts as one that learnt nothing: else one run would dominate the mean.
     """
     loss, trivial = figures["loss"], figures["trivial"]
     return loss if loss < trivial else trivial

@@ -1,4 +1,4 @@
-"""The docs, from the results: whole pages, and a part of a page between two marks."""
+"""Replaces the part of a page between two marks."""
 
 from __future__ import annotations
 

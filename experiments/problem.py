@@ -1,4 +1,4 @@
-"""What a task hands to the training loop."""
+"""The interface of a task and the training loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are not finished yet, one after the other, under a progress bar."""
+"""Makes the missing runs, one after the other, under a progress bar."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def perform(setting: Setting) -> Figures:
 def perform_all(
     settings: Sequence[Setting], store: Store, *, shorten: int = 1, fresh: bool = False
 ) -> None:
-    """Run what the store lacks. Interrupt at will: a later call goes on from there.
+    """Make the runs that the store lacks. After an interruption a later call continues.
 
     Args:
         settings: the runs; one that is listed twice runs once.
@@ -56,7 +56,7 @@ def perform_all(
         for setting in missing:
             progress.update(bar, description=setting.key)
             with warnings.catch_warnings():
-                # Said once a process, by name; the figures tell the same for each run.
+                # gradclip warns once a process, by name; the figures show the same for each run.
                 warnings.simplefilter("ignore", GradclipWarning)
                 steps = max(setting.steps // shorten, min(setting.steps, 30))
                 store.put(setting, perform(setting.with_(steps=steps)))

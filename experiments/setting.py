@@ -11,12 +11,12 @@ NONE = "none"
 """No clipping."""
 
 ADVISED = "advised"
-"""Record without clipping, ask `gradclip.advise`, and train with what it says."""
+"""Record without clipping, ask `gradclip.advise`, and train with the advice."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that a run depends on.
+    """All inputs of a run.
 
     Attributes:
         task: a name in `experiments.tasks.TASKS`.
@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The text that names this run and no other."""
+        """The text that names this run alone."""
         options = [f"{name}={value}" for name, value in self.options]
         marks = [name for name in ("spikes", "stop", "sums") if getattr(self, name)]
         sizes = [f"lr={self.lr:g}", f"steps={self.steps}", f"seed={self.seed}"]

@@ -27,7 +27,7 @@ class Spikes:
         self.planted = 0
 
     def plant(self) -> None:
-        """Add a spike to the gradients, or not."""
+        """Add a spike to the gradients with that probability."""
         chance, uniform = torch.rand(2, generator=self._draw, dtype=torch.float64).tolist()
         if chance >= self.PROBABILITY:
             return

@@ -1,4 +1,4 @@
-"""Finished runs, on disk: one file a task, one line a run, by the text of its setting."""
+"""Finished runs on disk: a file for each task, a line for each run, by its setting's text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Figures = dict[str, Any]
 
 
 class Store:
-    """Reads and writes the results of a folder. What is in there is not run again.
+    """Reads and writes the results of a folder. A stored run is not repeated.
 
-    A file is replaced as a whole after each run: a killed run loses itself and nothing else.
-    Numbers that JSON lacks are the strings "inf", "-inf" and "nan" in the file.
+    A file is replaced as a whole after each run: a kill loses the present run alone.
+    Numbers that JSON does not have are the strings "inf", "-inf" and "nan" in the file.
     """
 
     def __init__(self, folder: Path = RESULTS) -> None:
@@ -27,7 +27,7 @@ class Store:
         self._files: dict[str, dict[str, Figures]] = {}
 
     def runs(self, task: str) -> dict[str, Figures]:
-        """Return the figures of a task's finished runs, by key. Not to be mutated."""
+        """Return the figures of a task's finished runs, by key. Do not change them."""
         if task not in self._files:
             path = self._path(task)
             found = json.loads(path.read_text("utf-8")) if path.exists() else {"runs": {}}
@@ -39,7 +39,7 @@ class Store:
         return self.runs(setting.task).get(setting.key)
 
     def put(self, setting: Setting, figures: Figures) -> None:
-        """Keep the figures of a run, on disk when this returns."""
+        """Write the figures of a run to the disk."""
         runs = self.runs(setting.task)
         runs[setting.key] = figures
         lines = [

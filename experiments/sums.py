@@ -1,4 +1,4 @@
-"""What clipping does to the sum of all gradients: the bias that error feedback is to remove."""
+"""The effect of clipping on the sum of all gradients: the bias that error feedback removes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Sums:
         self._clipped = [torch.zeros_like(p, dtype=torch.float64) for p in params]
 
     def raw(self) -> None:
-        """Take the gradients as they are before the step."""
+        """Add the gradients before the step."""
         self._add(self._raw)
 
     def clipped(self) -> None:
-        """Take the gradients as they are after it."""
+        """Add the gradients after the step."""
         self._add(self._clipped)
 
     @property

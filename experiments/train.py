@@ -1,4 +1,4 @@
-"""The one training loop, and what is noted of a run."""
+"""The training loop, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ __all__ = ["Figures", "train"]
 Figures = dict[str, Any]
 
 CURVE = 40
-"""Points of a loss curve that are kept, each the median of a stretch of equal length."""
+"""The number of points of a loss curve; each is the median of a stretch of equal length."""
 
 LOST = 1.5
-"""A run whose smoothed loss exceeds this many times that of no skill at its end has diverged."""
+"""A run has diverged if its smoothed final loss is over this multiple of the loss without skill."""
 
 CHECK = 25
-"""Steps between two looks at whether the problem is solved, where that ends the run."""
+"""Steps between two checks whether the problem is solved, if that ends the run."""
 
 DEEP = 20
-"""Layers from which the gradient's norm by layer is kept, of the first step."""
+"""From this number of layers on, the norm of each layer's first gradient is kept."""
 
 RISE = 0.1
-"""Of the loss without skill: what a loss must rise over the usual to be a spike."""
+"""A loss is a spike if it exceeds the usual loss by this share of the loss without skill."""
 
 SETTLE = 2 / 3
 """The share of the steps after which the learning rate falls, linearly to 0. Without that a final
 loss is mostly the noise of its last steps. A run that stops when it is solved keeps its rate."""
 
 WEIGHTS = ("linear.weight", "first.weight", "head.weight")
-"""How the names of the layers' weights end."""
+"""The end of the names of the layers' weights."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda params, lr: torch.optim.SGD(params, lr=lr),
@@ -55,9 +55,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def train(setting: Setting, record: Path | None = None) -> Figures:
-    """Train once and return what came of it.
+    """Train once and return the figures.
 
-    Nothing protects a run: a non-finite gradient goes through, as without gradclip, and ends it.
+    A run has no protection: a non-finite gradient passes, as without gradclip, and ends it.
 
     Args:
         setting: the run.
@@ -126,7 +126,7 @@ def _is_solved(problem: Problem) -> bool:
 
 
 def _ending(problem: Problem, losses: list[float], steps: int) -> Figures:
-    """Return how the run ended, and how its loss went."""
+    """Return the end of the run, and the course of its loss."""
     column = np.array(losses)
     finite = math.isfinite(losses[-1])
     with torch.no_grad():
@@ -155,7 +155,7 @@ def _thinned(losses: np.ndarray[Any, Any], steps: int) -> list[float]:
 
 
 def _clipping(seen: list[ClipResult]) -> Figures:
-    """Return what the policy did."""
+    """Return the figures of the policy."""
     names = ("total_norm", "clipped", "removed", "cosine")
     rows = np.array([[float(getattr(result, name)) for name in names] for result in seen])
     if not len(rows):

@@ -1,4 +1,4 @@
-"""What the results say of each claim: computed, so that no verdict outlives its figures."""
+"""The verdict on each claim, computed from the results, so that it always fits the figures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Verdict", "verdicts"]
 HOLDS, WHEN, NOT, UNSHOWN = "holds", "holds when", "does not hold", "not shown"
 
 MARGIN = 0.1
-"""Of all runs: a share of successes must differ by this much to be called different."""
+"""Two shares of successful runs count as different if they differ by at least this much."""
 
 
 class Verdict(NamedTuple):
-    """One claim, and what came out."""
+    """One claim, and its verdict."""
 
     claim: str
     word: str
@@ -67,8 +67,8 @@ def _stability(store: Store) -> Verdict:
         "without clipping at 0.03"
     )
     for name, c in _text(store).items():
-        told += f"; {name}: usable to a learning rate of {c.none.usable:g}, "
-        told += f"with `{text_study.CLIPPED}` of {c.clipped.usable:g}"
+        told += f"; {name}: usable up to a learning rate of {c.none.usable:g}, "
+        told += f"with `{text_study.CLIPPED}` up to {c.clipped.usable:g}"
     seeds = str(max(count for _, count in counts[0]))
     if cut.value < plain.value + MARGIN:
         return Verdict(claim, NOT, told, seeds)
@@ -103,7 +103,7 @@ def _final(store: Store) -> Verdict:
 
 
 def _by_task(claim: str, told: str, changes: dict[str, Interval]) -> Verdict:
-    """Return what intervals say of which below 0 is better."""
+    """Return the verdict of intervals; values below 0 are better."""
     if not changes:
         return _missing(claim)
     better = [name for name, change in changes.items() if change.high < 0]
@@ -168,7 +168,8 @@ def _threshold(store: Store) -> Verdict:
         return _missing(claim)
     told = "best of 0.01 to 100: " + "; ".join(f"{name} {limit}" for name, limit in best.items())
     for policy, names in flat.items():
-        told += f"; {policy.removeprefix('norm:')} is within 2 % of the best on {len(names)} tasks"
+        tasks = "1 task" if len(names) == 1 else f"{len(names)} tasks"
+        told += f"; {policy.removeprefix('norm:')} is within 2 % of the best on {tasks}"
     seeds = str(len(threshold.SEEDS))
     both = [name for name in best if all(name in names for names in flat.values())]
     if len(both) == len(best):
@@ -189,7 +190,7 @@ def _information(store: Store) -> Verdict:
     told = f"on the parabola (in brackets the closed form): {told}"
     biased = abs(mean(places["norm:2.0"]) - 7 / 9) < 0.05
     mended = abs(mean(places["feedback(norm:2.0)"])) < 0.05
-    word = "holds; error feedback mends the bias" if biased and mended else UNSHOWN
+    word = "holds; error feedback removes the bias" if biased and mended else UNSHOWN
     return Verdict(claim, word, told, str(len(places[NONE])))
 
 

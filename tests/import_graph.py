@@ -1,8 +1,9 @@
 """Reads which module of a package imports which, from its source text alone.
 
-Every ``import`` statement counts, also one inside a function or under ``if TYPE_CHECKING``. Exempt
-are three kinds of import: a call of ``importlib.import_module``; the packages above a module, which
-Python runs first; and a folder without ``__init__.py``, which holds a script and not a module.
+Every ``import`` statement counts, also one inside a function or under ``if TYPE_CHECKING``, and so
+does ``importlib.import_module("name")``. Exempt are three kinds of import: ``import_module`` with a
+name that the program computes; the packages above a module, which Python runs first; and a folder
+without ``__init__.py``, which holds a script and not a module.
 """
 
 from __future__ import annotations
@@ -103,6 +104,9 @@ def _imports(module: str, path: Path, modules: set[str]) -> list[Import]:
             relative = node.level > 0
             base = _base(module, path, node)
             targets = [_target(base, alias.name, modules) for alias in node.names]
+        elif isinstance(node, ast.Call) and (called := _called(node)):
+            targets = [called]
+            relative = False
         else:
             continue
         for target in targets:
@@ -113,6 +117,14 @@ def _imports(module: str, path: Path, modules: set[str]) -> list[Import]:
             elif top not in sys.stdlib_module_names:
                 seen[Import(module, top, node.lineno, "outside")] = None
     return list(seen)
+
+
+def _called(node: ast.Call) -> str | None:
+    """Return the name that a call of ``import_module`` imports, if it stands in the source."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name != "import_module" or not node.args or not isinstance(node.args[0], ast.Constant):
+        return None
+    return str(node.args[0].value).lstrip(".")
 
 
 def _base(module: str, path: Path, node: ast.ImportFrom) -> str:

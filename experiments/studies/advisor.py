@@ -15,19 +15,19 @@ __all__ = ["CASES", "HELD_OUT", "SEEDS", "THRESHOLDS", "section", "settings"]
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 SEEDS = (0, 1, 2, 3, 4)
-"""The seeds that the advisor's rule was made with."""
+"""The seeds with which the advisor's rule was made."""
 
 HELD_OUT = (5, 6, 7)
-"""Looked at once, when the rule was fixed."""
+"""Held out: used once, when the rule was fixed."""
 
 CALM = (0, 1, 5)
-"""Of both, for the cases where there is little to lose."""
+"""Seeds of both kinds, for the cases with little to lose."""
 
 ALIKE = 1.15
-"""Times a limit: up to there another limit is nearly the same."""
+"""Two limits are nearly the same if their ratio is at most this."""
 
 CLOSE = 0.02
-"""Of the loss without skill: how much more than the sweep's best still counts as the best."""
+"""A loss counts as the best up to this share of the loss without skill over the sweep's best."""
 
 CASES = {
     "char_lm hot": Setting("char_lm", lr=32, steps=300),
@@ -61,19 +61,19 @@ def settings(seeds: tuple[int, ...] = SEEDS + HELD_OUT) -> list[Setting]:
 
 
 class Told(NamedTuple):
-    """What came of a case over some seeds."""
+    """The outcome of a case over some seeds."""
 
     losses: dict[str, float]
-    """The mean loss of each arm, "best" that of each seed's best."""
+    """The mean loss of each arm; "best" is the mean over each seed's best."""
     near: dict[str, int]
-    """In how many seeds an arm was within `CLOSE` of the seed's best."""
+    """The number of seeds in which an arm was within `CLOSE` of the seed's best."""
     hindsight: str
     """The policy with the smallest mean loss."""
     seeds: int
 
 
 def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
-    """Return how the advice did; None while no seed is finished."""
+    """Return the outcome of the advice; None while no seed is finished."""
     limits = [f"norm:{limit:g}" for limit in THRESHOLDS]
     swept = {NONE: case, **{p: case.with_(policy=p) for p in limits}}
     runs = complete(store, {**swept, ADVISED: case.with_(policy=ADVISED)}, seeds)
@@ -94,7 +94,7 @@ def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
 
 
 def section(store: Store) -> str:
-    """Return what there is to say, as Markdown."""
+    """Return the table and its comments, as Markdown."""
     rows, sums = [], []
     for label, seeds in (("made with", SEEDS), ("held out", HELD_OUT)):
         found = {name: compare(store, case, seeds) for name, case in CASES.items()}
@@ -113,7 +113,7 @@ def section(store: Store) -> str:
 
 
 def noise(store: Store) -> list[str]:
-    """Return a sentence on two runs of one seed whose limits are nearly the same, if there are."""
+    """Return a sentence on two runs of one seed with nearly the same limit, if there are any."""
     pairs = []
     for name, case in CASES.items():
         for seed in SEEDS:
@@ -131,6 +131,6 @@ def noise(store: Store) -> list[str]:
         return []
     _, name, seed, limit, loss, near, swept = max(pairs)
     return [
-        f"How noisy a single loss is: on {name}, seed {seed}, `norm:{limit:g}` ended at {loss:.3f} "
+        f"A single loss is noisy: on {name}, seed {seed}, `norm:{limit:g}` ended at {loss:.3f} "
         f"and `norm:{near:g}` at {swept:.3f}."
     ]

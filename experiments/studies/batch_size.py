@@ -1,4 +1,4 @@
-"""A residual net without normalization: does adaptive clipping make large batches usable."""
+"""A residual net without normalization: whether adaptive clipping makes large batches usable."""
 
 from __future__ import annotations
 

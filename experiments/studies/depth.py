@@ -1,4 +1,4 @@
-"""Deep nets: gradients that are too small, what mends that, and batch normalization."""
+"""Deep nets: gradients that are too small, the remedies, and batch normalization."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 """A policy and options of the net."""
 
 NORMALISED = (0.03, 0.1, 0.3)
-"""Learning rates of the nets with and without batch normalization, clipped and not."""
+"""Learning rates of the nets with and without batch normalization, clipped and unclipped."""
 LIMITS = (NONE, "norm:1.0", "norm:10.0", "norm:100.0")
 
 
@@ -75,9 +75,9 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
 
 
 def trained(store: Store, depth: int, act: str, arm: str) -> tuple[int, int, float] | None:
-    """Return in how many seeds a net trained, of how many, and its mean test error.
+    """Return the number of seeds that trained, the number of seeds, and the mean test error.
 
-    At the better of the learning rates. A net has trained if its test error is under a half.
+    The better learning rate counts. A net has trained if its test error is under a half.
     """
     told = []
     for lr in RATES:
@@ -90,7 +90,7 @@ def trained(store: Store, depth: int, act: str, arm: str) -> tuple[int, int, flo
 
 
 def section_vanishing(store: Store) -> str:
-    """Return the table of what trains, as Markdown."""
+    """Return the table of the nets that trained, as Markdown."""
     rows = []
     for act in ACTIVATIONS:
         for depth in DEPTHS:
@@ -116,7 +116,7 @@ def profiles(store: Store) -> dict[str, list[float]]:
 
 
 def effect(store: Store, norm: str) -> dict[float, dict[str, tuple[float, Interval]]]:
-    """Return for each learning rate and limit the mean loss, and that less the unclipped."""
+    """Return the mean loss for each learning rate and limit, and its change by clipping."""
     told = {}
     for lr in NORMALISED:
         runs = complete(store, {p: normalised(norm, p, lr) for p in LIMITS}, SEEDS)

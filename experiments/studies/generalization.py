@@ -40,7 +40,7 @@ ARMS = {
     "norm 0.1, learning rate × 3": ("norm:0.1", 3.0),
     "value 0.01": ("value:0.01", 1.0),
 }
-"""A policy, and a factor on the learning rate: a low limit needs a higher one to get anywhere."""
+"""A policy, and a factor on the learning rate: a low limit needs a higher rate."""
 
 
 def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
@@ -54,7 +54,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
 
 
 def compare(store: Store, name: str) -> dict[str, tuple[list[dict], Interval]]:
-    """Return each arm's runs, and its test figure less that without clipping.
+    """Return each arm's runs, and the difference of its test figure from no clipping.
 
     Only seeds count in which both arms reached the training loss.
     """

@@ -1,4 +1,4 @@
-"""What clipping loses of a gradient, and what error feedback gives back."""
+"""The information that clipping loses, and the part that error feedback returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARABOLA = {
     "feedback(norm:2.0)": 0.0,
     "clip21(norm:2.0)": 0.0,
 }
-"""Where each method comes to rest on the parabola, where that is known."""
+"""The place on the parabola at which each method comes to rest, if it is known."""
 
 TEXT = Setting("char_lm", 4, steps=300, sums=True)
 
@@ -42,7 +42,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
 
 
 def places(store: Store) -> dict[str, list[float]]:
-    """Return where each method came to rest on the parabola, for each seed."""
+    """Return the place on the parabola at which each method came to rest, for each seed."""
     arms = {p: Setting("quadratic", 0.01, p, steps=8000) for p in PARABOLA}
     return {p: [run["place"] for run in found(store, a, SEEDS).values()] for p, a in arms.items()}
 

@@ -1,4 +1,4 @@
-"""Heavy-tailed spikes planted in real trainings: who survives them."""
+"""Heavy-tailed spikes planted in real trainings: which methods survive them."""
 
 from __future__ import annotations
 

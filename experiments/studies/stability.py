@@ -1,4 +1,4 @@
-"""Long sequences: at which lengths, and with which clipping, is a task learnt at all."""
+"""Long sequences: the lengths and methods at which a task is learnt at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["ADAPTIVE", "SEEDS", "counts", "section", "settings"]
 
 SEEDS = (0, 1, 2)
 ADAPTIVE = ("autoclip", "quantile:0.9", "zclip", "adagc", "spam", "moving-average")
-"""Adaptive methods with the defaults of their papers; of the quantile's the paper leaves open."""
+"""Adaptive methods with the defaults of their papers; the paper gives none for the quantile."""
 
 POLICIES = (NONE, "norm:1.0", "value:0.1", *ADAPTIVE)
 ORDER = {length: Setting("order", 0.1, steps=1000, stop=True) for length in (20, 30, 40, 80)}
@@ -35,7 +35,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
 
 
 def counts(store: Store, policy: str, lr: float | None = None) -> list[tuple[int, int]]:
-    """Return, for each case, how many runs solved it and how many there are."""
+    """Return, for each case, the number of runs that solved it and the number of runs."""
     rows = []
     for case in cases():
         arm = case.with_(policy=policy, lr=case.lr if lr is None else lr)

@@ -1,4 +1,4 @@
-"""Real text: the highest learning rate that works, spikes, and how soon a loss is reached."""
+"""Real text: the highest learning rate that works, spikes, and the steps to a loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = {
         (0.001, 0.003, 0.01, 0.03),
     ),
 }
-"""A task without clipping, and the learning rates that are tried."""
+"""A task without clipping, and the learning rates of the study."""
 
 
 def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
@@ -43,9 +43,9 @@ class Arm(NamedTuple):
     losses: dict[float, float]
     """The mean final loss at each learning rate."""
     best: float
-    """The learning rate of the smallest."""
+    """The learning rate with the smallest loss."""
     usable: float
-    """The highest learning rate whose loss is at most 5 % over that."""
+    """The highest learning rate whose loss is at most 5 % over the smallest."""
     diverged: int
     spikes: int
 
@@ -56,7 +56,7 @@ class Compared(NamedTuple):
     none: Arm
     clipped: Arm
     loss: Interval
-    """How much lower the final loss is with clipping, below 0 if it is."""
+    """The final loss with clipping less that without; below 0 if clipping helps."""
     speed: Interval
     """The logarithm of steps with clipping over steps without, to one loss; NaN if some run never
     reached it."""
@@ -67,7 +67,7 @@ USABLE = 1.05
 
 
 def compare(store: Store, name: str) -> Compared | None:
-    """Return what came of a case; None while no seed is finished."""
+    """Return the outcome of a case; None while no seed is finished."""
     case, rates = CASES[name]
     arms = {f"{p} {lr:g}": case.with_(policy=p, lr=lr) for p in POLICIES for lr in rates}
     runs = complete(store, arms, SEEDS)
@@ -85,7 +85,7 @@ def compare(store: Store, name: str) -> Compared | None:
 
     none, clipped = arm(NONE), arm(CLIPPED)
     plain, cut = runs[f"{NONE} {none.best:g}"], runs[f"{CLIPPED} {clipped.best:g}"]
-    # What the unclipped run has reached after three quarters of its steps.
+    # The loss of the unclipped run after three quarters of its steps.
     targets = [run["curve"][len(run["curve"]) * 3 // 4] for run in plain]
     speed = paired(
         *(

@@ -1,4 +1,4 @@
-"""Thresholds from 0.01 to 100 on five tasks, and how far each adaptive method is from the best."""
+"""Thresholds from 0.01 to 100 on five tasks, and the regret of each adaptive method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
 
 
 CLOSE = 0.02
-"""Of the loss without skill: a mean regret up to this counts as none."""
+"""A mean regret up to this share of the loss without skill counts as none."""
 
 
 def regrets(store: Store, name: str) -> dict[str, float]:

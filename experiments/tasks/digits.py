@@ -13,11 +13,11 @@ from ..problem import Problem
 __all__ = ["digits"]
 
 TRAINED = 1400
-"""The other 397 images are the test."""
+"""The other 397 images are the test set."""
 
 
 class Residual(nn.Module):
-    """Two convolutions and the way around them."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, channels: int, norm: bool) -> None:
         super().__init__()

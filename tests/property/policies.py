@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import gradclip.parts
 from gradclip import ByName, Chain, Measure, Policy, PolicyError, PolicyLike, Wrapped, by_name
 from gradclip.method.catalogue import CATALOGUE
-from gradclip.method.policy import RESPONSES, SOURCES, THRESHOLDS, AnyPolicy
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
 from gradclip.parts import Threshold
 
 # Of the values that a user may hand over as a number, most lie where most arguments may.

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradclip import (
+    ByName,
     Chain,
     Measure,
     Policy,
@@ -28,7 +29,8 @@ from gradclip import (
     with_feedback,
 )
 from gradclip.method.catalogue import CATALOGUE
-from gradclip.method.policy import RESPONSES, SOURCES, THRESHOLDS, AnyPolicy
+from gradclip.method.policy import AnyPolicy
+from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
 from gradclip.parts import After, Carry, Fixed, Rescale, Smallest
 
 from .policies import anything, bare, by_hand, calls, inner, namespace
@@ -236,6 +238,22 @@ def test_what_is_far_too_deep_or_long_is_refused(what: str, ask: Callable[[], ob
     with pytest.raises(PolicyError) as caught:
         ask()
     assert len(str(caught.value)) < 1500, what
+
+
+@pytest.mark.parametrize("count", [1, 49, 50, 51, 10_000])
+def test_a_pattern_of_many_brackets_is_read_back_or_refused(count: int) -> None:
+    pattern = "[" * count + "]" * count
+    if count > 50:
+        with pytest.raises(PolicyError, match="pattern"):
+            by_name({pattern: by_norm(1.0)})
+    else:
+        check(by_name({pattern: with_feedback(by_norm(1.0))}))
+
+
+@pytest.mark.parametrize("rules", [5, (), "ab", [("a",)], ({"a": None},), (("a", 1.0),)], ids=repr)
+def test_rules_of_another_shape_are_refused(rules: Any) -> None:
+    with pytest.raises(PolicyError):
+        ByName(rules)
 
 
 def test_data_that_holds_itself_is_refused() -> None:

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->\n\Z")
+NOT_OF_THE_SOURCES = {"trials/"}
+"""Paths that a run makes."""
 LANGUAGES = {"python", "bash", "text"}
 
 
@@ -122,6 +124,29 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
     ours = [target for target in targets if not target.startswith(("http://", "https://"))]
     assert [target for target in ours if not (page.parent / target).exists()] == []
+
+
+def test_anchors_name_a_heading() -> None:
+    found = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            other = page.parent / target if target else page
+            titles = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+            assert anchor in slugs, f"{page.name}: {target} has no heading #{anchor}"
+            found += 1
+    assert found > 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_paths_of_the_sources_exist(page: Path) -> None:
+    """A path in backticks is one of the repository, or lies in src/gradclip or tests."""
+    package = ROOT / "src" / "gradclip"
+    roots = (ROOT, package, package / "method", ROOT / "tests")
+    for path in re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()):
+        if path not in NOT_OF_THE_SOURCES:
+            found = any((root / path).exists() for root in roots)
+            assert found, f"{page.name} names {path}, which is not there: correct the path"
 
 
 def test_images_have_a_text() -> None:

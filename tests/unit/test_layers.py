@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "gradclip"
 
 LAYERS = (
-    ("errors", "checks", "arrays", "version"),
+    ("errors", "checks", "arrays", "version", "_publish"),
     ("method",),
     ("engine",),
     ("kernel",),
@@ -164,9 +164,9 @@ def upward_faults(modules: set[str], imports: list[Import]) -> list[str]:
 
 
 def framework_faults(imports: list[Import]) -> list[str]:
-    """(c) Frameworks outside of their parts."""
+    """(c) Frameworks outside their parts."""
     return [
-        f"{one.place} imports {one.target} outside of its part: move the code into "
+        f"{one.place} imports {one.target} outside its part: move the code into "
         f"{_homes(one.target)}, or take a function as an argument"
         for one in imports
         if one.kind == "outside"
@@ -259,7 +259,6 @@ def test_no_modules_import_each_other(imports: list[Import]) -> None:
     assert_none(cycle_faults(imports))
 
 
-@pytest.mark.xfail(strict=False, reason="moves under way on other branches")
 def test_no_import_points_up(imports: list[Import]) -> None:
     assert_none(upward_faults(modules_of(PACKAGE), imports))
 
@@ -280,7 +279,7 @@ def test_imports_inside_are_written_with_dots(imports: list[Import]) -> None:
 
 def test_every_row_of_the_tables_is_about_a_module() -> None:
     """A name that no module has any more would hide a mistake in these tables."""
-    awaited = {"integrations", "parts", "torch.tally"}
+    awaited = {"integrations", "parts", "torch.tally", "_publish"}
     names = {*PARTS, *FACADES, *(name for layer in LAYERS for name in layer)} - awaited
     modules = [_short(module) for module in modules_of(PACKAGE)]
     assert not [name for name in names if not any(_begins(module, name) for module in modules)]
@@ -379,13 +378,15 @@ def test_a_framework_outside_of_its_part_is_found(tmp_path: Path) -> None:
     found = _package(
         tmp_path,
         method__plan="def f():\n    import torch.nn\n",
+        method__read="import importlib\nimportlib.import_module('jax.numpy')\n",
         torch__clipper="import torch\n",
         cli="import keras\n",
     )
-    cli, plan = framework_faults(found)
-    assert plan.startswith("gradclip.method.plan, line 2, imports torch outside of its part")
+    cli, plan, read = framework_faults(found)
+    assert read.startswith("gradclip.method.read, line 2, imports jax outside its part")
+    assert plan.startswith("gradclip.method.plan, line 2, imports torch outside its part")
     assert "gradclip.torch or gradclip.tune.trial" in plan
-    assert cli.startswith("gradclip.cli, line 1, imports keras outside of its part")
+    assert cli.startswith("gradclip.cli, line 1, imports keras outside its part")
 
 
 def test_an_import_that_pyproject_does_not_declare_is_found(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .written import Written, as_code, as_data, as_text, can_be_written, joined
+
 __all__ = ["Call", "text_name"]
 
 
@@ -35,3 +37,36 @@ class Call:
     def recipe(self) -> str:
         """The recipe's name in text, such as "norm"."""
         return text_name(self.function)
+
+    @property
+    def can_be_written(self) -> bool:
+        """Whether the written forms can hold each argument."""
+        values = (*self.args, *(value for _, value in self.kwargs))
+        # These two are keys of the data besides the arguments.
+        clash = {"method", "args"} & {name for name, _ in self.kwargs}
+        return not clash and all(map(can_be_written, values))
+
+    def data(self) -> dict[str, object]:
+        """Return `{"method": "norm", "args": [1.0], "order": "inf"}`."""
+        args = {"args": [as_data(value) for value in self.args]} if self.args else {}
+        named = {key: as_data(value) for key, value in self.kwargs}
+        return {"method": self.recipe, **args, **named}
+
+    def text(self) -> str | None:
+        """Return `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`, or None."""
+        first = self.args[0] if self.args else None
+        inner = first.text() if isinstance(first, Written) else None
+        args = self.args if inner is None else self.args[1:]
+        parts = [as_text(value) for value in args]
+        parts += [(text := as_text(value)) and f"{key}={text}" for key, value in self.kwargs]
+        values = joined(",", parts)
+        if values is None:
+            return None
+        head = f"{self.recipe}:{values}" if parts else self.recipe
+        return head if inner is None else f"{head}({inner})"
+
+    def code(self) -> str:
+        """Return the call as one would type it, as in `by_norm(1.0, order=float('inf'))`."""
+        parts = [as_code(value) for value in self.args]
+        parts += [f"{key}={as_code(value)}" for key, value in self.kwargs]
+        return f"{self.function}({', '.join(parts)})"

@@ -142,8 +142,8 @@ def recipe(
         def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
             args = tuple(map(builtin, args))
             named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
-            if wraps is not None and first in named:
-                args = (named.pop(first), *args)
+            if wraps is not None and first in named and not args:
+                args = (named.pop(first),)
             if wraps is not None and args:
                 args = (wraps(args[0]), *args[1:])
             policy = function(*args, **named)

@@ -1,36 +1,27 @@
 """A clipping method as data: a policy, a chain, rules by name, a wrapper; and how they are written.
 
-A policy is written as text (`str`), as Python (`repr`) and as plain data (`to_dict`);
+A policy is written as text (`str`), as Python (`repr`) and as plain data (`to_dict`).
 `gradclip.method.read` reads the text and the data back.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import dropwhile
-from types import ModuleType
 from typing import TypeVar
 
 from ..errors import PolicyError
-from . import response as responses
-from . import threshold as thresholds
-from . import wrapper as sources
 from .call import Call
 from .measure import Measure
 from .response import Response, Skip
 from .threshold import Threshold
 from .threshold.base import check_threshold
 from .wrapper import Source
+from .written import MOST_BRACKETS, Written, as_code, as_data, fields_as_data, joined
 
 __all__ = [
-    "PARTS",
-    "RESPONSES",
-    "SOURCES",
-    "THRESHOLDS",
     "AnyPolicy",
     "ByName",
     "Chain",
@@ -43,26 +34,10 @@ __all__ = [
 ]
 
 
-def _kinds(module: ModuleType) -> dict[str, type]:
-    """Return the parts that a module makes public, by name."""
-    found = {name: getattr(module, name) for name in module.__all__}
-    return {
-        name: part for name, part in found.items() if isinstance(part, type) and is_dataclass(part)
-    }
-
-
-THRESHOLDS: dict[str, type[Threshold]] = _kinds(thresholds)
-RESPONSES: dict[str, type[Response]] = _kinds(responses)
-SOURCES: dict[str, type[Source]] = _kinds(sources)
-PARTS: dict[str, type] = {**THRESHOLDS, **RESPONSES, **SOURCES}
-"""The parts that can be read back, by name."""
-
 _MOST_NESTED = 16
-# A word that text can hold as an argument, and that no reader takes for another value.
-_WORD = re.compile(r"(?!(?:none|true|false|inf|infinity|nan)$)[a-z_][\w.-]*", re.ASCII | re.I)
 
 
-class _Written:
+class _Chainable(Written):
     """What every kind of policy can do: be chained with `|`, and be written down."""
 
     @property
@@ -79,12 +54,11 @@ class _Written:
 
     def __str__(self) -> str:
         """Return the text form, which `parse` reads back."""
-        assert isinstance(self, AnyPolicy)
-        return _text(self) or json.dumps(to_dict(self))
+        return self.text() or json.dumps(self.data())
 
 
 @dataclass(frozen=True, repr=False)
-class Policy(_Written):
+class Policy(_Chainable):
     """One point of the space measure × threshold × response.
 
     Args:
@@ -126,12 +100,27 @@ class Policy(_Written):
     def __repr__(self) -> str:
         """Return what one would type."""
         if self.call is not None:
-            return _call_code(self.call)
-        return f"Policy({_code(self.measure)}, {_code(self.threshold)}, {_code(self.response)})"
+            return self.call.code()
+        axes = (self.measure, self.threshold, self.response)
+        return f"Policy({', '.join(map(as_code, axes))})"
+
+    def text(self) -> str | None:
+        """Return the short text form, or None where only JSON can hold the policy."""
+        return None if self.call is None else self.call.text()
+
+    def data(self) -> dict[str, object]:
+        """Return plain data; see `to_dict`."""
+        if self.call is not None:
+            return self.call.data()
+        return {
+            "measure": fields_as_data(self.measure),
+            "threshold": as_data(self.threshold),
+            "response": as_data(self.response),
+        }
 
 
 @dataclass(frozen=True, repr=False)
-class Chain(_Written):
+class Chain(_Chainable):
     """Policies applied one after the other; the empty chain measures and changes nothing.
 
     A rule that skips comes before any that changes gradients: the rule looks at the gradients as
@@ -171,14 +160,29 @@ class Chain(_Written):
     def __repr__(self) -> str:
         """Return what one would type."""
         if self.call is not None:
-            return _call_code(self.call)
+            return self.call.code()
         if len(self.policies) == 1:
             return f"Chain({self.policies!r})"
         return " | ".join(map(repr, self.policies)) or "Chain()"
 
+    def text(self) -> str | None:
+        """Return the short text form, or None where only JSON can hold the chain."""
+        if self.call is not None:
+            return self.call.text()
+        # A chain of one policy begins with the empty chain: the policy alone is not a chain.
+        first = ["none"] if len(self.policies) < 2 else []
+        links = [None if isinstance(link, ByName) else link.text() for link in self.policies]
+        return joined("|", [*first, *links])
+
+    def data(self) -> dict[str, object]:
+        """Return plain data; see `to_dict`."""
+        if self.call is not None:
+            return self.call.data()
+        return {"chain": [link.data() for link in self.policies]}
+
 
 @dataclass(frozen=True, repr=False)
-class ByName(_Written):
+class ByName(_Chainable):
     """A policy for each group of parameter names; the first pattern that matches wins.
 
     Args:
@@ -197,8 +201,10 @@ class ByName(_Written):
 
     def __post_init__(self) -> None:
         """Refuse early."""
-        if not self.rules:
-            raise PolicyError.of("rules", self.rules, "give at least one pattern, such as '*'")
+        pairs = isinstance(self.rules, (tuple, list)) and all(map(_is_pair, self.rules))
+        if not pairs or not self.rules:
+            remedy = "give at least one pair of a pattern and a policy, such as ('*', by_norm(1.0))"
+            raise PolicyError.of("rules", self.rules, remedy)
         kept: dict[str, Rule] = {}
         for pattern, rule in self.rules:
             if not _is_pattern(pattern):
@@ -221,9 +227,18 @@ class ByName(_Written):
         """Return what one would type."""
         return f"by_name({dict(self.rules)!r})"
 
+    def text(self) -> str | None:
+        """Return the short text form, or None where only JSON can hold a rule."""
+        rules = [(p, "none" if rule is None else rule.text()) for p, rule in self.rules]
+        return joined(";", [text and f"{pattern}={text}" for pattern, text in rules])
+
+    def data(self) -> dict[str, object]:
+        """Return plain data; see `to_dict`."""
+        return {"by_name": {p: None if rule is None else rule.data() for p, rule in self.rules}}
+
 
 @dataclass(frozen=True, repr=False)
-class Wrapped(_Written):
+class Wrapped(_Chainable):
     """A policy applied to something other than the gradient, which the source makes of it.
 
     Args:
@@ -258,8 +273,18 @@ class Wrapped(_Written):
     def __repr__(self) -> str:
         """Return what one would type."""
         if self.call is not None:
-            return _call_code(self.call)
-        return f"Wrapped({_code(self.source)}, {self.inner!r})"
+            return self.call.code()
+        return f"Wrapped({as_code(self.source)}, {self.inner!r})"
+
+    def text(self) -> str | None:
+        """Return the short text form, or None where only JSON can hold the policy."""
+        return None if self.call is None else self.call.text()
+
+    def data(self) -> dict[str, object]:
+        """Return plain data; see `to_dict`."""
+        if self.call is not None:
+            return self.call.data()
+        return {"source": as_data(self.source), "inner": self.inner.data()}
 
 
 AnyPolicy = Policy | Chain | ByName | Wrapped
@@ -275,11 +300,24 @@ def asked(policy: _Asked, call: Call) -> _Asked:
     by its parts.
     """
     noted = copy(policy)
-    names = {name for name, _ in call.kwargs}
-    values = (*call.args, *(value for _, value in call.kwargs))
-    plain = all(map(_is_plain, values)) and not names & {"method", "args"}
-    object.__setattr__(noted, "call", call if plain else None)
+    object.__setattr__(noted, "call", call if call.can_be_written else None)
     return noted
+
+
+def to_dict(policy: AnyPolicy) -> dict[str, object]:
+    """Return plain data for a config file, which `from_dict` reads back.
+
+    Args:
+        policy: any policy; not mutated.
+
+    Returns:
+        Dictionaries, lists, words, numbers, booleans and None; JSON keeps all of them.
+
+    Example:
+        >>> to_dict(by_norm(1.0, scope="tensor"))
+        {'method': 'norm', 'args': [1.0], 'scope': 'tensor'}
+    """
+    return policy.data()
 
 
 def _may_skip(policy: AnyPolicy | None) -> bool:
@@ -300,12 +338,17 @@ def _only_skips(policy: AnyPolicy | None) -> bool:
     return policy is None or (isinstance(policy, Policy) and isinstance(policy.response, Skip))
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
 def _is_pattern(pattern: object) -> bool:
     """Return whether the text form of rules by name can hold this pattern."""
     if not isinstance(pattern, str) or not pattern or pattern.strip() != pattern:
         return False
     pairs = all(pattern.count(a) == pattern.count(b) for a, b in ("[]", "{}"))
-    return pairs and not set(pattern) & set(";=:|()")
+    few = pattern.count("[") + pattern.count("{") <= MOST_BRACKETS
+    return pairs and few and not set(pattern) & set(";=:|()")
 
 
 def _refuse_deep(policy: AnyPolicy) -> None:
@@ -328,148 +371,3 @@ def _inside(whole: object) -> list[object]:
         return []
     held = (getattr(whole, f.name) for f in fields(whole) if f.name != "call")
     return [value for value in held if is_dataclass(value)]
-
-
-# ---- as plain data -------------------------------------------------------------------------
-
-
-def to_dict(policy: AnyPolicy) -> dict[str, object]:
-    """Return plain data for a config file, which `from_dict` reads back.
-
-    Args:
-        policy: any policy; not mutated.
-
-    Returns:
-        Dictionaries, lists, words, numbers, booleans and None; JSON keeps all of them.
-
-    Example:
-        >>> to_dict(by_norm(1.0, scope="tensor"))
-        {'method': 'norm', 'args': [1.0], 'scope': 'tensor'}
-    """
-    if isinstance(policy, ByName):
-        return {"by_name": {p: None if rule is None else to_dict(rule) for p, rule in policy.rules}}
-    if policy.call is not None:
-        args = {"args": [_plain(a) for a in policy.call.args]} if policy.call.args else {}
-        named = {key: _plain(value) for key, value in policy.call.kwargs}
-        return {"method": policy.call.recipe, **args, **named}
-    if isinstance(policy, Chain):
-        return {"chain": [to_dict(link) for link in policy.policies]}
-    if isinstance(policy, Wrapped):
-        return {"source": _plain(policy.source), "inner": to_dict(policy.inner)}
-    return {
-        "measure": _changed(policy.measure),
-        "threshold": _plain(policy.threshold),
-        "response": _plain(policy.response),
-    }
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether the written forms can hold this argument of a call."""
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, str):
-        return value not in ("inf", "-inf")
-    if isinstance(value, float):
-        return not math.isnan(value)
-    known = value is None or isinstance(value, (int, AnyPolicy))
-    return known or PARTS.get(type(value).__name__) is type(value)
-
-
-def _plain(value: object) -> object:
-    """Return plain data: JSON knows no inf, which is written as the word."""
-    if isinstance(value, AnyPolicy):
-        return to_dict(value)
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return str(value) if math.isinf(value) else value
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    kind = type(value)
-    if PARTS.get(kind.__name__) is kind:
-        return {"kind": kind.__name__, **_changed(value)}
-    return {"kind": f"{kind.__module__}.{kind.__qualname__}", "repr": repr(value)}
-
-
-def _changed(part: object) -> dict[str, object]:
-    """Return the fields of a part that differ from their defaults, as plain data."""
-    return {name: _plain(value) for name, value in _own(part)}
-
-
-def _own(part: object) -> list[tuple[str, object]]:
-    """Return the names and values of the fields that differ from their defaults."""
-    if not is_dataclass(part):
-        return []
-    pairs = [(f, getattr(part, f.name)) for f in fields(part)]
-    return [(f.name, value) for f, value in pairs if value != f.default]
-
-
-# ---- as text -------------------------------------------------------------------------------
-
-
-def _text(policy: AnyPolicy) -> str | None:
-    """Return the short text form, or None where only JSON can hold the policy."""
-    if isinstance(policy, ByName):
-        rules = [(p, "none" if rule is None else _text(rule)) for p, rule in policy.rules]
-        return _joined(";", [text and f"{pattern}={text}" for pattern, text in rules])
-    if policy.call is not None:
-        return _call_text(policy.call)
-    if not isinstance(policy, Chain) or any(isinstance(p, ByName) for p in policy.policies):
-        return None
-    # A chain of one policy begins with the empty chain: the policy alone is not a chain.
-    first = ["none"] if len(policy.policies) < 2 else []
-    return _joined("|", [*first, *map(_text, policy.policies)])
-
-
-def _joined(mark: str, texts: list[str | None]) -> str | None:
-    """Return the texts with a mark between them, or None if one of them is missing."""
-    found = [text for text in texts if text is not None]
-    return mark.join(found) if len(found) == len(texts) else None
-
-
-def _call_text(call: Call) -> str | None:
-    """Return `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`, or None."""
-    first = call.args[0] if call.args else None
-    wraps = isinstance(first, AnyPolicy)
-    inner = _text(first) if wraps else None
-    if wraps and inner is None:
-        return None
-    args = call.args[1:] if wraps else call.args
-    parts = [_literal(value) for value in args]
-    parts += [(text := _literal(value)) and f"{key}={text}" for key, value in call.kwargs]
-    joined = _joined(",", parts)
-    if joined is None:
-        return None
-    head = f"{call.recipe}:{joined}" if parts else call.recipe
-    return f"{head}({inner})" if wraps else head
-
-
-def _literal(value: object) -> str | None:
-    """Return an argument as text, or None if text cannot hold it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
-
-
-# ---- as Python -----------------------------------------------------------------------------
-
-
-def _call_code(call: Call) -> str:
-    """Return the call as one would type it, as in `by_norm(1.0, order=float('inf'))`."""
-    parts = [_code(value) for value in call.args]
-    parts += [f"{key}={_code(value)}" for key, value in call.kwargs]
-    return f"{call.function}({', '.join(parts)})"
-
-
-def _code(value: object) -> str:
-    """Return Python for a value; inf is not a name there."""
-    if isinstance(value, float) and math.isinf(value):
-        return f"float({str(value)!r})"
-    if isinstance(value, tuple):
-        return f"({''.join(_code(part) + ', ' for part in value).rstrip()})"
-    if is_dataclass(value) and not isinstance(value, (type, AnyPolicy)):
-        own = ", ".join(f"{name}={_code(part)}" for name, part in _own(value))
-        return f"{type(value).__name__}({own})"
-    return repr(value)

@@ -22,17 +22,8 @@ from typing import TypeVar
 from ..errors import PolicyError
 from .catalogue import lookup
 from .measure import Measure
-from .policy import (
-    PARTS,
-    RESPONSES,
-    SOURCES,
-    THRESHOLDS,
-    AnyPolicy,
-    ByName,
-    Chain,
-    Policy,
-    Wrapped,
-)
+from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
+from .written import MOST_BRACKETS, PARTS, RESPONSES, SOURCES, THRESHOLDS
 
 __all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]
 
@@ -40,7 +31,6 @@ PolicyLike = AnyPolicy | str | Mapping[str, AnyPolicy | str | None]
 """Whatever says which policy is meant: a policy, its text form, or rules by name."""
 
 _EXAMPLE = "write it as 'norm:1.0', 'value:-1,1' or 'value:1|norm:1'"
-_MOST_BRACKETS = 50
 _MOST_LEVELS = 100
 _MOST_CHARACTERS = 10_000_000
 
@@ -223,8 +213,8 @@ def _split(text: str, mark: str) -> list[str]:
     for found in re.finditer(rf"[][(){{}}]|{re.escape(mark)}", text):
         char = found.group()
         depth += (char in "([{") - (char in ")]}")
-        if depth > _MOST_BRACKETS:
-            raise PolicyError.of("policy", text, f"it has over {_MOST_BRACKETS} brackets in others")
+        if depth > MOST_BRACKETS:
+            raise PolicyError.of("policy", text, f"it has over {MOST_BRACKETS} brackets in others")
         if char == mark and depth == 0:
             parts.append(text[start : found.start()])
             start = found.end()

@@ -17,7 +17,26 @@ from typing import Self
 
 from ..errors import GradclipWarning, RecordError
 from ..sinks import Feed
+from .batch import Batch, Held, HeldStep, Line, Read
 from .schema import SCHEMA, Parameter, encode_row
+
+_STEP: dict[str, object] = {
+    "kind": "step",
+    "step": None,
+    "optimizer": 0,
+    "time": None,
+    "loss": None,
+    "lr": None,
+    "norm": None,
+    "clipped_norm": None,
+    "limit": None,
+    "coef": None,
+    "removed": None,
+    "cosine": None,
+    "clipped": False,
+    "skipped": False,
+}
+"""A step of which nothing is known; the order is that of the keys in a row."""
 
 
 class RecordWriter:
@@ -28,6 +47,9 @@ class RecordWriter:
     at most the last batch, a power cut at most the last `seconds`. Memory does not grow with the
     steps. If the disk fills up mid-run, that is told once in a `GradclipWarning`, the record stops
     there, and the training goes on. In a forked child the writer does nothing.
+
+    This is the one place where steps are gathered into batches: for the file, for the sinks, and
+    for numbers that are still on a device (`defer`), which are read when their batch is written.
 
     Each batch of steps also goes to the sinks. One that raises is left out from then on, which is
     told in a `GradclipWarning` and in an event of the record; the training goes on. When the disk
@@ -45,7 +67,7 @@ class RecordWriter:
 
     Raises:
         RecordError: The file cannot be opened, or an argument is wrong.
-        PolicyError: A sink is nothing that a step can be given to.
+        PolicyError: A sink is not something that a step can be given to.
 
     Examples:
         >>> import tempfile
@@ -79,13 +101,14 @@ class RecordWriter:
         self.path = Path(path)
         self.error: OSError | None = None
         """What stopped the record; None while it is being written."""
-        self._every, self._seconds = every, seconds
-        self._rows: list[bytes] = []
-        self._counts = {"steps": 0, "clipped": 0, "skipped": 0}
+        self._seconds = seconds
+        self._batch = Batch(every, seconds)
+        self.counts = {"steps": 0, "clipped": 0, "skipped": 0}
+        """The steps that were added, and how many of those written were clipped and skipped."""
         self._optimizers = 0
-        self._paths: dict[int, str] = {}
+        self._paths: dict[object, object] = {}
         self._process = os.getpid()
-        self._start = self._written = self._synced = clock.perf_counter()
+        self._start = self._synced = clock.perf_counter()
         self._feed = Feed(sinks)  # First: a sink that is wrong must not cost an old record.
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,11 +204,12 @@ class RecordWriter:
             norms: Norm of each parameter's gradient, None for one without; None: not sampled.
             extra: Further keys of the row.
         """
-        row = {
-            "kind": "step",
+        if not self._here:
+            return
+        values = {
             "step": step,
             "optimizer": optimizer,
-            "time": round(clock.perf_counter() - self._start, 6) if time is None else time,
+            "time": time,
             "loss": loss,
             "lr": lr,
             "norm": norm,
@@ -194,23 +218,31 @@ class RecordWriter:
             "coef": coef,
             "removed": removed,
             "cosine": cosine,
-            "clipped": bool(clipped),
-            "skipped": bool(skipped),
+            "clipped": clipped,
+            "skipped": skipped,
+            "path": path,
+            "nonfinite": nonfinite,
+            "norms": norms,
         }
-        if path is not None and path != self._paths.get(optimizer):
-            row["path"] = self._paths[optimizer] = path
-        if len(nonfinite):
-            row["nonfinite"] = list(nonfinite)
-        if norms is not None:
-            row["norms"] = norms
-        self._add(row, extra)
-        self._counts["steps"] += 1
-        self._counts["clipped"] += bool(clipped)
-        self._counts["skipped"] += bool(skipped)
-        if self._feed.sinks and self._here:
-            self._feed.add(row)
-            if not self._rows:  # The batch has just gone to the file, or there is no file any more.
-                self._deliver()
+        self._refuse_after_end()
+        line = self._step_line(values, extra)
+        self.counts["steps"] += 1
+        self._take(line)
+
+    def defer(self, held: Held, read: Read[Held]) -> None:
+        """Add one step whose numbers are read later, all those of a batch together.
+
+        A step after `end` is left out: whoever holds back steps may not know of the end.
+
+        Args:
+            held: what stands for the step until its batch is written.
+            read: is given all that is held in a batch with this same function, in their order, and
+                returns for each the arguments of `step`. What it raises comes out of the call
+                that writes the batch, and these steps are lost.
+        """
+        if not self._file.closed and self._here:
+            self.counts["steps"] += 1
+            self._take(HeldStep(held, read))  # type: ignore[arg-type]
 
     def event(self, name: str, text: str, *, step: int | None = None, **extra: object) -> None:
         """Tell something worth knowing, such as that the script clips by itself.
@@ -232,10 +264,10 @@ class RecordWriter:
         """
         if self._file.closed:
             return
+        self._write(sync=False)
         if self._here:
-            self._deliver()
             self._tell_failures(self._feed.close())
-        self._add({"kind": "end", "status": status}, self._counts | extra)
+        self._add({"kind": "end", "status": status}, self.counts | extra)
         self._write(sync=True)
         with contextlib.suppress(OSError):  # whatever close could tell, the write has told
             self._file.close()
@@ -243,8 +275,6 @@ class RecordWriter:
     def flush(self, *, sync: bool = True) -> None:
         """Hand every row over to the operating system and the sinks; with `sync`, to the disk."""
         self._write(sync=sync)
-        if self._here:
-            self._deliver()
 
     def __enter__(self) -> Self:
         return self
@@ -262,46 +292,63 @@ class RecordWriter:
         """Whether this is the process that began the record, not a fork of it."""
         return os.getpid() == self._process
 
-    @property
-    def _stopped(self) -> bool:
-        """Whether rows go nowhere: the disk refused one, or this is a forked child."""
-        return self.error is not None or not self._here
-
-    def _deliver(self) -> None:
-        """Give the sinks the steps that they have not had."""
-        if self._feed.sinks:
-            self._tell_failures(self._feed.deliver())
-
-    def _tell_failures(self, failures: Iterable[str]) -> None:
-        """Tell of sinks that were left out, in the record and in a warning each."""
-        for text in failures:
-            self.event("sink-stopped", text, step=self._feed.last)
-            warnings.warn(text, GradclipWarning, stacklevel=4)
-
-    def _add(self, row: Mapping[str, object], extra: Mapping[str, object]) -> None:
+    def _refuse_after_end(self) -> None:
         if self._file.closed:
             raise RecordError(f"{self.path} has ended: a row after end() has no place in it")
-        if taken := row.keys() & extra.keys():
-            raise RecordError(f"{sorted(taken)[0]!r} is a key of the schema: use another name")
-        if self._stopped:
-            return
-        try:
-            line = encode_row({**row, **extra})
-        except (TypeError, ValueError) as error:
-            raise RecordError(f"a {row['kind']} row cannot be written: {error}") from error
-        self._rows.append(line)
-        now = clock.perf_counter()
-        if len(self._rows) >= self._every or now - self._written >= self._seconds:
-            self._write(sync=now - self._synced >= self._seconds)
+
+    def _add(self, row: Mapping[str, object], extra: Mapping[str, object]) -> None:
+        """Add a row that is not a step."""
+        self._refuse_after_end()
+        if self._here:
+            self._take(Line(_encoded(row, extra)))
+
+    def _step_line(
+        self, values: Mapping[str, object], extra: Mapping[str, object] | None = None
+    ) -> Line:
+        """Return the line of a step, and count the step as clipped or skipped."""
+        row = {**_STEP, **values}
+        if row["time"] is None:
+            row["time"] = round(clock.perf_counter() - self._start, 6)
+        row["clipped"], row["skipped"] = bool(row["clipped"]), bool(row["skipped"])
+        optimizer, path = row["optimizer"], row.pop("path", None)
+        if path is not None and path != self._paths.get(optimizer):
+            row["path"] = path
+        nonfinite, norms = row.pop("nonfinite", ()), row.pop("norms", None)
+        if nonfinite:
+            row["nonfinite"] = list(nonfinite)  # type: ignore[call-overload]
+        if norms is not None:
+            row["norms"] = norms
+        text = _encoded(row, extra or {})
+        if path is not None:
+            self._paths[optimizer] = path
+        self.counts["clipped"] += bool(row["clipped"])
+        self.counts["skipped"] += bool(row["skipped"])
+        return Line(text, self._feed.scalars(row) if self._feed.sinks else None)
+
+    def _take(self, row: Line | HeldStep) -> None:
+        """Add to the batch, and write the batch if it is full or old."""
+        self._batch.add(row)
+        if self._batch.is_due():
+            self._write(sync=clock.perf_counter() - self._synced >= self._seconds)
 
     def _write(self, *, sync: bool) -> None:
-        if self._stopped or self._file.closed:
+        """Give the batch to the file and to the sinks."""
+        if not self._here or self._file.closed:
             return
-        batch, self._rows = memoryview(b"".join(self._rows)), []
+        lines = self._batch.take(self._step_line)
+        self._write_text(b"".join(line.text for line in lines), sync=sync)
+        if self._feed.sinks:
+            steps = [line.scalars for line in lines if line.scalars is not None]
+            self._tell_failures(self._feed.deliver(steps))
+
+    def _write_text(self, text: bytes, *, sync: bool) -> None:
+        """Write to the file, unless the disk has refused an earlier batch."""
+        if self.error is not None:
+            return
+        rest = memoryview(text)
         try:
-            while batch:  # a nearly full disk takes a part, then refuses the rest
-                batch = batch[self._file.write(batch) :]
-            self._written = clock.perf_counter()
+            while rest:  # A nearly full disk takes a part, then refuses the rest.
+                rest = rest[self._file.write(rest) :]
             if sync:
                 _sync(self._file.fileno())
                 self._synced = clock.perf_counter()
@@ -311,8 +358,24 @@ class RecordWriter:
                 f"the record {self.path} stops here ({error.strerror}); the run goes on without "
                 "it. Free some space, or record to another disk, before the next run.",
                 GradclipWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
+
+    def _tell_failures(self, failures: Iterable[str]) -> None:
+        """Tell of sinks that were left out, in the record and in a warning each."""
+        for text in failures:
+            self.event("sink-stopped", text, step=self._feed.last)
+            warnings.warn(text, GradclipWarning, stacklevel=5)
+
+
+def _encoded(row: Mapping[str, object], extra: Mapping[str, object]) -> bytes:
+    """Return a row as a line of text."""
+    if taken := row.keys() & extra.keys():
+        raise RecordError(f"{sorted(taken)[0]!r} is a key of the schema: use another name")
+    try:
+        return encode_row({**row, **extra})
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"a {row['kind']} row cannot be written: {error}") from error
 
 
 def _sync(descriptor: int) -> None:

@@ -1,31 +1,29 @@
-"""Hands the steps of a record on to its sinks, a batch at a time."""
+"""Hands the steps of a record on to its sinks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from .scalars import Counts, scalars
-from .sink import Sink, as_sink
+from .sink import Sink, Steps, as_sink
 
 __all__ = ["Feed"]
 
 
 class Feed:
-    """Some sinks, and the steps that they have not had yet.
+    """Some sinks, and how many steps they have had of each optimizer.
 
     Args:
         sinks: see `gradclip.sinks`; opened here.
 
     Attributes:
         sinks: those that have not failed.
-        last: the number of the last step that was taken in.
+        last: the number of the last step that they were given.
     """
 
     def __init__(self, sinks: Iterable[object]) -> None:
         self.sinks: list[Sink] = []
         self.last: int | None = None
-        self._steps: list[tuple[int, dict[str, float]]] = []
         self._counts: dict[object, Counts] = {}
         try:
             for given in [sinks] if isinstance(sinks, str) else sinks:
@@ -34,18 +32,23 @@ class Feed:
             self.close()
             raise
 
-    def add(self, row: Mapping[str, object]) -> None:
-        """Take in a step row."""
+    def scalars(self, row: Mapping[str, object]) -> tuple[int, dict[str, float]]:
+        """Return what the sinks get of a step row, which is counted: the step, and its numbers."""
         optimizer = row["optimizer"]
         counts = self._counts.get(optimizer, Counts()).after(row)
         self._counts[optimizer] = counts
-        self.last = int(row["step"])  # type: ignore[call-overload]
-        self._steps.append((self.last, scalars(row, counts)))
+        return int(row["step"]), scalars(row, counts)  # type: ignore[call-overload]
 
-    def deliver(self) -> list[str]:
-        """Write all that was taken in; return what to tell of the sinks that failed and are out."""
-        steps, self._steps = self._steps, []
-        return [] if not steps else self._each(lambda sink: sink.write(steps))
+    def deliver(self, steps: Steps) -> list[str]:
+        """Write a batch of steps; return what to tell of the sinks that failed and are out.
+
+        Args:
+            steps: from `scalars`, in their order; none is no delivery.
+        """
+        if not steps:
+            return []
+        self.last = steps[-1][0]
+        return self._each(lambda sink: sink.write(steps))
 
     def close(self) -> list[str]:
         """Close what was opened here; return what to tell of those that failed."""
@@ -53,7 +56,7 @@ class Feed:
         self.sinks = []
         return failures
 
-    def _each(self, do: Callable[[Sink], Any]) -> list[str]:
+    def _each(self, do: Callable[[Sink], object]) -> list[str]:
         """Do something with each sink; one that raises, whatever it raises, is out."""
         failures = []
         for sink in list(self.sinks):

@@ -16,7 +16,7 @@ from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.plan import plan
+from ..method.plan import Plan, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from .processes.placements import as_parts, local
@@ -270,29 +270,28 @@ class Clipper:
             LayoutError: with verify, the processes do not mean the same model.
         """
         verify, self._verify = self._verify and torch.distributed.is_initialized(), False
-        layout = self._parameters.layout
-        table = shown(self.names, self.params, layout) if verify else {}
-        lost = _lost(overflow, grads)
+        table = shown(self.names, self.params, self._parameters.layout) if verify else {}
+        measures_only, lost = self.measures_only, _lost(overflow, grads)
+        on_nonfinite: NonFinite = "skip"
         if lost is not True:
-            if scale is not None and not self.measures_only:
+            if scale is not None and not measures_only:
                 (grads.unscale if divide else grads.measure_divided_by)(scale)
             if self.nonfinite == "zero":
                 grads.zero_nonfinite()
-        on_nonfinite: NonFinite = "skip"
-        if lost is not True and self.nonfinite in ("propagate", "zero"):
-            on_nonfinite = "propagate"
+            if self.nonfinite in ("propagate", "zero"):
+                on_nonfinite = "propagate"
         with np.errstate(all="ignore"):
             memory, factors, result = run(
                 self.plan, self._recall(grads), grads, nonfinite=on_nonfinite
             )
-            if scale is not None and self.measures_only:
+            if scale is not None and measures_only:
                 result = unscaled(result, float(scale) if grads.host else scale)
         result = as_tensors(result) if grads.host else result
         if verify:
             compare(self.names, table, result)
         return Decision(
             grads=grads,
-            factors=None if self.measures_only else factors,
+            factors=None if measures_only else factors,
             scale=None if divide else scale,
             result=result,
             memory=memory,

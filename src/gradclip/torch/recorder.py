@@ -1,4 +1,4 @@
-"""From results on the device to rows of a record, a batch at a time."""
+"""From results on the device to rows of a record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,8 +26,6 @@ __all__ = ["Recorder", "record"]
 # Up to this many parameters, each step has the norm of each; a larger model has them every
 # (parameters / this)-th step, so that a record grows no faster than this many norms a step.
 NORMS_PER_STEP = 256
-# Seconds that a step waits at most for its batch to be full.
-SECONDS = 2.0
 _NUMBERS = (
     "total_norm",
     "clipped_norm",
@@ -40,20 +39,29 @@ _NUMBERS = (
 
 
 @dataclass(frozen=True)
-class _Held:
-    """One step, its numbers still on the device."""
+class PendingRow:
+    """One step, its numbers still on the device.
 
+    Attributes:
+        recorder: makes the row of the record.
+        step: the number of the step, from 1.
+        time: seconds since the start of the run.
+        lr, loss: numbers, tensors of one value, or None.
+        result: of the clipper.
+        absent: the places of the parameters that had no gradient.
+    """
+
+    recorder: Recorder
     step: int
     time: float
     lr: float | Tensor | None
     loss: float | Tensor | None
     result: ClipResult
     absent: list[int]
-    """Places of the parameters that had no gradient."""
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All numbers that are tensors, in the order in which `numbers` reads them."""
+        """All numbers that are tensors, in the order in which a recorder takes them."""
         return [
             *(getattr(self.result, name) for name in _NUMBERS),
             self.result.norms,
@@ -62,19 +70,20 @@ class _Held:
 
 
 class Recorder:
-    """Observes a clipper, holds the numbers of some steps on the device, then writes them.
+    """Observes a clipper, and gives the record its steps, with their numbers on the device.
+
+    The record reads the numbers when it writes a batch of steps: with one copy from the device, and
+    no step before waits for it. A killed process loses at most the last batch.
 
     A model of more than 256 parameters has the norm of each at its first step and at every
     ⌈parameters/256⌉-th after that, and at the first step of each row of non-finite ones.
-    A killed process loses at most the steps held back. The first time that the C kernel could not
-    do the work for gradients in the host's memory, the record has an event "fallback".
+    The first time that the C kernel could not do the work for gradients in the host's memory, the
+    record has an event "fallback".
 
     Args:
-        writer: where the rows go.
+        writer: where the rows go; it says how many steps are a batch.
         clipper: what is observed; nothing of it is changed but its list of observers.
         optimizer: where the learning rate (of the first group) is read; None records none.
-        every: steps held back, ≥ 1, but none for longer than about 2 s; each batch costs one
-            copy from the device.
         loss: called at each step for the loss of that step, a tensor or a number or None.
         start: `time.perf_counter()` at the start of the run.
 
@@ -90,11 +99,9 @@ class Recorder:
         clipper: Clipper,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        every: int = 50,
         loss: Callable[[], Tensor | float | None] = lambda: None,
         start: float | None = None,
     ) -> None:
-        self._every = integer("every", every, low=1)
         self._writer = writer
         # Neither is kept alive: a script may make many optimizers in one run.
         self._clipper = weakref.ref(clipper)
@@ -102,8 +109,6 @@ class Recorder:
         self._class = "none" if optimizer is None else type(optimizer).__name__
         self._loss = loss
         self._start = time.perf_counter() if start is None else start
-        self._flushed = time.perf_counter()
-        self._held: list[_Held] = []
         self._was_finite = True
         self._fell_back = False
         self._id: int | None = None
@@ -112,65 +117,93 @@ class Recorder:
         clipper.observers.append(self)
 
     def __call__(self, result: ClipResult) -> None:
-        """Keep one step's numbers where they are."""
+        """Give the record one step, whose numbers stay where they are."""
         clipper = self._clipper()
         assert clipper is not None
         if result.names != self._names:
-            self.flush()
+            self.flush()  # What is held has the names that were described.
             self._describe(clipper)
-        now = time.perf_counter()
         self.steps += 1
-        self._held.append(
-            _Held(
-                step=self.steps,
-                time=round(now - self._start, 6),
-                lr=self._learning_rate(),
-                loss=_copy(self._loss()),
-                result=result,
-                # Those of other processes have no gradient here, and a norm all the same.
-                absent=[
-                    i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta
-                ],
-            )
+        row = PendingRow(
+            recorder=self,
+            step=self.steps,
+            time=round(time.perf_counter() - self._start, 6),
+            lr=self._learning_rate(),
+            loss=_copy(self._loss()),
+            result=result,
+            # Those of other processes have no gradient here, and a norm all the same.
+            absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
         )
+        self._writer.defer(row, _read)
         if clipper.host and not self._fell_back and "torch" in result.path.split("+"):
             self._fell_back = True
             self.event("fallback", _why_torch(result.path))
-        if len(self._held) >= self._every or now - self._flushed >= SECONDS:
-            self.flush()
+
+    def _values(self, row: PendingRow, numbers: Sequence[list[float]]) -> dict[str, object]:
+        """Return what `RecordWriter.step` takes of a step, and count the step.
+
+        Args:
+            row: the step.
+            numbers: the values of its `tensors`.
+        """
+        found = {name: each[0] for name, each in zip(_NUMBERS, numbers, strict=False)}
+        norms: list[float | None] = [*numbers[len(_NUMBERS)]]
+        others = iter(numbers[len(_NUMBERS) + 1 :])
+        lr, loss = (next(others)[0] if isinstance(v, Tensor) else v for v in (row.lr, row.loss))
+        limit = found["limit"]
+        finite = math.isfinite(found["total_norm"])
+        sampled = (row.step - 1) % self._stride == 0 or (self._was_finite and not finite)
+        self._was_finite = finite
+        bad = [n for n, v in zip(self._names, norms, strict=True) if not math.isfinite(v or 0.0)]
+        for place in row.absent:
+            norms[place] = None
+        self.clipped += bool(found["clipped"])
+        self.skipped += bool(found["skipped"])
+        return {
+            "step": row.step,
+            "optimizer": self._id or 0,
+            "time": row.time,
+            "loss": loss,
+            "lr": lr,
+            "norm": found["total_norm"],
+            "clipped_norm": found["clipped_norm"],
+            "limit": None if math.isnan(limit) else limit,
+            "coef": found["coef"],
+            "removed": found["removed"],
+            "cosine": found["cosine"],
+            "clipped": found["clipped"],
+            "skipped": found["skipped"],
+            "path": row.result.path,
+            "nonfinite": bad if sampled else (),
+            "norms": norms if sampled else None,
+        }
 
     def flush(self) -> None:
         """Write all that is held."""
-        held, self._held = self._held, []
-        tensors = [step.tensors for step in held]
-        values = iter(_on_host([*chain.from_iterable(tensors)]))
-        for step, own in zip(held, tensors, strict=True):
-            self._write(step, [next(values) for _ in own])
-        now = time.perf_counter()
-        due = now - self._flushed >= SECONDS
-        self._writer.flush(sync=due)  # Each batch is safe from a kill, these from a power cut.
-        if due:
-            self._flushed = now
+        self._writer.flush()
 
     def close(self, status: str = "ok") -> None:
         """Write all that is held, then the last row; the clipper goes on unobserved."""
         clipper = self._clipper()
         if clipper is not None and self in clipper.observers:
             clipper.observers.remove(self)
-        self.flush()
         self._writer.end(status)
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
-    def __exit__(self, kind: Any, error: Any, _traceback: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         """Close the record, saying how the training ended."""
         self.close("ok" if kind is None else f"error: {kind.__name__}: {error}")
 
     def event(self, name: str, text: str) -> None:
         """Note something that happened at the present step."""
-        self.flush()
         self._writer.event(name, text, step=self.steps)
 
     def _describe(self, clipper: Clipper) -> None:
@@ -188,38 +221,6 @@ class Recorder:
         optimizer = None if self._optimizer is None else self._optimizer()
         return None if optimizer is None else _copy(optimizer.param_groups[0].get("lr"))
 
-    def _write(self, step: _Held, values: Sequence[list[float]]) -> None:
-        """Write one step, whose tensors have become these values."""
-        numbers = {name: value[0] for name, value in zip(_NUMBERS, values, strict=False)}
-        norms: list[float | None] = [*values[len(_NUMBERS)]]
-        others = iter(values[len(_NUMBERS) + 1 :])
-        lr, loss = (next(others)[0] if isinstance(v, Tensor) else v for v in (step.lr, step.loss))
-        limit = numbers.pop("limit")
-        finite = math.isfinite(numbers["total_norm"])
-        sampled = (step.step - 1) % self._stride == 0 or (self._was_finite and not finite)
-        self._was_finite = finite
-        bad = [n for n, v in zip(self._names, norms, strict=True) if not math.isfinite(v or 0.0)]
-        for place in step.absent:
-            norms[place] = None
-        clipped, skipped = bool(numbers.pop("clipped")), bool(numbers.pop("skipped"))
-        self.clipped += clipped
-        self.skipped += skipped
-        self._writer.step(
-            step=step.step,
-            optimizer=self._id or 0,
-            time=step.time,
-            lr=lr,
-            loss=loss,
-            norm=numbers.pop("total_norm"),
-            limit=None if math.isnan(limit) else limit,
-            clipped=clipped,
-            skipped=skipped,
-            path=step.result.path,
-            nonfinite=bad if sampled else (),
-            norms=norms if sampled else None,
-            **numbers,
-        )
-
 
 def record(
     clipper: Clipper,
@@ -236,7 +237,8 @@ def record(
         clipper: what is observed; its steps are not changed.
         path: the file; one that exists is replaced.
         optimizer: where the learning rate is read.
-        every: steps held back before they are written, ≥ 1.
+        every: steps in a batch, ≥ 1: so many are held back before they are written, but none for
+            longer than about 2 s.
         loss: called at each step for its loss.
         sinks: where each step goes as well, in batches: text such as "tensorboard:runs/a" or
             "wandb:PROJECT", a SummaryWriter, or anything with `log(values, step=...)`; see
@@ -262,12 +264,10 @@ def record(
         ...     _ = clipper.clip_()
         >>> read_run(path).column("clipped_norm").round(6)
         array([1.])
-
-    Source: none.
     """
     integer("every", every, low=1)
-    writer = RecordWriter(path, policy=str(clipper.policy), sinks=sinks)
-    return Recorder(writer, clipper, optimizer, every=every, loss=loss)
+    writer = RecordWriter(path, policy=str(clipper.policy), every=every, sinks=sinks)
+    return Recorder(writer, clipper, optimizer, loss=loss)
 
 
 def _why_torch(path: str) -> str:
@@ -281,12 +281,22 @@ def _why_torch(path: str) -> str:
     )
 
 
-def _copy(value: Any) -> float | Tensor | None:
+def _read(rows: Sequence[PendingRow]) -> list[dict[str, object]]:
+    """Return the values of some steps, of any recorders: one copy from each device for all."""
+    tensors = [row.tensors for row in rows]
+    numbers = iter(_on_host([*chain.from_iterable(tensors)]))
+    return [
+        row.recorder._values(row, [next(numbers) for _ in own])
+        for row, own in zip(rows, tensors, strict=True)
+    ]
+
+
+def _copy(value: object) -> float | Tensor | None:
     """Return a number as it is now, and leave it on its device: the script may write to it."""
     if isinstance(value, Tensor):
         return value.detach().clone() if value.numel() == 1 else None
     try:
-        return None if value is None else float(value)
+        return None if value is None else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # A loss or a learning rate of a kind we do not know.
         return None
 

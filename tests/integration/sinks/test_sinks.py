@@ -128,8 +128,8 @@ def test_a_sink_costs_no_read_of_the_device(tmp_path: Path) -> None:
     model = net()
     clipper = Clipper(model.named_parameters(), "norm:0.5", max_skips=99)
     logger = Logger()
-    with RecordWriter(tmp_path / "r", sinks=[logger]) as writer:
-        Recorder(writer, clipper, every=10)
+    with RecordWriter(tmp_path / "r", every=10, sinks=[logger]) as writer:
+        Recorder(writer, clipper)
         with decided_on_device():
             for step in range(9):
                 scripted_gradients(model, step)

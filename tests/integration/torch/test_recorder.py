@@ -76,8 +76,8 @@ def test_one_copy_for_each_batch_and_none_between(tmp_path: Path) -> None:
     # More than max_skips steps: so often the clipper looks for itself.
     clipper = Clipper(model.named_parameters(), "norm:0.5", max_skips=99)
     last = torch.tensor(0.0)
-    writer = RecordWriter(tmp_path / "r")
-    Recorder(writer, clipper, optimizer, every=10, loss=lambda: last)
+    writer = RecordWriter(tmp_path / "r", every=10)
+    Recorder(writer, clipper, optimizer, loss=lambda: last)
     read: list[int] = []
     with decided_on_device(), mock.patch.object(torch.Tensor, "tolist", _tolist(read)):
         for step in range(20):

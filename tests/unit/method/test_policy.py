@@ -23,9 +23,11 @@ from gradclip import (
     by_name,
     by_norm,
     by_value,
+    clip21,
     floor,
     from_dict,
     parse,
+    with_feedback,
 )
 from gradclip.method.measure import combine
 from gradclip.method.plan import plan
@@ -115,6 +117,21 @@ def test_a_policy_can_be_pickled_and_copied(policy: object) -> None:
 def test_numpy_numbers_are_numbers() -> None:
     assert by_norm(np.float32(0.5)) == by_norm(0.5)
     assert by_norm(1.0, order=np.int64(1)) == by_norm(1.0, order=1)
+
+
+def test_a_wrapper_is_given_its_policy_once() -> None:
+    policy = by_norm(1.0)
+    assert clip21(policy=policy, beta1=0.5) == clip21(policy, 0.5)
+    with pytest.raises(TypeError, match="multiple values"):
+        clip21(policy, policy=policy)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "inner", [with_feedback("norm:1"), by_name({"*": "norm:1"}), {"*": "norm:1"}], ids=repr
+)
+def test_what_a_wrapper_cannot_hold_is_refused(inner: Any) -> None:
+    with pytest.raises(PolicyError, match="wrap a policy or a chain"):
+        with_feedback(inner)
 
 
 def test_as_policy_takes_what_users_write() -> None:

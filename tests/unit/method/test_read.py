@@ -225,6 +225,7 @@ OLD = [
     ("online-quantile:0.5", online_quantile(0.5)),
     ("block-rms:1.0", block_rms(1)),
     ("feedback(value:-1,1)", with_feedback("value:-1,1")),
+    ("feedback:norm:1.0", with_feedback("norm:1.0")),
     ("norm:1", by_norm(1.0)),
 ]
 

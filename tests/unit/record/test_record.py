@@ -532,6 +532,46 @@ def test_no_row_waits_longer_than_seconds(path):
     record.end()
 
 
+def test_deferred_steps_are_read_once_a_batch_and_stand_in_their_order(path):
+    batches = []
+
+    def read(held):
+        batches.append([*held])
+        return [{"step": step, "norm": 2.0 * step, "clipped": step == 2} for step in held]
+
+    with RecordWriter(path, every=4, seconds=1e9) as record:
+        record.defer(1, read)
+        record.step(step=10, norm=1.0)
+        record.defer(2, read)
+        assert batches == []
+        assert record.counts == {"steps": 3, "clipped": 0, "skipped": 0}
+        record.event("note", "a row that is not a step fills a batch too")
+        assert batches == [[1, 2]]
+        record.defer(3, read)
+    run = read_run(path)
+    assert batches == [[1, 2], [3]]
+    assert run.steps.tolist() == [1, 10, 2, 3]
+    assert run.column("norm").tolist() == [2.0, 1.0, 4.0, 6.0]
+    assert (run.end.steps, run.end.clipped) == (4, 1)
+    record.defer(4, read)  # After the end it is left out.
+    assert len(read_run(path).steps) == 4
+
+
+def test_a_batch_that_cannot_be_read_leaves_the_other_rows(path):
+    def fail(_):
+        raise RuntimeError("the device has failed")
+
+    record = RecordWriter(path, seconds=1e9)
+    record.defer(1, fail)
+    record.event("note", "this stays")
+    with pytest.raises(RuntimeError, match="device has failed"):
+        record.flush()
+    record.end("error")
+    run = read_run(path)
+    assert len(run.steps) == 0
+    assert [event.text for event in run.events] == ["this stays"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_told_once_and_the_run_goes_on():
     with pytest.warns(GradclipWarning, match=r"/dev/full stops here \(No space left") as told:

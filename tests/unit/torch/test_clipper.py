@@ -412,6 +412,27 @@ def test_other_parameters_can_be_bound_while_nothing_is_remembered() -> None:
     np.testing.assert_allclose(new.grad, [0.6, 0.8], 1e-6)
 
 
+def test_a_state_that_an_older_version_saved_is_read() -> None:
+    """Written out as version 0.x saved it, so that the format is held."""
+    clipper, _ = _fresh(by_norm(1.0))
+    state = {
+        "schema": 1,
+        "policy": "norm:1.0",
+        "names": ["a", "b"],
+        "steps": 7,
+        "clipped": 3,
+        "skipped": 2,
+        "in_a_row": 1,
+        "memory": [[{}]],
+    }
+    clipper.load_state_dict(state)
+    assert (clipper.steps, clipper.clipped, clipper.skipped) == (7, 3, 2)
+    assert clipper.state_dict() == state
+    with pytest.raises(KeyError):
+        clipper.load_state_dict({k: v for k, v in state.items() if k != "memory"} | {"steps": 9})
+    assert clipper.steps == 7  # What cannot be read changes nothing.
+
+
 def test_other_parameters_are_refused_once_something_is_remembered(running: Policy) -> None:
     clipper, params = _fresh(running)
     clipper.rebind([("a", params[0]), ("b", params[1])])

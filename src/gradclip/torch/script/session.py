@@ -36,7 +36,6 @@ class Session:
         nonfinite: see `Clipper`.
         max_skips: see `Clipper`.
         writer: where the record goes; None records nothing.
-        every: steps in a batch of the record.
 
     Attributes:
         losses: of the steps to come.
@@ -52,7 +51,6 @@ class Session:
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
         writer: RecordWriter | None = None,
-        every: int = 50,
     ) -> None:
         self.policy = policy
         self.writer = writer
@@ -62,12 +60,10 @@ class Session:
         self.fault: PolicyError | None = None
         self._nonfinite: NonFinite = "propagate" if policy is None else nonfinite
         self._max_skips = max_skips
-        self._every = every
         self._start = time.perf_counter()
         self._process = os.getpid()
-        self._counts: Counter[str] = Counter()
-        self._recorders: list[Recorder] = []
-        self._left: list[Recorder] = []
+        # Each is kept alive by its clipper, and in the order in which they were made.
+        self._recorders: weakref.WeakValueDictionary[int, Recorder] = weakref.WeakValueDictionary()
         self._followed: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]] = (
             weakref.WeakKeyDictionary()
         )
@@ -86,12 +82,12 @@ class Session:
 
     @property
     def clipped(self) -> int:
-        """How many of them were clipped."""
+        """How many of them were clipped, of those written."""
         return self._count("clipped")
 
     @property
     def skipped(self) -> int:
-        """How many of them were skipped."""
+        """How many of them were skipped, of those written."""
         return self._count("skipped")
 
     def on_step(self, optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
@@ -105,7 +101,6 @@ class Session:
                 return
             if followed in self._ours:
                 followed.detach()
-        self._forget_the_dead()
         clipper = script or self._clipping_by_hand(optimizer)
         if clipper is None:
             clipper = self._clip(optimizer)
@@ -132,23 +127,23 @@ class Session:
             return
         self.notices[what] = text
         if self.writer is not None and self.here:
-            step = 1 + (self._recorders[0].steps if self._recorders else 0)
+            first = next(iter(self._recorders.values()), None)
+            step = 1 if first is None else 1 + first.steps
             self.writer.event("script-clips", text, step=step)
 
     def close(self, status: str) -> None:
         """Write what is held, and how the run ended."""
+        if self.writer is None:
+            return
         try:
-            self._forget_the_dead()
-            for recorder in self._recorders:
-                recorder.flush()
+            self.writer.flush()
         except Exception as error:  # Such as a device that has failed.
             text = f"gradclip: warning: the last steps are not in the record: {error}"
             print(text, file=sys.stderr)
-        if self.writer is not None:
-            self.writer.end(status)
+        self.writer.end(status)
 
     def _count(self, what: str) -> int:
-        return self._counts[what] + sum(getattr(each, what) for each in self._recorders)
+        return 0 if self.writer is None else self.writer.counts[what]
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> Clipper:
         """Put a clipper of ours on an optimizer."""
@@ -184,21 +179,9 @@ class Session:
             self.writer,
             clipper,
             optimizer,
-            every=self._every,
             loss=partial(self.losses.take, object()),
             start=self._start,
         )
-        self._recorders.append(recorder)
+        self._recorders[id(recorder)] = recorder
         if clipper in self._by_hand and clipper.last is not None:
             recorder(clipper.last)  # It has clipped for this step already.
-        # Called by the garbage collector, at any place: so it only leaves a note.
-        weakref.finalize(optimizer, self._left.append, recorder).atexit = False
-
-    def _forget_the_dead(self) -> None:
-        """Write what is held of optimizers that are no more, and let go of them."""
-        while self._left:
-            recorder = self._left.pop()
-            recorder.flush()
-            for what in ("steps", "clipped", "skipped"):
-                self._counts[what] += getattr(recorder, what)
-            self._recorders.remove(recorder)

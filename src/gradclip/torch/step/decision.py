@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from .parameters import Grads
 __all__ = ["Decision", "as_tensors", "unscaled"]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The outcome of a policy for one step, before the gradients are multiplied.
 
     Attributes:
@@ -41,9 +41,11 @@ class Decision:
         """Multiply the gradients by their factors, in place, and divide them by the scale."""
         if self.factors is None:
             return
-        with np.errstate(all="ignore"):
-            by = self.factors if self.scale is None else self.factors / float(self.scale)
-            self.grads.scale(by)
+        by = self.factors
+        if self.scale is not None:
+            with np.errstate(all="ignore"):
+                by = by / float(self.scale)
+        self.grads.scale(by)
 
 
 def as_tensors(result: ClipResult) -> ClipResult:

@@ -30,10 +30,13 @@ Watched = Callable[..., tuple[Session, Run]]
 def watched(tmp_path: Path) -> Watched:
     """Train under a session; return the session and its record."""
 
-    def run(train: Callable[[], object], policy: str | None = None, **options: Any) -> Any:
+    def run(
+        train: Callable[[], object], policy: str | None = None, every: int = 50, **options: Any
+    ) -> Any:
         path = tmp_path / "run.jsonl"
         plan = None if policy is None else parse(policy)
-        session = Session(plan, writer=RecordWriter(path, policy=policy), **options)
+        writer = RecordWriter(path, policy=policy, every=every)
+        session = Session(plan, writer=writer, **options)
         with watch(session):
             train()
         session.close("ok")
