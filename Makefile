@@ -10,7 +10,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format bench bench-quick experiments experiments-quick \
-  docs docs-methods docs-parity docs-bench docs-experiments build clean
+  docs docs-methods docs-cli docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md and docs/reference/recipes.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
 	$(BIN)/gradclip methods --reference > docs/reference/recipes.md
+
+docs-cli: $(VENV)/.dev  ## write the commands and their options into docs/cli.md
+	$(BIN)/python docs/commands.py
 
 docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all rivals, into docs/parity.md
 	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md

@@ -50,7 +50,7 @@ def work(side: str, model: str, threads: int | None) -> None:
     }
     for _ in sys.stdin:
         spent = [training.step(clip[side]) for _ in range(STEPS)]
-        path = "none" if clipper.last is None else clipper.last.path
+        path = "none" if clipper.last is None else clipper.last.ran
         print(sum(s.step for s in spent), sum(s.clip for s in spent), path, flush=True)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
             last = clipper.last
             print(f"step {step + 1}: norm {last.total_norm:.3f}, after {last.clipped_norm:.3f}")
     if rank == 0:
-        print(f"{clipper.clipped} of {clipper.steps} steps were clipped; path {clipper.last.path}")
+        print(f"{clipper.clipped} of {clipper.steps} steps were clipped; path {clipper.last.ran}")
     dist.destroy_process_group()
 
 

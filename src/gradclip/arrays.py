@@ -19,6 +19,7 @@ __all__ = [
     "Scalar",
     "Sizes",
     "State",
+    "Tree",
     "Values",
 ]
 
@@ -44,3 +45,5 @@ State: TypeAlias = dict[str, Array]
 """What one threshold or one wrapper remembers: arrays by name, dictionaries of them nested."""
 Memory: TypeAlias = Any
 """What a whole plan remembers: lists and dictionaries, nested, of arrays."""
+Tree: TypeAlias = Any
+"""A tree of JAX: containers, nested, of arrays."""

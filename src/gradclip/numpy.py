@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
+from .arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, State, Values
 from .checks import choice
+from .engine.backend import Change, Measured, Relative, Spectrum, Units
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
 from .errors import NonFiniteError, PolicyError
 from .method.plan import plan
 from .method.read import PolicyLike, as_policy, is_written
-from .method.threshold import Limits
 
 __all__ = ["clip"]
 
-Grads = TypeVar("Grads", Sequence[Any], Mapping[str, Any])
+Grads = TypeVar("Grads", Sequence[Values], Mapping[str, Values])
 
 
 def clip(
     grads: Grads,
     policy: PolicyLike,
-    state: Any = None,
+    state: State | None = None,
     *,
-    weights: Any = None,
+    weights: Grads | None = None,
     loss: float | None = None,
     nonfinite: NonFinite = "skip",
-) -> tuple[Grads, Any, ClipResult]:
+) -> tuple[Grads, State, ClipResult]:
     """Clip a list or a dictionary of arrays.
 
     The formula is the policy's; see `gradclip methods`.
@@ -61,15 +64,12 @@ def clip(
         >>> clipped, state, result = clip([np.asarray([3.0, 4.0])], "norm:1.0")
         >>> clipped[0].round(3), float(result.total_norm)
         (array([0.6, 0.8]), 5.0)
-
-    Source: none; this is the clear twin of the faster backends.
     """
     choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
     named = _named(grads)
     policy = as_policy(policy)
-    arrays = _Arrays(named, loss=loss, replace_nonfinite=nonfinite == "zero")
-    if weights is not None:
-        arrays.weights = _Arrays(_matching(weights, named))
+    arrays = _Arrays(named, replace_nonfinite=nonfinite == "zero")
+    known = None if weights is None else _Arrays(_matching(weights, named))
     if nonfinite == "raise":
         _refuse_nonfinite(arrays)
     layers = plan(policy, arrays.names)
@@ -84,8 +84,16 @@ def clip(
             remedy = f"the state was made for {state['names']!r}"
             raise PolicyError.of("names", list(named), remedy)
         decision: NonFinite = "skip" if nonfinite == "skip" else "propagate"
-        memory, factors, result = run(layers, state["memory"], arrays, nonfinite=decision)
+        memory, factors, result = run(
+            layers,
+            state["memory"],
+            arrays,
+            nonfinite=decision,
+            loss=lambda: loss,
+            weights=None if known is None else lambda: known,
+        )
         arrays.scale(factors)
+    result = replace(result, ran="numpy")
     clipped = {name: None if named[name] is None else arrays.values[name] for name in named}
     new = {**about, "memory": memory}
     if isinstance(grads, Mapping):
@@ -96,22 +104,12 @@ def clip(
 class _Arrays:
     """The engine's backend over arrays by name; a missing gradient counts as empty."""
 
-    xp: Any = np
-    values_xp: Any = np
+    xp: Namespace = np
+    values_xp: Namespace = np
     host = True
-    spread = False
-    path = "numpy"
 
-    def __init__(
-        self,
-        named: Mapping[str, Any],
-        *,
-        loss: float | None = None,
-        replace_nonfinite: bool = False,
-    ) -> None:
+    def __init__(self, named: Mapping[str, Values], *, replace_nonfinite: bool = False) -> None:
         self.names = tuple(named)
-        self.loss = loss
-        self.weights: _Arrays | None = None
         self.values: dict[str, np.ndarray] = {}
         for name, grad in named.items():
             array = np.zeros(0) if grad is None else np.asarray(grad)
@@ -121,47 +119,50 @@ class _Arrays:
             if replace_nonfinite and not np.isfinite(array).all():
                 array = np.where(np.isfinite(array), array, np.zeros((), array.dtype))
             self.values[name] = array
-        self.sizes = np.asarray([a.size for a in self.values.values()], dtype=np.float64)
-        here = [grad is not None for grad in named.values()]
-        self.present = self.somewhere = tuple(here)
+        self.sizes: Sizes = np.asarray([a.size for a in self.values.values()], dtype=np.float64)
+        self._present = tuple(grad is not None for grad in named.values())
 
-    def array(self, values: list[float]) -> Any:
+    def array(self, values: list[float]) -> Array:
         return np.asarray(values)
 
+    def measure(self, order: float) -> Measured:
+        return Measured(self.norms(range(len(self.names)), order), self._present)
+
     def norms(
-        self, members: Sequence[int], order: float, relative: tuple[float, float] | None
-    ) -> Any:
+        self, members: Sequence[int], order: float, relative: Relative | None = None
+    ) -> Norms:
         found = []
         for i in members:
             array = self._get(i)
             if relative is not None:
-                array = array / self._unit(i, relative)
+                assert isinstance(relative.weights, _Arrays)
+                weight = np.abs(relative.weights._get(i)).astype(np.float64)
+                array = array / (relative.rel * weight + relative.least)
             found.append(_norm(array.ravel(), order))
         return np.asarray(found, dtype=np.float64)
 
-    def unit_norms(
-        self, members: Sequence[int], order: float, axis: int | None
-    ) -> tuple[Any, Any, list[int]]:
+    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
         norms, sizes, counts = [], [], []
         for member in members:
             rows = _rows(self._get(member), axis)
             norms += [_norm(row, order) for row in rows]
             sizes += [float(rows.shape[1])] * len(rows)
             counts.append(len(rows))
-        return np.asarray(norms, dtype=np.float64), np.asarray(sizes), counts
+        found = np.asarray(norms, dtype=np.float64)
+        return Units(found, np.asarray(sizes), counts, self._present)
 
-    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+    def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         owners = np.repeat(np.arange(len(counts)), counts)
         sums = np.bincount(owners, a * b, len(counts))
         return np.sqrt(sums) if root else sums
 
-    def scale(self, factors: Any) -> None:
+    def scale(self, factors: Factors) -> None:
         each = np.broadcast_to(factors, (len(self.names),))
         for name, factor in zip(self.names, each, strict=True):
             if factor != 1:
                 self.values[name] = _times(self.values[name], factor)
 
-    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
         counts = [len(_rows(self._get(m), axis)) for m in members]
         for member, mine in zip(members, np.split(factors, np.cumsum(counts)[:-1]), strict=True):
             array = self._get(member)
@@ -171,58 +172,63 @@ class _Arrays:
                     shape[axis or 0] = -1
                 self.values[self.names[member]] = _times(array, np.reshape(mine, shape))
 
-    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:  # noqa: ARG002
+    def edit(
+        self,
+        members: Sequence[int],
+        change: Change,
+        keep: Flag,
+        like: Mapping[int, Values] | None = None,
+        *,
+        measured: bool = True,
+    ) -> tuple[Norms, Cosines]:
+        self._refuse_complex(members)
+        norms, cosines = np.zeros(len(members)), np.ones(len(members))
+        for place, member in enumerate(members):
+            if not self._present[member]:
+                continue
+            old = self._get(member)
+            value = old if old.dtype.itemsize >= 4 else old.astype(np.float32)
+            changed = change(member, value, partial(_decomposed, value))
+            if changed is None:
+                continue
+            new = old if keep else _stored(np.asarray(changed), old.dtype)
+            self.values[self.names[member]] = new
+            if measured:
+                before = old if like is None else np.asarray(like[member]).astype(old.dtype)
+                norms[place], cosines[place] = _norm(new.ravel(), 2.0), _cosine(before, new)
         return norms, cosines
 
-    def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
-        return None
-
-    def refuse_complex(self, members: Sequence[int]) -> None:
+    def _refuse_complex(self, members: Sequence[int]) -> None:
         for member in members:
             dtype = self._get(member).dtype
             if dtype.kind == "c":
                 remedy = "values of complex gradients have no order: clip them by norm"
                 raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(dtype), remedy)
 
-    def get(self, member: int) -> np.ndarray:
-        self.refuse_complex([member])
-        array = self._get(member)
-        return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
-
-    def put(self, member: int, value: Any, keep: Any, *, like: Any = None) -> tuple[Any, Any]:
-        old = self._get(member)
-        before = old if like is None else np.asarray(like).astype(old.dtype)
-        new = old if keep else _stored(np.asarray(value), old.dtype)
-        self.values[self.names[member]] = new
-        return np.float64(_norm(new.ravel(), 2.0)), np.float64(_cosine(before, new))
-
-    def singular(self, member: int) -> tuple[Any, Any, Any] | None:
-        array = self.get(member)
-        if array.ndim < 2:
-            return None
-        matrix = array.reshape(array.shape[0], math.prod(array.shape[1:]))
-        if not np.isfinite(matrix).all():  # A decomposition would raise; NaN is what it means.
-            matrix = np.full_like(matrix, np.nan)
-            rank = min(matrix.shape)
-            return matrix[:, :rank], matrix[0, :1].repeat(rank), matrix[:rank]
-        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
-        return u, s, vh
-
     def _get(self, member: int) -> np.ndarray:
         return self.values[self.names[member]]
 
-    def _unit(self, member: int, relative: tuple[float, float]) -> np.ndarray:
-        if self.weights is None:
-            raise PolicyError.of("weights", None, "the policy compares with them: pass them too")
-        rel, least = relative
-        return rel * np.abs(self.weights._get(member)).astype(np.float64) + least
+
+def _decomposed(value: np.ndarray) -> Spectrum | None:
+    """Return U, σ, Vᵀ of a matrix, its filters flattened; None for a vector."""
+    if value.ndim < 2:
+        return None
+    matrix = value.reshape(value.shape[0], math.prod(value.shape[1:]))
+    if not np.isfinite(matrix).all():  # A decomposition would raise; NaN is what it means.
+        matrix = np.full_like(matrix, np.nan)
+        rank = min(matrix.shape)
+        return matrix[:, :rank], matrix[0, :1].repeat(rank), matrix[:rank]
+    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    return u, s, vh
 
 
-def _named(grads: Any) -> dict[str, Any]:
+def _named(grads: Sequence[Values] | Mapping[str, Values]) -> dict[str, Values]:
     return dict(grads) if isinstance(grads, Mapping) else {str(i): g for i, g in enumerate(grads)}
 
 
-def _matching(weights: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+def _matching(
+    weights: Sequence[Values] | Mapping[str, Values], named: Mapping[str, Values]
+) -> dict[str, Values]:
     """Return the weights, in the order of the gradients; none where there is no gradient."""
     given = _named(weights)
     if given.keys() != named.keys():
@@ -264,7 +270,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return min(share, 1 - 2**-53)  # 1 would mean that they are equal, whatever rounding says.
 
 
-def _times(array: np.ndarray, factor: Any) -> np.ndarray:
+def _times(array: np.ndarray, factor: Factors) -> np.ndarray:
     """Return array·factor, computed in at least float64 and rounded once; 1 keeps the bits."""
     kind = np.complex128 if array.dtype.kind == "c" else np.float64
     return np.where(factor == 1, array, (array.astype(kind) * factor).astype(array.dtype))

@@ -2,14 +2,15 @@
 
 A policy is a measure, a threshold and a response: `Policy(Measure("tensor"), Fixed(high=1.0),
 Rescale())`. A threshold says how large is too large, a response what happens then. `Wrapped` holds
-a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and `Seen`
-are what a threshold of your own has and is given.
+a source, which makes of the gradient what is clipped in its place. `Threshold`, `Limits` and
+`Context` are what a threshold of your own has and is given.
 """
 
 from ._publish import publish as _publish
 from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
 from .method.threshold import (
     After,
+    Context,
     Fixed,
     Leading,
     Limits,
@@ -24,7 +25,6 @@ from .method.threshold import (
     RatioToWeight,
     RollingMean,
     SecondMoment,
-    Seen,
     Smallest,
     Threshold,
     WindowZScore,
@@ -37,6 +37,7 @@ __all__ = [
     "Carry",
     "Center",
     "Clamp",
+    "Context",
     "Difference",
     "Fixed",
     "Leading",
@@ -55,7 +56,6 @@ __all__ = [
     "Rescale",
     "RollingMean",
     "SecondMoment",
-    "Seen",
     "ShrinkSpikes",
     "Skip",
     "Smallest",

@@ -655,9 +655,9 @@ def test_clipping_writes_in_place(backend: str, name: str, on_path: OnPath) -> N
 )
 def test_the_result_says_what_ran(backend: str, prefix: str, on_path: OnPath) -> None:
     _, result = run(backend, on_path, _pair(torch.float32), by_norm(1.0))
-    assert result.path.startswith(prefix)
+    assert result.ran.startswith(prefix)
 
 
 def test_the_path_of_a_mixture_says_so(on_path: OnPath) -> None:
     grads: Grads = [torch.ones(2), torch.ones(2, dtype=torch.complex64)]
-    assert run("kernel", on_path, grads, by_norm(1.0))[1].path.endswith("+torch")
+    assert run("kernel", on_path, grads, by_norm(1.0))[1].ran.endswith("+torch")

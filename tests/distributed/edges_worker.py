@@ -418,7 +418,7 @@ def a_fused_optimizer_applies_the_factor_to_dtensors() -> None:
         clipper = attach(optimizer, "norm:0.5")
         optimizer.step()
         assert clipper.last is not None
-        assert clipper.last.path.endswith("+fold") == fused
+        assert clipper.last.ran.endswith("+fold") == fused
         close(clip_grad_norm_([param], 9.0), 0.5, 1e-6)  # The kernel wrote clipped ones back.
         weights.append(local(param))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)

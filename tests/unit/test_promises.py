@@ -268,10 +268,10 @@ def test_promise_6_state_is_read_with_weights_only() -> None:
 
 
 def test_promise_8_the_result_says_what_ran(path: str) -> None:
-    ran = Clipper([_param(torch.ones(2))], "norm:1").clip_().path
+    ran = Clipper([_param(torch.ones(2))], "norm:1").clip_().ran
     assert ran == (f"c-{kernel.status().isa}" if path == "kernel" else "torch")
     # The kernel has no 1-norm: torch measures, and the kernel scales.
-    ran = Clipper([_param(torch.ones(2))], "norm:1,order=1").clip_().path
+    ran = Clipper([_param(torch.ones(2))], "norm:1,order=1").clip_().ran
     assert ran == (f"c-{kernel.status().isa}+torch" if path == "kernel" else "torch")
 
 
@@ -282,7 +282,7 @@ def test_promise_8_the_fold_is_told_or_why_there_is_none() -> None:
         clipper = gradclip.torch.attach(optimizer, "norm:1")
         optimizer.step()
         assert clipper.last is not None
-        assert clipper.last.path.endswith("+fold") == fused
+        assert clipper.last.ran.endswith("+fold") == fused
         assert clipper.scaled_because == (
             None if fused else "this AdamW was not made with fused=True"
         )
@@ -304,7 +304,7 @@ def test_promise_8_a_kernel_turned_off_is_told() -> None:
     code = (
         "import torch, gradclip.torch as g; p = torch.nn.Parameter(torch.zeros(2));"
         "p.grad = torch.ones(2);"
-        "print(g.Clipper([p], 'value:0.5|norm:0.1').clip_().path, p.grad.tolist());"
+        "print(g.Clipper([p], 'value:0.5|norm:0.1').clip_().ran, p.grad.tolist());"
         "from gradclip import kernel; print(kernel.status().reason)"
     )
     first, second = _python(code, GRADCLIP_KERNEL="off").stdout.splitlines()

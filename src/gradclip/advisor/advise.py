@@ -16,7 +16,7 @@ from ..method.recipes import by_norm
 from ..method.response import Rescale
 from ..method.threshold import Fixed
 from ..record import Run, Trace, traces_of
-from ..record.run import Floats
+from ..record.rows import Floats
 from .advice import Advice, Replayed
 from .choose import choose
 from .grid import current_policy, policies_for, rounded
@@ -92,8 +92,6 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
         >>> advice = advise(read_run(path))
         >>> advice.recommended, advice.code
         ('norm:1.2', 'attach(optimizer, "norm:1.2")')
-
-    Source: none; the rule of choice is ours.
     """
     trace = _trace(run, optimizer)
     findings = diagnose_trace(trace)

@@ -8,7 +8,7 @@ from ..errors import PolicyError
 from ..method.policy import AnyPolicy, Policy
 from ..method.read import parse
 from ..method.recipes import adagc, autoclip, by_norm, mean_std, moving_average, quantile, zclip
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 
 __all__ = ["QUANTILES", "current_policy", "policies_for", "rounded"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ..method.policy import AnyPolicy
 from ..method.read import by_name
 from ..numpy import clip
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["replay"]
 
@@ -29,7 +28,7 @@ def replay(policies: Mapping[str, AnyPolicy], norms: Mapping[str, Floats]) -> di
     Returns:
         For each policy the norms after it, shape (steps, arrays).
     """
-    rules: Any = by_name({f"{name}.*": policy for name, policy in policies.items()})
+    rules = by_name({f"{name}.*": policy for name, policy in policies.items()})
     keys = {name: [f"{name}.{i}" for i in range(norms[name].shape[1])] for name in policies}
     left = {name: np.empty_like(norms[name]) for name in policies}
     steps = len(next(iter(norms.values()))) if norms else 0

@@ -7,7 +7,7 @@ import numpy as np
 from ..diagnosis import Finding
 from ..diagnosis.spikes import began_at, first_of, loss_spikes, norm_spikes
 from ..record import Trace
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["MIN_NORMS", "guess", "norms_before", "stuck_since", "went_wrong"]
 

@@ -23,7 +23,8 @@ __all__ = ["advise"]
 def advise(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     optimizer: Annotated[
-        int | None, typer.Option(help="Its id in the record. Default that with the most steps.")
+        int | None,
+        typer.Option(help="Its id in the record. Default: that with the most steps."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:

@@ -22,7 +22,7 @@ from ..report import write_report
 from ..show.summary import Summary, summarise
 from ..show.words import number
 from .complete import policies
-from .failure import exit_on_user_error, wants_extra
+from .failure import exit_on_user_error, require
 
 __all__ = ["demo"]
 
@@ -40,7 +40,7 @@ class _Arm:
 
 @exit_on_user_error
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the records and the report go.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the records and the report.")] = Path(
         "runs/demo"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each run.")] = 400,
@@ -55,12 +55,7 @@ def demo(
     once clipped, with the same seed and learning rate.
     """
     parse(clip)
-    try:
-        import bokeh  # noqa: F401 - a user learns that it is missing before the two trainings
-        import jinja2  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise wants_extra(error, "demo") from None
+    require("demo", "demo", "bokeh", "jinja2", "torch")  # before the two trainings, not after
     script = _script()
     options = ["--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40))]
     console = Console(highlight=False)

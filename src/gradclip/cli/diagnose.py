@@ -24,9 +24,9 @@ def diagnose(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Say what a run suffers from: since when, in which layer, and what to do.
+    """Name a run's faults: since when, in which layer, and what to do.
 
-    The exit code is 0, whatever is found; --json has all numbers.
+    The exit code is 0 with findings too; --json has all numbers.
     """
     record = read_run(run)
     found = findings_of(record)

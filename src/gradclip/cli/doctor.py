@@ -6,7 +6,8 @@ import importlib
 import platform
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -93,7 +94,7 @@ def _fold() -> str:
     return f"yes: {'; '.join(yes)} take the clip factor. Others: see clipper.scaled_because."
 
 
-def _device(torch: Any) -> str:
+def _device(torch: ModuleType) -> str:
     """Say where torch can compute."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

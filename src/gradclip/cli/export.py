@@ -25,27 +25,27 @@ def export(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="The figure: .svg, .pdf or .png; an old is replaced."),
+        typer.Option("--output", "-o", help="A .svg, .pdf or .png; an old one is replaced."),
     ] = Path("figure.svg"),
     panel: Annotated[
         list[str] | None,
         typer.Option(
-            help="loss, norm, coef, rate, distribution or layers; again for a further one below "
-            "it. Default loss and norm.",
+            help="loss, norm, coef, rate, distribution or layers; repeat it for a further panel "
+            "below. Default: loss and norm.",
             autocompletion=_panels,
         ),
     ] = None,
-    width: Annotated[float, typer.Option(help="Inches; one column is 3.3 or so.")] = 3.3,
+    width: Annotated[float, typer.Option(help="Inches; one column of a paper is about 3.3.")] = 3.3,
     height: Annotated[
-        float | None, typer.Option(help="Inches. Default what the panels need.")
+        float | None, typer.Option(help="Inches. Default: as the panels need.")
     ] = None,
-    dpi: Annotated[int, typer.Option(help="Dots an inch of a PNG.")] = 300,
+    dpi: Annotated[int, typer.Option(help="Dots per inch of a PNG.")] = 300,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """Write a figure of one run, or of several, for a paper.
 
     Lines differ by colour and dash. In the norm's panel a dotted line is the limit, a dot a clipped
-    step, a cross a skipped one, and a diamond a gradient that was not finite.
+    step, a cross a skipped one, and a diamond a gradient with inf or NaN.
     """
     panels = tuple(panel or ("loss", "norm"))
     with warnings.catch_warnings(record=True) as warned:

@@ -1,8 +1,9 @@
-"""How a command says what went wrong: one line, no traceback, exit code 2."""
+"""How a command reports a mistake of the user: one line, no traceback, exit code 2."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -10,14 +11,14 @@ import typer
 
 from ..errors import GradclipError
 
-__all__ = ["exit_on_user_error", "wants_extra"]
+__all__ = ["exit_on_user_error", "require"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn a user's fault into a message."""
+    """Print a GradclipError that the command raises as one line, and exit with code 2."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -30,7 +31,17 @@ def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
     return guarded
 
 
-def wants_extra(error: ImportError, extra: str) -> typer.Exit:
-    """Say which extra brings a missing package; return what to raise."""
-    typer.echo(f"gradclip: {error}: pip install 'gradclip[{extra}]'", err=True)
-    return typer.Exit(2)
+def require(command: str, extra: str, *packages: str) -> None:
+    """Import the packages of an extra, or end a command that lacks one with a sentence.
+
+    Raises:
+        typer.Exit: With code 2.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == package
+            problem = f"{command} needs {package}" if missing else f"{package} is broken ({error})"
+            typer.echo(f"gradclip: {problem}: pip install 'gradclip[{extra}]'", err=True)
+            raise typer.Exit(2) from None

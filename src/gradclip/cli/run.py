@@ -13,8 +13,9 @@ import typer
 
 from ..errors import PolicyError
 from ..method.read import parse
+from ..record import RecordWriter
 from .complete import policies
-from .failure import exit_on_user_error, wants_extra
+from .failure import exit_on_user_error, require
 
 if TYPE_CHECKING:
     from ..torch.script.runner import Session
@@ -39,29 +40,29 @@ def run(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Where the record goes; an old one is replaced. Default runs/NAME-TIME.jsonl."
+            help="The record's file; an old one is replaced. Default: runs/NAME-TIME.jsonl."
         ),
     ] = None,
     nonfinite: Annotated[
         str | None,
         typer.Option(
-            help="With --clip, what inf or NaN in a gradient does: skip, zero, raise or propagate. "
-            "Default skip."
+            help="With --clip, what to do about inf or NaN: skip, zero, raise or propagate. "
+            "Default: skip."
         ),
     ] = None,
     max_skips: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="With --clip, more skipped steps in a row than this stop the run. Default 10.",
+            help="With --clip, more skipped steps in a row than this end the run. Default: 10.",
         ),
     ] = None,
     sink: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND:WHERE",
-            help="Where the steps go as well: tensorboard:FOLDER, wandb:PROJECT, "
-            "mlflow:EXPERIMENT or trackio:PROJECT. May be given again.",
+            help="A tracker that gets the steps too: tensorboard:FOLDER, wandb:PROJECT, "
+            "mlflow:EXPERIMENT or trackio:PROJECT. May be repeated.",
         ),
     ] = None,
     module: Annotated[
@@ -70,17 +71,14 @@ def run(
 ) -> None:
     """Run a training script; clip each optimizer step, and record what happened.
 
-    The script is not changed, and need not know of this. What follows TARGET goes to it.
+    The script is not changed. All that follows TARGET goes to the script.
     The exit code is the script's, or 3 if it ended well but no optimizer step was seen.
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
     check_target(target, module)
-    try:
-        from ..torch.script.runner import Session, run_script
-    except ImportError as error:
-        raise wants_extra(error, "torch") from None
-    from ..record import RecordWriter
+    require("run", "torch", "torch")
+    from ..torch.script.runner import Session, run_script
 
     writer, path = None, record or _default_path(target, module)
     if os.environ.get("RANK", "0") == "0":  # One record a job; torchrun numbers its processes.
@@ -134,7 +132,7 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
         _say(
             "ERROR: no step of any torch optimizer was seen, so nothing was clipped or recorded. "
             "Does the script train in another process (mp.spawn, a DataLoader's worker), or with "
-            "an optimizer that is no torch.optim.Optimizer?",
+            "an optimizer that is not a torch.optim.Optimizer?",
             color="red",
         )
         return

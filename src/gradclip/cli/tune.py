@@ -16,7 +16,7 @@ from ..method.read import parse
 from ..record.schema import encode_row
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
-from .failure import exit_on_user_error, wants_extra
+from .failure import exit_on_user_error, require
 from .run import check_target
 
 __all__ = ["tune"]
@@ -28,7 +28,7 @@ INTERRUPTED = 130
 def tune(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the longest runs.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the longest runs.")] = 300,
     thresholds: Annotated[
         str | None,
         typer.Option(
@@ -42,23 +42,22 @@ def tune(
             "these are tried, and no clipping."
         ),
     ] = None,
-    lr_factors: Annotated[
-        str, typer.Option(help="What the learning rate is multiplied by.")
-    ] = "0.5,1,2,4",
+    lr_factors: Annotated[str, typer.Option(help="Factors on the learning rate.")] = "0.5,1,2,4",
     lr_flag: Annotated[
         str | None,
         typer.Option(
-            help="The script's argument for the learning rate, such as --lr: it is changed, and "
-            "not the rates of the optimizers."
+            help="The script's argument for the learning rate, such as --lr: tune changes this "
+            "argument, and not the rates of the optimizers."
         ),
     ] = None,
     rungs: Annotated[
-        int, typer.Option(min=1, help="Lengths of runs; each is three times the one before.")
+        int,
+        typer.Option(min=1, help="Number of run lengths; each is three times the one before."),
     ] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for state, records and outputs. Default runs/tune-NAME."),
+        typer.Option(help="Folder for state, records and outputs. Default: runs/tune-NAME."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do finished runs again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
@@ -68,8 +67,9 @@ def tune(
 ) -> None:
     """Run a training script for short, with many thresholds and learning rates; compare.
 
-    The script is not changed: each run stops after so many optimizer steps. What follows TARGET
-    goes to it. A run that was finished is not done again: after a break, give the same command.
+    The script is not changed: each run stops after a number of optimizer steps. All that follows
+    TARGET goes to the script. A finished run is not done again: after a break, give the same
+    command.
 
     The exit code is 1 if the script fails by itself, 3 if it makes no optimizer step or shows no
     loss.
@@ -78,10 +78,7 @@ def tune(
     setting = Setting(
         steps, rungs, _numbers("--lr-factors", lr_factors), _policies_to_try(thresholds, policy)
     )
-    try:
-        import torch  # noqa: F401 - the runs need it
-    except ImportError as error:
-        raise wants_extra(error, "torch") from None
+    require("tune", "torch", "torch")
     out = out or Path("runs") / f"tune-{target if module else Path(target).stem}"
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())

@@ -28,16 +28,16 @@ STOPPED = 130
 @exit_on_user_error
 def watch(
     run: Annotated[Path, typer.Argument(help="A record; it need not exist yet.")],
-    once: Annotated[bool, typer.Option("--once", help="Show it once as it is, and exit.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON each time.")] = False,
-    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the record once, and exit.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, a line an update.")] = False,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two updates.")] = 1.0,
 ) -> None:
     """Follow a run in the terminal until it ends: loss, norm, limit, worst layers, warnings.
 
-    A file that is not there yet is waited for. Piped, it prints a line for each look that found
-    something new.
+    The command waits for a file that does not exist yet. In a pipe it prints a line for each update
+    with something new.
 
-    The exit code is 0 once the run has ended, however it did, and 130 after Ctrl-C.
+    The exit code is 0 once the run has ended, also with an error, and 130 after Ctrl-C.
     """
     live = LiveRun(run)
     console = Console(highlight=False, markup=False, soft_wrap=True)

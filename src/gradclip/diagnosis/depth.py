@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from .window import median
 

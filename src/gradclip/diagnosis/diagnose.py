@@ -62,8 +62,6 @@ def diagnose(run: Run) -> tuple[Finding, ...]:
         [('non-finite', 7)]
         >>> diagnose(read_run(path))[0].evidence["source"]
         'b'
-
-    Source: none; the rules are ours.
     """
     found = [finding for trace in traces_of([run]) for finding in diagnose_trace(trace)]
     return tuple(sorted(found, key=_rank))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding

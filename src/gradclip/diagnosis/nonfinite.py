@@ -21,16 +21,16 @@ OFTEN = 0.2
 ROW = 10
 """Skipped steps in a row at which `attach` stops a run."""
 
-Stretch = tuple[int, int, tuple[str, ...]]
+_Stretch = tuple[int, int, tuple[str, ...]]
 
 
-def stretches(trace: Trace) -> list[Stretch]:
+def stretches(trace: Trace) -> list[_Stretch]:
     """Return (first step, last step, parameters) of each row of steps alike in what is not finite.
 
     No parameters: only the total norm is known not to be finite.
     """
     names_at = dict(trace.nonfinite_names)
-    found: list[Stretch] = []
+    found: list[_Stretch] = []
     following = dict(pairwise(trace.steps.tolist()))
     for step in np.unique(trace.steps[trace.nonfinite]).astype(int).tolist():
         names = names_at.get(step, ())

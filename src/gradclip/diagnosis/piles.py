@@ -11,7 +11,7 @@ import numpy as np
 from ..record.trace import Trace
 from .finding import Finding
 
-__all__ = ["Pile", "find_double_clipping", "find_pile", "script_limit"]
+__all__ = ["Pile", "find_double_clipping", "find_pile", "power_of_two_between", "script_limit"]
 
 WIDTH = 1e-5
 """Relative width of a pile. torch's clipping leaves max·n/(n + 1e-6) up to float32's rounding;

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from .finding import Finding
 from .window import MIN_VALUES, median, usual_before
 
-__all__ = ["LossSpike", "find_spikes", "loss_spikes", "norm_bound", "norm_spikes"]
+__all__ = [
+    "LossSpike",
+    "began_at",
+    "find_spikes",
+    "first_of",
+    "loss_spikes",
+    "norm_bound",
+    "norm_spikes",
+]
 
 DEVIATIONS = 6.0
 """Robust standard deviations over the usual: norms are skewed, and 3 would mark healthy steps."""

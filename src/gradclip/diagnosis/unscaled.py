@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from .finding import Finding
 from .piles import find_pile, power_of_two_between, script_limit

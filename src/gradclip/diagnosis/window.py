@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["MIN_VALUES", "SIGMA", "WINDOW", "Usual", "median", "usual_before"]
 
@@ -42,7 +42,7 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) 
     Returns:
         Two arrays of shape (n,).
 
-    Examples:
+    Example:
         >>> usual_before(np.array([1.0, 3.0, 100.0, 2.0]), window=2, least=2).median.tolist()
         [nan, nan, 2.0, 51.5]
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ..arrays import Cosines, Factors, Flag, Namespace, Norms, Scalar
 from ..method.measure import combine
 
 __all__ = ["Ledger", "put"]
@@ -27,24 +27,26 @@ class Ledger:
     """
 
     order: float
-    raw: Any
-    total: Any
-    now: Any
-    cosine: Any
-    pending: Any
+    raw: Norms
+    total: Scalar
+    now: Norms
+    cosine: Cosines
+    pending: Factors
     uniform: bool
-    changed: Any
+    changed: Flag
 
     @classmethod
-    def start(cls, norms: Any, order: float, xp: Any) -> Ledger:
+    def start(cls, norms: Norms, order: float, xp: Namespace) -> Ledger:
         """Return the ledger of gradients that nothing happened to."""
         total = combine(norms, order, xp)
         one = xp.ones_like(total)
         return cls(order, norms, total, norms, xp.ones_like(norms), one, True, one != one)
 
-    def scaled(self, members: Sequence[int], factors: Any, *, whole: bool, xp: Any) -> Ledger:
-        """Enter factors, shape (1,) for all members together (`whole`), or (members,)."""
-        uniform = whole and len(members) == self.raw.shape[0] and self.uniform
+    def scaled(
+        self, members: Sequence[int], factors: Factors, *, together: bool, xp: Namespace
+    ) -> Ledger:
+        """Enter factors, shape (1,) for all members together, or (members,)."""
+        uniform = together and len(members) == self.raw.shape[0] and self.uniform
         each = factors[0] if uniform else put(xp.ones_like(self.raw), members, factors, xp)
         return replace(
             self,
@@ -54,7 +56,9 @@ class Ledger:
             changed=self.changed | xp.any(factors != 1),
         )
 
-    def turned(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
+    def turned(
+        self, members: Sequence[int], norms: Norms, cosine: Cosines, xp: Namespace
+    ) -> Ledger:
         """Enter a change of direction: the members' new norms, and cosines across the change."""
         across = put(xp.ones_like(self.cosine), members, cosine, xp)
         now = _unless_same(self.now, put(self.now, members, norms, xp), across, xp)
@@ -69,14 +73,16 @@ class Ledger:
             changed=self.changed | changed,
         )
 
-    def replaced(self, members: Sequence[int], norms: Any, cosine: Any, xp: Any) -> Ledger:
+    def replaced(
+        self, members: Sequence[int], norms: Norms, cosine: Cosines, xp: Namespace
+    ) -> Ledger:
         """Enter new gradients: their norms, and their cosines to the raw ones."""
         cosine = put(self.cosine, members, cosine, xp)
         now = _unless_same(self.raw, put(self.now, members, norms, xp), cosine, xp)
         changed = xp.any(now != self.raw) | xp.any(cosine != 1)
         return replace(self, now=now, cosine=cosine, uniform=False, changed=self.changed | changed)
 
-    def summary(self, xp: Any) -> tuple[Any, Any, Any, Any]:
+    def summary(self, xp: Namespace) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         """Return the total norm before and after, the share removed, and the cosine."""
         total, one = self.total, xp.ones_like(self.total)
         if self.uniform:
@@ -93,12 +99,12 @@ class Ledger:
         return total, after, removed, xp.where(known, xp.sum(shares), one)
 
 
-def _unless_same(old: Any, new: Any, cosine: Any, xp: Any) -> Any:
+def _unless_same(old: Norms, new: Norms, cosine: Cosines, xp: Namespace) -> Norms:
     """Return the new norms, but the old one of what did not change: it may be rounded otherwise."""
     return xp.where((cosine == 1) & (old > 0) & (new > 0), old, new)
 
 
-def put(base: Any, members: Sequence[int], values: Any, xp: Any) -> Any:
+def put(base: Norms, members: Sequence[int], values: Norms, xp: Namespace) -> Norms:
     """Return `base`, shape (count,), with the members' values, (members,) or (1,), put in."""
     count = base.shape[0]
     if len(members) == count:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from ..arrays import Flag, Norms, Scalar
 
 __all__ = ["ClipResult"]
 
@@ -28,23 +29,24 @@ class ClipResult:
             stayed, NaN where it is unknown (two changes of direction in a row).
         limit: the upper limit in force in the policy's first stage; NaN if there is none or it
             differs between the parts of the gradient.
-        norms: shape (parameters with a gradient,), the norm of each before clipping.
-        names: the names of those parameters.
-        path: what ran, as in "c-avx2" or "torch"; in "c-avx2+fold" the fused optimizer applies
-            the factor, in its own pass.
+        norms: shape (parameters,), the norm of each gradient before clipping; 0 where a parameter
+            has none. Of the order of `total_norm`.
+        names: the names of all these parameters.
+        ran: what did the work, as in "c-avx2" or "torch"; in "c-avx2+fold" the fused optimizer
+            applies the factor, in its own pass.
     """
 
-    total_norm: Any
-    clipped_norm: Any
-    coef: Any
-    clipped: Any
-    skipped: Any
-    removed: Any
-    cosine: Any
-    limit: Any
-    norms: Any = field(repr=False)
+    total_norm: Scalar
+    clipped_norm: Scalar
+    coef: Scalar
+    clipped: Flag
+    skipped: Flag
+    removed: Scalar
+    cosine: Scalar
+    limit: Scalar
+    norms: Norms = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
-    path: str
+    ran: str = ""
 
     @property
     def nonfinite(self) -> tuple[str, ...]:

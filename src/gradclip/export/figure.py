@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import GradclipError, GradclipWarning
 from ..record import Trace, traces_of
@@ -16,6 +16,7 @@ from ..show.words import one_line, shorten
 from .style import RC, line_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["FORMATS", "PANELS", "write_figure"]
@@ -44,18 +45,18 @@ def write_figure(
 
     Args:
         runs: Records, as paths or as `gradclip.read_run` returned them. Not mutated.
-        out: The file; its suffix is the format, one of `FORMATS`. Text in an SVG or a PDF is text.
-        panels: Of `PANELS`, from the top; each once.
-        width: In inches, > 0; 3.3 is one column of most papers.
-        height: In inches, > 0; None: what the panels need.
-        dpi: Dots an inch, of a PNG and of the picture of the layers, ≥ 1.
+        out: the file; its suffix is the format, one of `FORMATS`. Text in an SVG or a PDF is text.
+        panels: of `PANELS`, from the top; each once.
+        width: in inches, > 0; 3.3 is one column of most papers.
+        height: in inches, > 0; None: what the panels need.
+        dpi: dots an inch, of a PNG and of the picture of the layers, ≥ 1.
 
     Returns:
         The path of the figure.
 
     Raises:
-        RecordError: A record cannot be read.
-        GradclipError: An argument is wrong, Matplotlib is missing, or `out` cannot be written.
+        RecordError: a record cannot be read.
+        GradclipError: an argument is wrong, Matplotlib is missing, or `out` cannot be written.
     """
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
@@ -108,7 +109,7 @@ def _figure(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    from .panels import DRAW, draw_layers, plain, whole
+    from .panels import DRAW, draw_layers, number_format, step_format
 
     layered = [trace for trace in traces if trace.norms.matrix.size] if "layers" in panels else []
     rows: list[tuple[str, Trace | None]] = []
@@ -126,7 +127,7 @@ def _figure(
             DRAW[panel](axes, traces)
         else:
             scale = figure.colorbar(draw_layers(axes, trace), ax=axes, pad=0.02, aspect=18)
-            scale.ax.yaxis.set_major_formatter(plain)
+            scale.ax.yaxis.set_major_formatter(number_format)
             scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
             scale.set_label(
@@ -134,7 +135,7 @@ def _figure(
             )
         if panel != "distribution":
             on_steps.append(axes)
-            axes.xaxis.set_major_formatter(whole)
+            axes.xaxis.set_major_formatter(step_format)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _join(on_steps, traces)
     if len(traces) > 1:
@@ -147,7 +148,7 @@ def _height(trace: Trace | None) -> float:
     return 1.35 if trace is None else min(0.5 + 0.1 * len(trace.norms.names), 2.1)
 
 
-def _join(every: Sequence[Any], traces: Sequence[Trace]) -> None:
+def _join(every: Sequence[Axes], traces: Sequence[Trace]) -> None:
     """Give all of `every` the same steps, and write the steps under the lowest."""
     steps = [trace.steps for trace in traces if len(trace.steps)]
     first = min((one[0] for one in steps), default=0.0)

@@ -7,42 +7,44 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import positive, rate_window, wants_log
 from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
 from ..show.words import one_line, shorten
 from .style import MARKERS, line_style
 
-__all__ = ["DRAW", "draw_layers", "label_log"]
+__all__ = ["DRAW", "draw_layers", "number_format", "step_format"]
 
 MARKS = 40
 """Markers of one kind on a line of print; more would run together."""
 
-plain = FuncFormatter(lambda value, _: f"{value:g}")
+number_format = FuncFormatter(lambda value, _: f"{value:g}")
 """Numbers as text: Matplotlib's own powers of ten are TeX, which is off here."""
 
-whole = FuncFormatter(lambda value, _: _steps(value))
+step_format = FuncFormatter(lambda value, _: _steps(value))
 """Numbers of steps; a tick between two steps has no label."""
 
 
-def draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
+def _draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the script's own loss."""
     for index, trace in enumerate(traces):
         _line(axes, index, trace, trace.column("loss"))
     if wants_log([trace.column("loss") for trace in traces]):
         axes.set_yscale("log")
-        label_log(axes.yaxis)
+        _label_log(axes.yaxis)
     axes.set_ylabel("loss")
 
 
-def draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
+def _draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the norm before clipping, the limit, and the steps that were clipped or left out."""
     axes.set_yscale("log")
-    label_log(axes.yaxis)
+    _label_log(axes.yaxis)
     for index, trace in enumerate(traces):
         norm = positive(trace.column("norm"))
         _line(axes, index, trace, norm)
@@ -70,7 +72,7 @@ def draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_ylabel("gradient norm")
 
 
-def draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
+def _draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the factor on the gradient; 1 is untouched."""
     for index, trace in enumerate(traces):
         _line(axes, index, trace, trace.column("coef"))
@@ -78,7 +80,7 @@ def draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
+def _draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the running share of steps clipped."""
     window = rate_window(traces)
     for index, trace in enumerate(traces):
@@ -87,7 +89,7 @@ def draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_ylabel(f"clipped, of {window} steps")
 
 
-def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
+def _draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw how often each norm came, and the median limit."""
     heights, edges = histogram([positive(trace.column("norm")) for trace in traces])
     if len(edges):
@@ -100,12 +102,12 @@ def draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
                     linestyle=(0, (1, 1)), linewidth=0.7,
                 )  # fmt: skip
         axes.set_xscale("log")
-        label_log(axes.xaxis)
+        _label_log(axes.xaxis)
     axes.set_xlabel("gradient norm")
     axes.set_ylabel("share of steps")
 
 
-def draw_layers(axes: Axes, trace: Trace) -> Any:
+def draw_layers(axes: Axes, trace: Trace) -> QuadMesh:
     """Draw the norm of each parameter over the steps; return the picture, for its scale."""
     steps, names, matrix = trace.norms
     edges, values = bucket_max(steps, matrix, 300)
@@ -125,19 +127,19 @@ def draw_layers(axes: Axes, trace: Trace) -> Any:
     return picture
 
 
-def label_log(axis: Any) -> None:
+def _label_log(axis: Axis) -> None:
     """Write the powers of ten of a logarithmic axis as plain numbers, and no others."""
     axis.set_major_locator(LogLocator(numticks=6))
-    axis.set_major_formatter(plain)
+    axis.set_major_formatter(number_format)
     axis.set_minor_formatter(NullFormatter())
 
 
 DRAW: dict[str, Callable[[Axes, Sequence[Trace]], None]] = {
-    "loss": draw_loss,
-    "norm": draw_norm,
-    "coef": draw_coef,
-    "rate": draw_rate,
-    "distribution": draw_distribution,
+    "loss": _draw_loss,
+    "norm": _draw_norm,
+    "coef": _draw_coef,
+    "rate": _draw_rate,
+    "distribution": _draw_distribution,
 }
 
 

@@ -36,7 +36,7 @@ RC: dict[Any, Any] = {
 }
 
 
-def dashes(index: int) -> Any:
+def dashes(index: int) -> str | tuple[float, tuple[float, ...]]:
     """Return the dash of the trace at `index`, as the report has it."""
     dash = style_of(index).dash
     return "solid" if dash == "solid" else (0, tuple(float(part) / 2 for part in dash.split()))

@@ -30,7 +30,7 @@ class Screen:
     """What `gradclip watch` shows: at most as many lines as the terminal has.
 
     Args:
-        run: Looked at when this is drawn; not changed.
+        run: looked at when this is drawn; not changed.
     """
 
     def __init__(self, run: LiveRun) -> None:

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..record.run import Floats
+from ..record.rows import Floats
 
-__all__ = ["Series", "bars"]
+__all__ = ["ASCII", "BLOCKS", "Series", "bars", "span"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.-~=+*#"
@@ -21,11 +21,11 @@ class Series:
     """Equal stretches of steps, each one number; the stretches grow as the run does.
 
     Args:
-        keep: The number that stands for a stretch: the "mean" of its finite values, or its "max",
+        keep: the number that stands for a stretch: the "mean" of its finite values, or its "max",
             so that a spike is never lost. A stretch that held inf is inf in both.
-        most: Stretches at most; there are at least half as many once there are so many steps.
+        most: stretches at most; there are at least half as many once there are so many steps.
 
-    Examples:
+    Example:
         >>> series = Series("max", most=4)
         >>> series.extend(np.arange(10.0))
         >>> series.points().tolist(), series.stride
@@ -60,10 +60,10 @@ class Series:
         return np.concatenate([self._whole, self._fold(self._rest, len(self._rest))])
 
     def _fold(self, values: Floats, by: int) -> Floats:
-        return fold(values.reshape(-1, by), self.keep)
+        return _fold_rows(values.reshape(-1, by), self.keep)
 
 
-def fold(table: Floats, keep: Literal["mean", "max"]) -> Floats:
+def _fold_rows(table: Floats, keep: Literal["mean", "max"]) -> Floats:
     """Return one number a row; NaN where it is all NaN, inf where one is inf."""
     known = ~np.isnan(table)
     if keep == "max":
@@ -81,14 +81,14 @@ def bars(
     """Draw `values` as bars of one character each.
 
     Args:
-        values: Of a `Series`; NaN is a blank, inf a cross.
-        width: Characters at most, ≥ 1; the greatest of several values in one place counts.
-        low: What the lowest bar stands for.
-        high: What the highest bar stands for.
-        log: Whether equal ratios are equal heights; then a value of 0 or less is the lowest bar.
-        blocks: The bars, lowest first.
+        values: of a `Series`; NaN is a blank, inf a cross.
+        width: characters at most, ≥ 1; the greatest of several values in one place counts.
+        low: what the lowest bar stands for.
+        high: what the highest bar stands for.
+        log: whether equal ratios are equal heights; then a value of 0 or less is the lowest bar.
+        blocks: the bars, lowest first.
 
-    Examples:
+    Example:
         >>> bars(np.array([1.0, 10.0, np.inf, np.nan, 100.0]), 80, low=1, high=100, log=True)
         '▁▅× █'
     """
@@ -96,7 +96,7 @@ def bars(
         by = -(-len(values) // width)
         padded = np.full(-(-len(values) // by) * by, np.nan)
         padded[: len(values)] = values
-        values = fold(padded.reshape(-1, by), "max")
+        values = _fold_rows(padded.reshape(-1, by), "max")
     with np.errstate(all="ignore"):
         if log:
             values = np.log10(np.where(values <= 0, low, values))

@@ -11,7 +11,7 @@ import numpy as np
 from ..diagnosis import Finding, diagnose
 from ..record import End, Event, Header, Run, Trace, traces_of
 from ..record.follow import Follower
-from ..record.run import Floats
+from ..record.rows import Floats
 from .series import Series
 
 __all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]
@@ -106,9 +106,9 @@ class LiveRun:
     """A record that is followed; memory and the cost of a refresh do not grow with it.
 
     Args:
-        path: The record. It need not exist yet.
+        path: the record. It need not exist yet.
 
-    Examples:
+    Example:
         >>> import tempfile
         >>> from gradclip.record import RecordWriter
         >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
@@ -148,7 +148,7 @@ class LiveRun:
         """Take in what was added to the record; tell whether more lies ahead.
 
         Raises:
-            RecordError: It is not a record, or is damaged.
+            RecordError: it is not a record, or is damaged.
         """
         news = self._follower.read_added()
         self.missing, self.age = news.missing, news.age

@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import Array
 from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
 from .response import Clamp, Skip, ValueResponse
-from .threshold import Limits, Seen
+from .threshold import Context, Limits
 
 __all__ = ["Traits", "traits_of"]
 
@@ -103,7 +103,7 @@ def _tried(policy: Policy) -> tuple[bool, bool, Limits]:
         return norms
 
     state = policy.threshold.init(norms, np)
-    limits, _ = policy.threshold.update(state, norms, Seen(weights, lambda: norms), np)
+    limits, _ = policy.threshold.update(state, norms, Context(weights, lambda: norms), np)
     return bool(state), bool(asked), limits
 
 

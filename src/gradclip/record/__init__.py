@@ -2,7 +2,8 @@
 
 from .._publish import publish as _publish
 from .reader import read_run
-from .run import Counters, End, Event, Header, Norms, Optimizer, Run
+from .rows import Counters, End, Event, Header, Norms, Optimizer
+from .run import Run
 from .schema import SCHEMA, STEP_FIELDS, Parameter
 from .trace import Trace, traces_of
 from .writer import RecordWriter

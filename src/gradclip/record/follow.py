@@ -51,9 +51,9 @@ class Follower:
     over when the file was truncated or another one took its name.
 
     Args:
-        path: The record. It need not exist.
+        path: the record. It need not exist.
 
-    Examples:
+    Example:
         >>> import tempfile
         >>> from gradclip.record import RecordWriter
         >>> path = Path(tempfile.mkdtemp()) / "run.jsonl"
@@ -89,7 +89,7 @@ class Follower:
         """Read what was added since the last call, at most about `most` bytes.
 
         Raises:
-            RecordError: It is not a record, or a line of it is damaged, as for `read_run`.
+            RecordError: it is not a record, or a line of it is damaged, as for `read_run`.
         """
         try:
             mode = self.path.stat().st_mode

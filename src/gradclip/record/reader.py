@@ -6,38 +6,42 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 
 from ..errors import RecordError
-from . import parquet
-from .run import End, Event, Floats, Header, Optimizer, Run
+from .parquet import MAGIC, Table, read_table
+from .rows import End, Event, Floats, Header, Optimizer
+from .run import Run
 from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
 
-Row = dict[str, Any]
+__all__ = ["read_lines", "read_run"]
+
+_Row: TypeAlias = dict[str, Any]
+"""A row as JSON has it: the reader finds out what it holds."""
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`; a last line that was cut off is left out.
 
     Args:
-        path: A file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
+        path: a file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
             or `Run.to_parquet`.
 
     Returns:
         The run; its `end` is None if it has not ended.
 
     Raises:
-        RecordError: There is no such file, it is not a record, a newer gradclip wrote it, or a line
+        RecordError: there is no such file, it is not a record, a newer gradclip wrote it, or a line
             before the last is damaged (the message has its number).
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(4)
-            if start == parquet.MAGIC:
-                return parquet.read(path)
+            if start == MAGIC:
+                return _from_table(path, read_table(path))
             if start[:1] != b"{":
                 what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
                 raise RecordError(f"{path} {what}: {_REMEDY}")
@@ -64,15 +68,16 @@ class _Reading:
         self.optimizers: dict[int, Optimizer] = {}
         self.events: list[Event] = []
         self.end: End | None = None
-        self.steps: list[Row] = []
+        self.steps: list[_Row] = []
         self.lines: list[int] = []
         self.norms: dict[int, list[tuple[int, Floats]]] = {}
         self.nonfinite: list[tuple[int, tuple[str, ...]]] = []
-        self.paths: list[tuple[int, str]] = []
+        self.ran: list[tuple[int, str]] = []
+        self.said: dict[int, str] = {}
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, file: IO[bytes]) -> Run:
-        kinds: dict[object, Callable[[Row], None]] = {
+        kinds: dict[object, Callable[[_Row], None]] = {
             "optimizer": self._optimizer,
             "step": self._step,
             "event": self._event,
@@ -110,7 +115,7 @@ class _Reading:
             _seen=seen,
             _norms={key: tuple(rows) for key, rows in self.norms.items()},
             _nonfinite=tuple(self.nonfinite),
-            _paths=tuple(self.paths),
+            _ran=tuple(self.ran),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
@@ -120,7 +125,7 @@ class _Reading:
             f"{self.path}, line {number} is damaged ({error}): remove that line to read the rest"
         )
 
-    def _header(self, row: Row) -> None:
+    def _header(self, row: _Row) -> None:
         if row["kind"] != "header":
             raise ValueError("no header")
         schema = int(row["schema"])
@@ -138,7 +143,7 @@ class _Reading:
             extra=_rest(row, "schema", *known, "command", "versions"),
         )
 
-    def _optimizer(self, row: Row) -> None:
+    def _optimizer(self, row: _Row) -> None:
         parameters = tuple(
             Parameter(str(item["name"]), tuple(item.get("shape", ())), str(item.get("dtype", "")))
             for item in row.get("parameters", ())
@@ -151,7 +156,7 @@ class _Reading:
             extra=_rest(row, "id", "class", "policy", "parameters"),
         )
 
-    def _event(self, row: Row) -> None:
+    def _event(self, row: _Row) -> None:
         step = row.get("step")
         self.events.append(
             Event(
@@ -162,18 +167,20 @@ class _Reading:
             )
         )
 
-    def _end(self, row: Row) -> None:
+    def _end(self, row: _Row) -> None:
         counts = {key: row.get(key) for key in ("steps", "clipped", "skipped")}
         self.end = End(status=str(row["status"]), **counts, extra=_rest(row, "status", *counts))
 
-    def _step(self, row: Row) -> None:
+    def _step(self, row: _Row) -> None:
         int(row["step"])
         row.setdefault("optimizer", 0)
         optimizer = int(row["optimizer"])
         bad = row.pop("nonfinite", [])
         norms = row.pop("norms", None)
-        if (path := row.pop("path", None)) is not None:
-            self.paths.append((len(self.steps), str(path)))
+        ran = row.pop("ran", row.pop("path", None))  # "path" is the key of older records
+        if ran is not None and ran != self.said.get(optimizer):
+            self.said[optimizer] = str(ran)
+            self.ran.append((len(self.steps), str(ran)))
         if norms is not None:
             values, odd = _floats(norms)
             if odd:
@@ -230,7 +237,42 @@ def _floats(values: Sequence[object]) -> tuple[Floats, list[int]]:
 
 
 def _number(value: object) -> Any:
-    """Return a JSON value as a number; None becomes NaN in a float64 array."""
+    """Return what NumPy takes for a JSON value; None becomes NaN in a float64 array."""
     if isinstance(value, str):
         return _NUMBER[value]
     return value
+
+
+def _from_table(path: Path, table: Table) -> Run:
+    """Return the run that `Run.to_parquet` made a table of."""
+    optimizers = table.columns["optimizer"].astype(int).tolist()
+    norms: dict[int, list[tuple[int, Floats]]] = {}
+    said: dict[int, str] = {}
+    ran: list[tuple[int, str]] = []
+    for row, (id, values, text) in enumerate(zip(optimizers, table.norms, table.ran, strict=True)):
+        if values is not None:
+            norms.setdefault(id, []).append((row, values))
+        if text is not None and text != said.get(id):
+            said[id] = text
+            ran.append((row, text))
+    about = table.about
+    return Run(
+        path=path,
+        header=Header(**{**about["header"], "command": tuple(about["header"]["command"])}),
+        optimizers=tuple(
+            Optimizer(**{**one, "parameters": tuple(_parameter(*p) for p in one["parameters"])})
+            for one in about["optimizers"]
+        ),
+        events=tuple(Event(**event) for event in about["events"]),
+        end=None if about["end"] is None else End(**about["end"]),
+        torn=about["torn"],
+        _columns=table.columns,
+        _seen=table.seen,
+        _norms={id: tuple(rows) for id, rows in norms.items()},
+        _nonfinite=tuple((row, tuple(names)) for row, names in enumerate(table.nonfinite) if names),
+        _ran=tuple(ran),
+    )
+
+
+def _parameter(name: str, shape: Sequence[int], dtype: str) -> Parameter:
+    return Parameter(name, tuple(shape), dtype)

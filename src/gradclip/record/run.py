@@ -4,89 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GradclipError, RecordError
-from .schema import STEP_FIELDS, Parameter
+from .parquet import Table, write_table
+from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer
+from .schema import STEP_FIELDS
 
 if TYPE_CHECKING:
     import pandas
 
-Floats = NDArray[np.float64]
+__all__ = ["Run"]
+
 _T = TypeVar("_T", bound=np.generic)
-
-
-@dataclass(frozen=True)
-class Header:
-    """The first row: what ran."""
-
-    schema: int
-    created: str | None = None
-    gradclip: str | None = None
-    policy: str | None = None
-    command: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """One optimizer of the run, and its parameters in the order of `Run.norms`."""
-
-    id: int
-    class_name: str
-    policy: str | None = None
-    parameters: tuple[Parameter, ...] = ()
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something worth knowing."""
-
-    name: str
-    text: str
-    step: int | None = None
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class End:
-    """The last row of a run that ended: its own counts and how it ended."""
-
-    status: str
-    steps: int | None = None
-    clipped: int | None = None
-    skipped: int | None = None
-    extra: Mapping[str, object] = field(default_factory=dict)
-
-
-class Counters(NamedTuple):
-    """Running counts, one a row: of the steps so far, this one included."""
-
-    clipped: NDArray[np.int64]
-    """How many the policy changed."""
-    skipped: NDArray[np.int64]
-    """How many were kept from the weights."""
-    nonfinite: NDArray[np.int64]
-    """How many had a gradient with inf or NaN."""
-
-
-class Norms(NamedTuple):
-    """Per-parameter gradient norms of the sampled steps."""
-
-    steps: NDArray[np.int64]
-    """Step numbers, shape (sampled,)."""
-    names: tuple[str, ...]
-    """Parameter names, one a column."""
-    matrix: Floats
-    """Norms, shape (sampled, parameters); NaN where the norm was NaN or the gradient absent
-    (`Run.nonfinite` holds the former only)."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -105,7 +40,7 @@ class Run:
     _seen: Mapping[str, NDArray[np.bool_]]
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
     _nonfinite: tuple[tuple[int, tuple[str, ...]], ...]
-    _paths: tuple[tuple[int, str], ...] = ()
+    _ran: tuple[tuple[int, str], ...] = ()
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
@@ -125,14 +60,14 @@ class Run:
         """Return one number of every step row; NaN where a row has none.
 
         Args:
-            name: One of `names`: those of the schema, and any other number the rows hold.
-            optimizer: Only the rows of this one; None: of all.
+            name: one of `names`: those of the schema, and any other number the rows hold.
+            optimizer: only the rows of this one; None: of all.
 
         Returns:
             A new float64 array, one value a row; True and False as 1 and 0.
 
         Raises:
-            RecordError: No row has such a number.
+            RecordError: no row has such a number.
         """
         return self._pick(self._columns, name, optimizer)
 
@@ -166,16 +101,16 @@ class Run:
             if optimizer is None or ids[row] == optimizer
         ]
 
-    def paths(self, optimizer: int = 0) -> list[tuple[int, str]]:
+    def ran(self, optimizer: int = 0) -> list[tuple[int, str]]:
         """Return (step, what ran from this step on); empty for a record that does not say."""
         steps, ids = self.steps, self._columns["optimizer"]
-        return [(int(steps[row]), path) for row, path in self._paths if ids[row] == optimizer]
+        return [(int(steps[row]), ran) for row, ran in self._ran if ids[row] == optimizer]
 
     def counters(self, optimizer: int | None = None) -> Counters:
         """Return the running counts at every step row, each optimizer counted by itself.
 
         Args:
-            optimizer: Only the rows of this one; None: of all.
+            optimizer: only the rows of this one; None: of all.
         """
         norm = self._columns["norm"]
         bad = self._seen["norm"] & ~np.isfinite(norm)
@@ -191,7 +126,7 @@ class Run:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the step rows as a DataFrame.
 
-        Its columns are those of `names`; `path`, what ran, if the record says; and the running
+        Its columns are those of `names`; `ran`, what ran, if the record says; and the running
         counts `clipped_total`, `skipped_total` and `nonfinite_total`, from `counters`.
 
         Raises:
@@ -202,12 +137,12 @@ class Run:
         except ImportError as error:
             raise GradclipError("to_pandas needs pandas: pip install 'gradclip[pandas]'") from error
         exact = {"step": np.int64, "optimizer": np.int64, "clipped": np.bool_, "skipped": np.bool_}
-        columns: dict[str, Any] = {
+        columns: dict[str, object] = {
             name: values.astype(exact[name]) if name in exact else values.copy()
             for name, values in self._columns.items()
         }
-        if self._paths:
-            columns["path"] = self._path_of_rows()
+        if self._ran:
+            columns["ran"] = self._ran_of_rows()
         for name, counts in self.counters()._asdict().items():
             columns[f"{name}_total"] = counts
         return pandas.DataFrame(columns)
@@ -220,19 +155,33 @@ class Run:
         "gradclip".
 
         Args:
-            path: The file. Parent directories are created; an existing file is replaced.
+            path: the file. Parent directories are created; an existing file is replaced.
 
         Raises:
             GradclipError: pyarrow is not installed.
-            RecordError: The file cannot be written.
+            RecordError: the file cannot be written.
         """
-        from . import parquet
+        rows = len(self.steps)
+        norms: list[Floats | None] = [None] * rows
+        for sampled in self._norms.values():
+            for row, values in sampled:
+                norms[row] = values
+        nonfinite: list[list[str] | None] = [None] * rows
+        for row, names in self._nonfinite:
+            nonfinite[row] = list(names)
+        about = {
+            "header": vars(self.header),
+            "optimizers": [vars(optimizer) for optimizer in self.optimizers],
+            "events": [vars(event) for event in self.events],
+            "end": None if self.end is None else vars(self.end),
+            "torn": self.torn,
+        }
+        table = Table(self._columns, self._seen, norms, nonfinite, self._ran_of_rows(), about)
+        write_table(table, Path(path), totals=self.counters()._asdict())
 
-        parquet.write(self, Path(path))
-
-    def _path_of_rows(self) -> list[str | None]:
-        """Return what ran at each row: what the optimizer's last row that says so says."""
-        said, last = dict(self._paths), dict[float, str]()
+    def _ran_of_rows(self) -> list[str | None]:
+        """Return what ran at each row: the latest that the rows of the optimizer say."""
+        said, last = dict(self._ran), dict[float, str]()
         found: list[str | None] = []
         for row, optimizer in enumerate(self._columns["optimizer"].tolist()):
             if row in said:

@@ -6,7 +6,7 @@ A record is a UTF-8 file of JSON lines, one object a line, told apart by ``kind`
 | --- | --- | --- |
 | header | first line | schema, created, gradclip, policy, command, versions |
 | optimizer | before its first step | id, class, policy, parameters: [{name, shape, dtype}] |
-| step | each step of each optimizer | `STEP_FIELDS`, path, nonfinite: [names], norms: [number] |
+| step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms: [number] |
 | event | when something is worth telling | step, name, text |
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
@@ -14,11 +14,12 @@ JSON has no inf and no NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"na
 not known: a loss nobody saw, the norm of a parameter without a gradient. A reader ignores kinds it
 does not know and keeps keys it does not know.
 
-Three keys of a step row are not in every row. ``path`` (what ran, as in "c-avx2+fold") is there
-when it is another than in the optimizer's step before. ``nonfinite`` is there when a gradient held
-inf or NaN. ``norms`` is there at each step for a model of up to 256 parameters; a larger one has
-them, and ``nonfinite``, at its first step, at every ⌈parameters/256⌉-th after that, and at the
-first step of each row of non-finite ones: a record grows by 256 norms a step at most.
+Three keys of a step row are not in every row. ``ran`` (what ran, as in "c-avx2+fold") is there
+when it differs from that of the optimizer's step before; in older records its key is ``path``.
+``nonfinite`` is there when a gradient held inf or NaN. ``norms`` is there at each step for a model
+of up to 256 parameters; a larger one has them, and ``nonfinite``, at its first step, at every
+⌈parameters/256⌉-th after that, and at the first step of each row of non-finite ones: a record grows
+by 256 norms a step at most.
 
 How many steps were clipped, skipped or not finite so far is not stored: it is the running sum of
 what is (`Run.counters`), the same for a record of any version.
@@ -30,6 +31,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+__all__ = ["NONFINITE", "SCHEMA", "STEP_FIELDS", "Parameter", "encode_row"]
 
 SCHEMA = 1
 """Version of the rows; raised when an old reader would read a new record wrongly."""
@@ -71,9 +74,9 @@ def encode_row(row: Mapping[str, object]) -> bytes:
             arrays, torch tensors of any device. Not mutated.
 
     Raises:
-        TypeError: A value is none of these.
+        TypeError: a value is none of these.
 
-    Examples:
+    Example:
         >>> encode_row({"kind": "step", "norm": float("inf")})
         b'{"kind":"step","norm":"inf"}\n'
     """

@@ -10,7 +10,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .run import Floats, Norms, Run
+from .rows import Floats, Norms
+from .run import Run
+
+__all__ = ["Trace", "traces_of"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,7 +106,7 @@ class RecordWriter:
         self.counts = {"steps": 0, "clipped": 0, "skipped": 0}
         """The steps that were added, and how many of those written were clipped and skipped."""
         self._optimizers = 0
-        self._paths: dict[object, object] = {}
+        self._ran: dict[object, object] = {}
         self._process = os.getpid()
         self._start = self._synced = clock.perf_counter()
         self._feed = Feed(sinks)  # First: a sink that is wrong must not cost an old record.
@@ -178,7 +178,7 @@ class RecordWriter:
         cosine: object = None,
         clipped: object = False,
         skipped: object = False,
-        path: str | None = None,
+        ran: str | None = None,
         nonfinite: Sequence[str] = (),
         norms: object = None,
         **extra: object,
@@ -199,7 +199,7 @@ class RecordWriter:
             cosine: Cosine of the clipped to the raw gradient, where the direction changed.
             clipped: Whether the gradient was changed.
             skipped: Whether the optimizer's update was left out.
-            path: What ran, as in `ClipResult.path`; written when it has changed.
+            ran: What ran, as in `ClipResult.ran`; written when it has changed.
             nonfinite: Names of the parameters whose gradient held inf or NaN.
             norms: Norm of each parameter's gradient, None for one without; None: not sampled.
             extra: Further keys of the row.
@@ -220,7 +220,7 @@ class RecordWriter:
             "cosine": cosine,
             "clipped": clipped,
             "skipped": skipped,
-            "path": path,
+            "ran": ran,
             "nonfinite": nonfinite,
             "norms": norms,
         }
@@ -310,17 +310,17 @@ class RecordWriter:
         if row["time"] is None:
             row["time"] = round(clock.perf_counter() - self._start, 6)
         row["clipped"], row["skipped"] = bool(row["clipped"]), bool(row["skipped"])
-        optimizer, path = row["optimizer"], row.pop("path", None)
-        if path is not None and path != self._paths.get(optimizer):
-            row["path"] = path
+        optimizer, ran = row["optimizer"], row.pop("ran", None)
+        if ran is not None and ran != self._ran.get(optimizer):
+            row["ran"] = ran
         nonfinite, norms = row.pop("nonfinite", ()), row.pop("norms", None)
         if nonfinite:
             row["nonfinite"] = list(nonfinite)  # type: ignore[call-overload]
         if norms is not None:
             row["norms"] = norms
         text = _encoded(row, extra or {})
-        if path is not None:
-            self._paths[optimizer] = path
+        if ran is not None:
+            self._ran[optimizer] = ran
         self.counts["clipped"] += bool(row["clipped"])
         self.counts["skipped"] += bool(row["skipped"])
         return Line(text, self._feed.scalars(row) if self._feed.sinks else None)

@@ -10,7 +10,9 @@ from ..diagnosis.spikes import loss_spikes
 from ..record.trace import Trace
 from ..show.words import number
 
-MOST = 50
+__all__ = ["Row", "events_of"]
+
+_MAX_ROWS = 50
 """Rows of one trace; more are counted, not listed."""
 
 
@@ -34,9 +36,9 @@ def events_of(traces: Sequence[Trace]) -> list[Row]:
             listed.add(id(trace.run))
             own += _recorded(index, trace)
         own.sort(key=lambda row: -1 if row.step is None else row.step)
-        rows += own[:MOST]
-        if len(own) > MOST:
-            more = f"{len(own) - MOST:,} more events are in {trace.run.path.name}"
+        rows += own[:_MAX_ROWS]
+        if len(own) > _MAX_ROWS:
+            more = f"{len(own) - _MAX_ROWS:,} more events are in {trace.run.path.name}"
             rows.append(Row(index, None, "more", more))
     return rows
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from bokeh.core.properties import value
 from bokeh.models import (
+    Axis,
     BasicTicker,
     BasicTickFormatter,
     BoxZoomTool,
@@ -29,24 +30,26 @@ from bokeh.models import (
     Span,
     WheelZoomTool,
 )
-from bokeh.plotting import figure
+from bokeh.plotting import figure as Figure
 from numpy.typing import NDArray
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import finite, positive
 from ..show.downsample import thin
 from ..show.style import FONT, INK, Mark, Style
 
+__all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_log", "new_figure"]
+
 EDGE = "edge"
-LEFT = 112
+_LEFT = 112
 """Pixels left of every plot, so that the step axes lie under one another."""
 
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
 
 @dataclass(frozen=True)
-class Axis:
+class StepAxis:
     """What all figures share: the step range and the line under the pointer."""
 
     first: int
@@ -55,13 +58,13 @@ class Axis:
     pointer: Span
 
 
-def axis_of(traces: Sequence[Trace]) -> Axis:
+def axis_of(traces: Sequence[Trace]) -> StepAxis:
     """Return the shared axis over every step of `traces`."""
     every = np.concatenate([trace.steps for trace in traces])
     first, last = (int(every.min()), int(every.max())) if len(every) else (0, 1)
     pad = max(0.5, 0.01 * (last - first))
     pointer = Span(dimension="height", line_dash="dotted", line_color=INK, line_width=1)
-    return Axis(first, last, Range1d(start=first - pad, end=last + pad), pointer)
+    return StepAxis(first, last, Range1d(start=first - pad, end=last + pad), pointer)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Panel:
     name: str
     title: str
     explanation: str
-    figure: Any
+    figure: Figure
     trace: int | None = None
     """The one trace it shows; None: all."""
     marks: list[Mark] = field(default_factory=list)
@@ -79,15 +82,15 @@ class Panel:
 
 def new_figure(
     name: str,
-    axis: Axis,
+    axis: StepAxis,
     *,
     y: Literal["linear", "log", "share"] = "linear",
     norms: Range1d | None = None,
     height: int = 260,
     **options: Any,
-) -> Any:
+) -> Figure:
     """Return an empty figure that pans and zooms along the shared step axis, or one of norms."""
-    fig = figure(
+    fig = Figure(
         name=name,
         height=height,
         sizing_mode="stretch_width",
@@ -106,7 +109,7 @@ def new_figure(
         background_fill_color=None,
         border_fill_color=None,
         outline_line_color=None,
-        min_border_left=LEFT,
+        min_border_left=_LEFT,
         min_border_right=16,
         **options,
     )
@@ -157,8 +160,12 @@ class Plotter:
         **options: Any,
     ) -> GlyphRenderer:
         """Draw column `y` of `drawn` over its ``step`` as a line."""
-        look = {"line_color": style.colour, "line_dash": style.dash, "line_join": "round"}
-        look |= (mark.line or {}) | options
+        properties: dict[str, Any] = {
+            "line_color": style.colour,
+            "line_dash": style.dash,
+            "line_join": "round",
+        }
+        properties |= (mark.line or {}) | options
         source = ColumnDataSource({"step": drawn["step"], y: drawn[y]})
         alone = _alone(drawn[y])  # a line through one point is nothing
         if alone.any():
@@ -167,14 +174,14 @@ class Plotter:
                 fill_color=style.colour,
             )  # fmt: skip
             self.keep(index, mark, dots)
-        return self.keep(index, mark, self.figure.line("step", y, source=source, **look))
+        return self.keep(index, mark, self.figure.line("step", y, source=source, **properties))
 
     def markers(
         self, index: int, mark: Mark, style: Style, steps: Floats, heights: Floats, **options: Any
     ) -> GlyphRenderer:
         """Draw markers at data coordinates."""
         source = ColumnDataSource({"step": steps, "y": heights})
-        look = {
+        properties = {
             "marker": value(mark.marker),
             "size": 7,
             "line_width": 1.4,
@@ -182,7 +189,7 @@ class Plotter:
             "fill_color": None,
         }
         return self.keep(
-            index, mark, self.figure.scatter("step", "y", source=source, **(look | options))
+            index, mark, self.figure.scatter("step", "y", source=source, **(properties | options))
         )
 
     def edge(
@@ -284,7 +291,7 @@ def _alone(values: Floats) -> NDArray[np.bool_]:
     return known & ~beside
 
 
-def label_log(axis: Any, low: float, high: float) -> None:
+def label_log(axis: Axis, low: float, high: float) -> None:
     """Tick an axis over under three powers of ten, which Bokeh's own ticker leaves nearly bare."""
     if high - low >= 3:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from bokeh.models import (
@@ -12,6 +11,7 @@ from bokeh.models import (
     ColumnDataSource,
     CustomJSHover,
     FixedTicker,
+    GlyphRenderer,
     HoverTool,
     LogColorMapper,
     LogTicker,
@@ -20,14 +20,16 @@ from bokeh.models import (
 )
 from bokeh.palettes import Viridis256
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.downsample import bucket_edges, bucket_max
 from ..show.style import BAD, BAD_CELL, FONT, INK
 from ..show.words import one_line, shorten
-from .figure import Axis, Panel, new_figure
+from .figure import Figure, Panel, StepAxis, new_figure
 
-BUCKETS = 600
+__all__ = ["heat_panels"]
+
+_BUCKETS = 600
 _SHORT = 17
 
 
@@ -41,7 +43,7 @@ class _Cells:
     bad: np.ndarray
 
 
-def heat_panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
+def heat_panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
     """Return a heat map for each trace with per-layer norms, all on one colour scale."""
     cells = {index: _cells(trace) for index, trace in enumerate(traces) if trace.norms.matrix.size}
     low, high = _colour_range([cell.values for cell in cells.values()])
@@ -50,8 +52,8 @@ def heat_panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
 
 def _cells(trace: Trace) -> _Cells:
     steps, names, matrix = trace.norms
-    edges, values = bucket_max(steps, matrix, BUCKETS)
-    _, place = bucket_edges(steps, BUCKETS)
+    edges, values = bucket_max(steps, matrix, _BUCKETS)
+    _, place = bucket_edges(steps, _BUCKETS)
     bad = np.zeros(values.shape, np.bool_)
     rows, columns = np.nonzero(np.isinf(matrix))
     bad[place[rows], columns] = True
@@ -74,7 +76,9 @@ def _colour_range(tables: Sequence[Floats]) -> tuple[float, float]:
     return (low, high) if high > low * 1.01 else (low / 3, high * 3)
 
 
-def _panel(index: int, trace: Trace, cells: _Cells, axis: Axis, low: float, high: float) -> Panel:
+def _panel(
+    index: int, trace: Trace, cells: _Cells, axis: StepAxis, low: float, high: float
+) -> Panel:
     layers = len(cells.names)
     height = int(np.clip(15 * layers, 110, 460))
     panel = Panel(
@@ -98,8 +102,8 @@ def _panel(index: int, trace: Trace, cells: _Cells, axis: Axis, low: float, high
     # A picture's first row is its lowest: turn the layers over so that the first is on top.
     values = _compact(cells.values.T[::-1])
     image = fig.image(
-        "image", "x", "y", "dw", "dh", color_mapper=mapper,
-        source=ColumnDataSource({"image": [values], **place}),
+        "image", "x", "y", "dw", "dh", source=ColumnDataSource({"image": [values], **place}),
+        color_mapper=mapper,  # pyright: ignore[reportCallIssue] - Bokeh's stub lacks it
     )  # fmt: skip
     image.tags = [f"trace:{index}", "mark:cells"]
     if cells.bad.any():
@@ -119,7 +123,7 @@ def _compact(values: Floats) -> np.ndarray:
     return values.astype(np.float32) if fits else values
 
 
-def _draw_bad(fig: Any, index: int, cells: _Cells, place: dict[str, list[Any]]) -> None:
+def _draw_bad(fig: Figure, index: int, cells: _Cells, place: dict[str, list[float]]) -> None:
     """Fill the cells that held inf or NaN, and cross the first of each stretch."""
     bad = cells.bad.T[::-1]
     picture = np.zeros(bad.shape, np.uint32)
@@ -131,16 +135,14 @@ def _draw_bad(fig: Any, index: int, cells: _Cells, place: dict[str, list[Any]]) 
     layer, bucket = layer[:2000], bucket[:2000]
     middle = (cells.edges[:-1] + cells.edges[1:])[bucket] / 2
     crosses = [
-        fig.scatter(
-            middle, layer + 0.5, marker=BAD_CELL.marker, size=8, line_width=width, line_color=colour
-        )
+        fig.scatter(middle, layer + 0.5, marker="x", size=8, line_width=width, line_color=colour)
         for width, colour in ((6, BAD), (1.8, "white"))
     ]
     for renderer in (filled, *crosses):
         renderer.tags = [f"trace:{index}", f"mark:{BAD_CELL.name}"]
 
 
-def _label_layers(fig: Any, names: Sequence[str], height: int) -> None:
+def _label_layers(fig: Figure, names: Sequence[str], height: int) -> None:
     every = -(-len(names) * 13 // height)  # 13 pixels a label
     rows = range(0, len(names), every)
     places = {len(names) - 0.5 - row: names[row] for row in rows}
@@ -156,7 +158,7 @@ def _label_layers(fig: Any, names: Sequence[str], height: int) -> None:
     fig.ygrid.grid_line_color = None
 
 
-def _add_hover(fig: Any, image: Any, cells: _Cells) -> None:
+def _add_hover(fig: Figure, image: GlyphRenderer, cells: _Cells) -> None:
     width = float(cells.edges[1] - cells.edges[0])
     layer = CustomJSHover(
         args={"names": list(reversed(cells.names))},
@@ -182,7 +184,7 @@ def _add_hover(fig: Any, image: Any, cells: _Cells) -> None:
     )
 
 
-def _add_scale(fig: Any, mapper: LogColorMapper) -> None:
+def _add_scale(fig: Figure, mapper: LogColorMapper) -> None:
     fig.add_layout(
         ColorBar(
             color_mapper=mapper,

@@ -30,14 +30,14 @@ def write_report(
     Args:
         runs: Records, as paths or as `gradclip.read_run` returned them; also of runs that still
             run. Not mutated.
-        out: The page. Its folder is created, and an old page is replaced once the new is whole.
+        out: the page. Its folder is created, and an old page is replaced once the new is whole.
 
     Returns:
         The path of the page.
 
     Raises:
-        RecordError: A record cannot be read.
-        GradclipError: There is no run, the extra "report" is not installed, or `out` cannot be
+        RecordError: a record cannot be read.
+        GradclipError: there is no run, the extra "report" is not installed, or `out` cannot be
             written.
     """
     out = Path(out)

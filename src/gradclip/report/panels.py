@@ -7,26 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 from bokeh.models import ColumnDataSource, DataRange1d, Range1d
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show import style as marks
 from ..show.columns import finite, positive, rate_window, wants_log
 from ..show.downsample import envelope, histogram, power_of_ten, rate, thin
 from ..show.style import style_of
-from .figure import EDGE, Axis, Panel, Plotter, label_log, new_figure
+from .figure import EDGE, Panel, Plotter, StepAxis, label_log, new_figure
+
+__all__ = ["panels"]
 
 
-def panels(traces: Sequence[Trace], axis: Axis) -> list[Panel]:
+def panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
     """Return the panels that these traces have data for, top to bottom."""
-    made = [loss_panel(traces, axis), norm_panel(traces, axis), spread_panel(traces, axis)]
+    made = [_loss_panel(traces, axis), _norm_panel(traces, axis), _spread_panel(traces, axis)]
     if any(trace.seen("coef").any() or trace.seen("removed").any() for trace in traces):
-        made.append(coef_panel(traces, axis))
+        made.append(_coef_panel(traces, axis))
     if any(trace.marked("clipped").any() or trace.policy for trace in traces):
-        made.append(rate_panel(traces, axis))
+        made.append(_rate_panel(traces, axis))
     return [panel for panel in made if panel is not None]
 
 
-def loss_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
+def _loss_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
     """Return the loss where it was seen; None if no trace has one."""
     if not any(trace.seen("loss").any() for trace in traces):
         return None
@@ -52,7 +54,7 @@ def loss_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     return panel
 
 
-def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+def _norm_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
     """Return the norm before and after clipping, the limit, and the marked steps."""
     panel = Panel(
         "norm",
@@ -99,7 +101,7 @@ def norm_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
     return panel
 
 
-def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
+def _spread_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
     """Return how often each norm came, and the limit; None where no norm can be shown."""
     norms = [positive(trace.column("norm")) for trace in traces]
     heights, edges = histogram(norms)
@@ -145,7 +147,7 @@ def spread_panel(traces: Sequence[Trace], axis: Axis) -> Panel | None:
     return panel
 
 
-def coef_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+def _coef_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
     """Return the clip coefficient and the share of the norm that was removed."""
     panel = Panel(
         "coef",
@@ -174,7 +176,7 @@ def coef_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
     return panel
 
 
-def rate_panel(traces: Sequence[Trace], axis: Axis) -> Panel:
+def _rate_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
     """Return the running share of steps clipped."""
     window = rate_window(traces)
     panel = Panel(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..show.style import BAD, BAD_CELL, Mark, style_of
 
+__all__ = ["mark_swatch", "trace_swatch"]
+
 _SHAPES = {
     "inverted_triangle": '<path d="M5 3h10l-5 8z" fill="currentColor"/>',
     "x": '<path d="M5.5 2.5l9 9m0-9l-9 9" stroke="currentColor" stroke-width="2"/>',

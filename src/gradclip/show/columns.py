@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace
 
 __all__ = ["finite", "positive", "rate_window", "wants_log"]

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..record.run import Floats
+from ..record.rows import Floats
+
+__all__ = ["bucket_edges", "bucket_max", "envelope", "histogram", "power_of_ten", "rate", "thin"]
 
 
 def envelope(columns: Sequence[Floats], points: int = 2000) -> NDArray[np.intp]:
     """Return which rows to draw: in each bucket of rows, the extremes of every column.
 
     Args:
-        columns: One or more of the same length; NaN is a gap. Not mutated.
-        points: About how many rows to keep; all, where there are no more.
+        columns: one or more of the same length; NaN is a gap. Not mutated.
+        points: about how many rows to keep; all, where there are no more.
 
     Returns:
         Ascending row numbers: the first, the last, and each bucket's least and greatest finite
@@ -60,8 +62,8 @@ def histogram(columns: Sequence[Floats], most: int = 80) -> tuple[list[Floats], 
     """Return the share of each column's values in each of equal bins of their logarithm.
 
     Args:
-        columns: Values over 0; NaN is left out. Not mutated.
-        most: Bins at most.
+        columns: values over 0; NaN is left out. Not mutated.
+        most: bins at most.
 
     Returns:
         For each column the shares, which add up to 1 (to 0 where it is all NaN), and the edges of
@@ -90,8 +92,8 @@ def bucket_max(
 
     Args:
         steps: Ascending, shape (rows,), at least one.
-        matrix: Shape (rows, columns); NaN and inf are left out. Not mutated.
-        buckets: At most this many.
+        matrix: shape (rows, columns); NaN and inf are left out. Not mutated.
+        buckets: at most this many.
 
     Returns:
         Edges of the buckets on the step axis, shape (n + 1,), and the values, shape (n, columns);

@@ -21,8 +21,8 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     """Return one or more records, read.
 
     Raises:
-        RecordError: A record cannot be read.
-        GradclipError: There is no record.
+        RecordError: a record cannot be read.
+        GradclipError: there is no record.
     """
     if isinstance(runs, str | os.PathLike | Run):
         runs = [runs]
@@ -36,11 +36,11 @@ def replace_file(out: Path, content: bytes) -> None:
     """Write a whole file, and put it in the place of an old one; a failure leaves the old one.
 
     Args:
-        out: The file. Its folder is created.
-        content: All of the file.
+        out: the file. Its folder is created.
+        content: all of the file.
 
     Raises:
-        GradclipError: The file cannot be written.
+        GradclipError: the file cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

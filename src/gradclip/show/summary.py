@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..record import Run
-from ..record.run import Floats
+from ..record.rows import Floats
 from ..record.trace import Trace, traces_of
 from .words import percent
 
@@ -60,7 +60,7 @@ def summarise(run: Run | Trace) -> Summary:
     """Return the summary of a trace, or of a run's first.
 
     Args:
-        run: As `gradclip.read_run` returned it.
+        run: as `gradclip.read_run` returned it.
     """
     trace = run if isinstance(run, Trace) else traces_of([run])[0]
     loss = trace.column("loss")[trace.seen("loss")]
@@ -92,13 +92,13 @@ def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int
     rise; the best before is the least finite loss. Never under 0: a loss that only falls has none.
 
     Args:
-        loss: Shape (n,), in the order of the steps. Not mutated.
-        warm_up: Places at the start that are not looked at.
+        loss: shape (n,), in the order of the steps. Not mutated.
+        warm_up: places at the start that are not looked at.
 
     Returns:
         The rise and its place; None twice where there are not more than `warm_up` + 1 losses.
 
-    Examples:
+    Example:
         >>> worst_spike(np.array([3.0, 2.0, 5.0, 1.0]), warm_up=0)
         (3.0, 2)
     """

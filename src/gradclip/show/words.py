@@ -53,11 +53,11 @@ def shorten(name: str, length: int, front: float = 0.5) -> str:
     """Return `name` with its middle left out where it is longer than `length`.
 
     Args:
-        name: One line of text.
-        length: Characters at most. Under 4 there is no room for a cut, and `name` stays whole.
-        front: Share of the kept characters that come from the start of the name, 0 to 1.
+        name: one line of text.
+        length: characters at most. Under 4 there is no room for a cut, and `name` stays whole.
+        front: share of the kept characters that come from the start of the name, 0 to 1.
 
-    Examples:
+    Example:
         >>> shorten("encoder.layers.0.weight", 11)
         'encod…eight'
     """

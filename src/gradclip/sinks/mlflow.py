@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
-from typing import Any
 
-from .opened import Steps
+from .opened import Opened, Steps
+
+__all__ = ["open_run"]
 
 _AT_ONCE = 1000
 """How many numbers MLflow takes in one call."""
 
 
-def open_(experiment: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+def open_run(experiment: str) -> Opened:
     """Return what logs steps to a new run of an experiment, and what ends it.
 
     The script's own active run is left alone; a batch is one call, not one for each number.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 from ..errors import GradclipError, PolicyError
 
-__all__ = ["KINDS", "Steps", "open_sink"]
+__all__ = ["KINDS", "Opened", "Steps", "open_sink"]
 
-Steps = Sequence[tuple[int, dict[str, float]]]
+Steps: TypeAlias = Sequence[tuple[int, dict[str, float]]]
 """Some steps in their order: the number of each, and its names and values."""
+
+Opened: TypeAlias = tuple[Callable[[Steps], object], Callable[[], object]]
+"""What takes a batch of steps, and what closes it."""
 
 KINDS = {
     "tensorboard": "a folder, for event files",
@@ -22,22 +25,22 @@ KINDS = {
 """The kinds of text, each a module of this package and an extra: what WHERE is."""
 
 
-def open_sink(text: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+def open_sink(text: str) -> Opened:
     """Open the sink of a text such as "tensorboard:runs/a".
 
     Returns:
         What takes a batch of steps, and what closes it.
 
     Raises:
-        PolicyError: the text is of no known kind, or says no place.
-        GradclipError: its package is not installed, or it refuses to open.
+        PolicyError: the text is not of a known kind, or names no place.
+        GradclipError: the package of the sink is not installed, or the sink cannot be opened.
     """
     kind, _, where = text.partition(":")
     if kind not in KINDS or not where:
         places = ", ".join(f"{name}:WHERE ({place})" for name, place in KINDS.items())
         raise PolicyError.of("sink", text, f"give one of {places}")
     try:
-        return importlib.import_module(f"gradclip.sinks.{kind}").open_(where)
+        return importlib.import_module(f".{kind}", __package__).open_run(where)
     except ImportError as error:
         raise GradclipError(
             f"the sink {text} needs {error.name}: pip install 'gradclip[{kind}]'"

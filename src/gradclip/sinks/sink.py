@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ..errors import PolicyError
 from .opened import Steps, open_sink
@@ -24,8 +23,8 @@ class Sink:
     """
 
     name: str
-    write: Callable[[Steps], Any]
-    close: Callable[[], Any] | None = None
+    write: Callable[[Steps], object]
+    close: Callable[[], object] | None = None
 
 
 def as_sink(given: object) -> Sink:
@@ -49,12 +48,12 @@ def as_sink(given: object) -> Sink:
     )
 
 
-def _by_step(call: Callable[..., Any], steps: Steps) -> None:
+def _by_step(call: Callable[..., object], steps: Steps) -> None:
     for step, values in steps:
         call(values, step=step)
 
 
-def _by_number(call: Callable[..., Any], steps: Steps) -> None:
+def _by_number(call: Callable[..., object], steps: Steps) -> None:
     for step, values in steps:
         for name, value in values.items():
             call(name, value, step)

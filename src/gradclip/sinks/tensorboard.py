@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any
 
-from .opened import Steps
+from .opened import Opened, Steps
+
+__all__ = ["open_run"]
 
 
-def open_(folder: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+def open_run(folder: str) -> Opened:
     """Return what writes steps into event files of a folder, and what closes it.
 
     A step is one event with all its numbers: `SummaryWriter.add_scalar` makes an event of each,

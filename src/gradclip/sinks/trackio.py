@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import importlib
-from collections.abc import Callable
-from typing import Any
 
-from .opened import Steps
+from .opened import Opened, Steps
+
+__all__ = ["open_run"]
 
 
-def open_(project: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+def open_run(project: str) -> Opened:
     """Return what logs steps to a new run of a project, and what finishes it."""
     trackio = importlib.import_module("trackio")
     # trackio ends the run that its context knows: ours and the script's must not meet.

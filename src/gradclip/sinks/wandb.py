@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any
 
-from .opened import Steps
+from .opened import Opened, Steps
+
+__all__ = ["open_run"]
 
 _STEP = "gradclip/step"
 
 
-def open_(project: str) -> tuple[Callable[[Steps], Any], Callable[[], Any]]:
+def open_run(project: str) -> Opened:
     """Return what logs steps to a new run of a project, and what finishes it.
 
     W&B drops a step that is behind its last one, and a batch of ours comes late: so it is a run

@@ -13,6 +13,7 @@ from ..engine.run import NonFinite
 from ..errors import PolicyError
 from ..method.read import PolicyLike
 from .clipper import Clipper
+from .processes.layout import GroupsLike
 from .step.hooks import StepHooks
 
 __all__ = ["attach", "attached", "clip_steps", "named_parameters"]
@@ -31,7 +32,7 @@ def attach(
     on: Literal["gradient", "update"] = "gradient",
     nonfinite: NonFinite = "skip",
     max_skips: int = 10,
-    groups: object = None,
+    groups: GroupsLike | None = None,
     verify: Literal["first-step"] | None = None,
 ) -> Clipper:
     """Clip the gradients of every `optimizer.step()` from now on.
@@ -44,7 +45,7 @@ def attach(
     pickle) is not attached: torch copies no hooks.
 
     Where there is one factor for all gradients, a fused SGD, Adam, AdamW or Adagrad applies it in
-    its own pass (`result.path` ends in "+fold"): until the step is over `.grad` holds unclipped
+    its own pass (`result.ran` ends in "+fold"): until the step is over `.grad` holds unclipped
     gradients, then the clipped ones. Else they are scaled before the step, and
     `clipper.scaled_because` says why.
 
@@ -125,7 +126,7 @@ def clip_steps(
     on: str = "gradient",
     nonfinite: NonFinite,
     max_skips: int,
-    groups: object = None,
+    groups: GroupsLike | None = None,
     verify: Literal["first-step"] | None = None,
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""

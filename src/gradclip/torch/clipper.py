@@ -19,11 +19,12 @@ from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.plan import Plan, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
+from .processes.layout import GroupsLike
 from .processes.placements import as_parts, local
 from .processes.sharded import Sharded
-from .processes.verify import compare, shown
+from .processes.verify import checksums, compare
 from .step.checkpoint import describe_state, refuse_other_state
-from .step.decision import Decision, as_tensors, unscaled
+from .step.decision import Decision, completed, unscaled
 from .step.parameters import Grads, Parameters, Params
 from .step.skip import may_skip, refuse_local_skips
 from .tally import Tally, blame
@@ -102,7 +103,7 @@ class Clipper:
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
-        groups: object = None,
+        groups: GroupsLike | None = None,
         verify: Literal["first-step"] | None = None,
     ) -> None:
         if verify is not None:
@@ -209,8 +210,7 @@ class Clipper:
                 accelerator the row is looked at once in max_skips + 1 steps.
             LayoutError: with verify, the processes do not mean the same model.
         """
-        grads = self.gradients(loss)
-        decision = self.decide(grads)
+        decision = self.decide(self.gradients(), loss=loss)
         decision.apply()
         return self.finish(decision)
 
@@ -239,16 +239,17 @@ class Clipper:
                 here.copy_(torch.where(result.skipped, was, taken))
         return self.finish(decision)
 
-    def gradients(self, loss: Tensor | float | None = None) -> Grads:
+    def gradients(self) -> Grads:
         """Return the gradients that there are now: the first part of `clip_`."""
         if self.attachment is None and not self._warned:
             self._warn_if_empty()
-        return self._parameters.gradients(loss.detach() if isinstance(loss, Tensor) else loss)
+        return self._parameters.gradients()
 
     def decide(
         self,
         grads: Grads,
         *,
+        loss: Tensor | float | None = None,
         scale: Tensor | None = None,
         overflow: Tensor | None = None,
         divide: bool = True,
@@ -258,6 +259,7 @@ class Clipper:
         Args:
             grads: from `gradients`. Policies that look at values change them here; of the others
                 only `Decision.apply` does.
+            loss: see `clip_`.
             scale: what the gradients are multiplied by, as a loss scaler does. Without a policy,
                 only their norms are divided by it.
             overflow: one element, not 0 where a loss scaler found inf or NaN and skips this
@@ -270,7 +272,8 @@ class Clipper:
             LayoutError: with verify, the processes do not mean the same model.
         """
         verify, self._verify = self._verify and torch.distributed.is_initialized(), False
-        table = shown(self.names, self.params, self._parameters.layout) if verify else {}
+        table = checksums(self.names, self.params, self._parameters.layout) if verify else {}
+        value = loss.detach() if isinstance(loss, Tensor) else loss
         measures_only, lost = self.measures_only, _lost(overflow, grads)
         on_nonfinite: NonFinite = "skip"
         if lost is not True:
@@ -282,11 +285,16 @@ class Clipper:
                 on_nonfinite = "propagate"
         with np.errstate(all="ignore"):
             memory, factors, result = run(
-                self.plan, self._recall(grads), grads, nonfinite=on_nonfinite
+                self.plan,
+                self._recall(grads),
+                grads,
+                nonfinite=on_nonfinite,
+                loss=lambda: grads.mean_loss(value),
+                weights=grads.weights,
             )
             if scale is not None and measures_only:
                 result = unscaled(result, float(scale) if grads.host else scale)
-        result = as_tensors(result) if grads.host else result
+        result = completed(result, grads)
         if verify:
             compare(self.names, table, result)
         return Decision(
@@ -313,7 +321,7 @@ class Clipper:
         """
         result, lost = decision.result, decision.lost
         if folded:
-            result = replace(result, path=f"{result.path}+fold")
+            result = replace(result, ran=f"{result.ran}+fold")
         self.host = decision.grads.host
         self._memory, self.last = decision.memory, result
         self._tally.count(result, host=self.host, lost=lost)
@@ -366,12 +374,7 @@ class Clipper:
 
     def _empty(self, grads: Grads) -> Memory:
         """Return the memory of before the first step."""
-        if not isinstance(grads, Sharded):
-            return init(self.plan, grads)
-        grads.quiet = True
-        memory = init(self.plan, grads)
-        grads.quiet = False
-        return memory
+        return init(self.plan, grads.unexchanged() if isinstance(grads, Sharded) else grads)
 
     def _memory_to_save(self) -> Memory:
         """Return the memory as tensors; of sharded parameters as a checkpoint can divide it."""

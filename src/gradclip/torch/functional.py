@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import Scalar
 from ..checks import number
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.measure import combine
 from ..method.response import Rescale
 from ..method.threshold import Limits
-from .processes.placements import any_sharded
+from .processes.layout import GroupsLike
+from .processes.placements import any_sharded, is_sharded
 from .processes.sharded import Sharded, gradients
 from .tensors.gather import with_gradients
 from .tensors.gradients import Gradients
@@ -36,7 +37,7 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
     *,
-    groups: object = None,
+    groups: GroupsLike | None = None,
 ) -> Tensor:
     """Clip the norm of all gradients together, in place.
 
@@ -123,7 +124,7 @@ def get_total_norm(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
     *,
-    groups: object = None,
+    groups: GroupsLike | None = None,
 ) -> Tensor:
     """Return the norm of all tensors together.
 
@@ -148,8 +149,6 @@ def get_total_norm(
         >>> import torch
         >>> float(get_total_norm([torch.tensor([3.0]), torch.tensor([4.0])]))
         5.0
-
-    Source: none.
     """
     values = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     grads = gradients(values, groups, values) or Gradients(values, [""] * len(values))
@@ -192,8 +191,8 @@ def clip_grads_with_norm_(
     """
     grads = _gradients(parameters, "clip_grads_with_norm_")
     limit = _limit("max_norm", max_norm, grads)
-    total: Any = torch.as_tensor(total_norm).detach()
-    if hasattr(total, "full_tensor"):  # From torch's own get_total_norm.
+    total = torch.as_tensor(total_norm).detach()
+    if is_sharded(total):  # From torch's own get_total_norm.
         total = total.full_tensor()
     _rescale(grads, total.double().cpu().numpy() if grads.host else total, limit)
 
@@ -201,7 +200,7 @@ def clip_grads_with_norm_(
 Grads = Gradients | Sharded
 
 
-def _gradients(parameters: Tensors, name: str, groups: object = None) -> Grads:
+def _gradients(parameters: Tensors, name: str, groups: GroupsLike | None = None) -> Grads:
     """Return the gradients that there are, each once."""
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if not given and not torch.compiler.is_compiling():
@@ -220,7 +219,7 @@ def _gradients(parameters: Tensors, name: str, groups: object = None) -> Grads:
     return found
 
 
-def _limit(argument: str, value: float | Tensor, grads: Grads) -> Any:
+def _limit(argument: str, value: float | Tensor, grads: Grads) -> Scalar:
     """Return a limit, checked unless that would wait for a device or break a graph."""
     if not isinstance(value, Tensor):
         return number(argument, value, low=0)
@@ -233,7 +232,7 @@ def _limit(argument: str, value: float | Tensor, grads: Grads) -> Any:
     return float(limit) if grads.host else limit
 
 
-def _total(grads: Grads, norm_type: float) -> Any:
+def _total(grads: Grads, norm_type: float) -> Scalar:
     order = number("norm_type", float(norm_type), low=0, above=True)
     if isinstance(grads, Sharded):
         with np.errstate(over="ignore"):
@@ -245,13 +244,13 @@ def _total(grads: Grads, norm_type: float) -> Any:
         return combine(norms, order, grads.xp)
 
 
-def _rescale(grads: Grads, total: Any, limit: Any) -> None:
+def _rescale(grads: Grads, total: Scalar, limit: Scalar | float) -> None:
     if grads.host and total <= limit:
         return  # Known here, and the usual case.
     grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
 
 
-def _refuse_nonfinite(grads: Grads, total: Any, norm_type: float, asked: bool) -> None:
+def _refuse_nonfinite(grads: Grads, total: Scalar, norm_type: float, asked: bool) -> None:
     if asked and not bool(grads.xp.isfinite(total)):
         raise NonFiniteError(
             f"The total norm of order {norm_type} is {float(total)}: a gradient holds inf or NaN; "
@@ -260,7 +259,7 @@ def _refuse_nonfinite(grads: Grads, total: Any, norm_type: float, asked: bool) -
         )
 
 
-def _returned(total: Any, grads: Grads) -> Tensor:
+def _returned(total: Scalar, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
     kind = torch.float64 if grads.double else torch.float32
     if grads.host:

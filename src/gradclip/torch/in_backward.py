@@ -27,7 +27,7 @@ from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
 from .attach import named_parameters
 from .step.checkpoint import describe_state, refuse_other_state
-from .step.decision import as_tensors
+from .step.decision import completed
 from .step.hooks import Args, Kwargs, uncompiled
 from .step.joined import join_results, result_of_scaling
 from .step.parameters import empty_like_units
@@ -247,9 +247,11 @@ class InBackward:
         fresh = init(part.plan, grads)
         memory = fresh if part.memory is None else alike(part.memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        part.memory, factors, result = run(part.plan, memory, grads, nonfinite=asked)
+        part.memory, factors, result = run(
+            part.plan, memory, grads, nonfinite=asked, weights=grads.weights
+        )
         grads.scale(factors)
-        return as_tensors(result) if grads.host else result
+        return completed(result, grads)
 
     def _ahead(self, part: Part, grads: Gradients) -> ClipResult:
         """Scale before all gradients are known: by the last factors, and within the limit."""
@@ -272,9 +274,7 @@ class InBackward:
     def _first_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Ask the policy for its limit while no gradient is known."""
         nothing = torch.zeros(len(self.names), dtype=torch.float64, device=device)
-        known: Any = KnownNorms(
-            nothing, self._order, self.names, self._sizes, [False] * len(nothing)
-        )
+        known = KnownNorms(nothing, self._order, self.names, self._sizes, [False] * len(nothing))
         _, _, result = run(self._plan, init(self._plan, known), known, nonfinite="propagate")
         return torch.ones_like(nothing), result.limit
 
@@ -298,7 +298,7 @@ class InBackward:
             for place, member in enumerate(self._parts[index].members):
                 norms[member] = result.norms[place]
                 present[member] = True
-        known: Any = KnownNorms(norms, self._order, self.names, self._sizes.to(device), present)
+        known = KnownNorms(norms, self._order, self.names, self._sizes.to(device), present)
         fresh = init(self._plan, known)
         memory = fresh if self._memory is None else alike(self._memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"

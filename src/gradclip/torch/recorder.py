@@ -135,9 +135,9 @@ class Recorder:
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
         )
         self._writer.defer(row, _read)
-        if clipper.host and not self._fell_back and "torch" in result.path.split("+"):
+        if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
             self._fell_back = True
-            self.event("fallback", _why_torch(result.path))
+            self.event("fallback", _why_torch(result.ran))
 
     def _values(self, row: PendingRow, numbers: Sequence[list[float]]) -> dict[str, object]:
         """Return what `RecordWriter.step` takes of a step, and count the step.
@@ -173,7 +173,7 @@ class Recorder:
             "cosine": found["cosine"],
             "clipped": found["clipped"],
             "skipped": found["skipped"],
-            "path": row.result.path,
+            "ran": row.result.ran,
             "nonfinite": bad if sampled else (),
             "norms": norms if sampled else None,
         }

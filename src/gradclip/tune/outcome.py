@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..diagnosis import Finding, diagnose_trace
 from ..diagnosis.spikes import first_of
 from ..record import Run, traces_of
-from ..record.run import Floats
+from ..record.rows import Floats
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
@@ -66,7 +66,7 @@ class Outcome:
         """The lower the better: first by status, then by loss."""
         return STATUSES.index(self.status), self.loss
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..errors import GradclipError
 from .outcome import Outcome
@@ -16,7 +15,7 @@ __all__ = ["Result", "Row", "conclude"]
 TIE = 0.01
 """Share of the best loss within which losses are equal: batches and seeds differ by as much."""
 
-Outcomes = Mapping[Trial, Outcome]
+_Outcomes = Mapping[Trial, Outcome]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Result:
     lr: float | None
     reason: str
     rows: tuple[Row, ...]
-    outcomes: Outcomes
+    outcomes: _Outcomes
     lengths: tuple[int, ...]
     command: tuple[str, ...]
 
@@ -78,7 +77,7 @@ class Result:
             return shlex.join(["python", *self.command])
         return shlex.join(["gradclip", "run", "--clip", self.recommended, *self.command])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain data."""
         return {
             "recommended": self.recommended,
@@ -110,7 +109,7 @@ class Result:
 
 
 def conclude(
-    first: Sequence[Trial], outcomes: Outcomes, lengths: Sequence[int], command: Sequence[str]
+    first: Sequence[Trial], outcomes: _Outcomes, lengths: Sequence[int], command: Sequence[str]
 ) -> Result:
     """Return what the trials show.
 
@@ -163,7 +162,7 @@ def conclude(
     )
 
 
-def _row(policy: str, outcomes: Outcomes, lengths: Sequence[int]) -> Row:
+def _row(policy: str, outcomes: _Outcomes, lengths: Sequence[int]) -> Row:
     own = {trial: outcome for trial, outcome in outcomes.items() if trial.policy == policy}
     short = _best({t: o for t, o in own.items() if t.steps == lengths[0]})
     long = _best({t: o for t, o in own.items() if t.steps == lengths[-1]})
@@ -182,11 +181,11 @@ def _row(policy: str, outcomes: Outcomes, lengths: Sequence[int]) -> Row:
     )
 
 
-def _best(outcomes: Outcomes) -> Trial | None:
+def _best(outcomes: _Outcomes) -> Trial | None:
     return min(outcomes, key=lambda trial: outcomes[trial].rank, default=None)
 
 
-def _reason(choice: Trial, final: Outcomes, rows: Sequence[Row]) -> str:
+def _reason(choice: Trial, final: _Outcomes, rows: Sequence[Row]) -> str:
     outcome = final[choice]
     lowest = min(o.loss for o in final.values() if o.status == outcome.status)
     said = f"Its loss after {choice.steps} steps is {outcome.loss:.4g}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from ..advisor import advise
 from ..errors import GradclipError, RecordError
@@ -167,7 +167,7 @@ def tune(
     return conclude(first, used, lengths, [*named, *script.args])
 
 
-def _facts(script: Script, setting: Setting) -> dict[str, Any]:
+def _facts(script: Script, setting: Setting) -> dict[str, object]:
     """Return what outcomes depend on, as JSON gives it back."""
     source = None
     if not script.module and Path(script.target).is_file():
@@ -248,7 +248,7 @@ class _Runner:
             self._state.add(trial, outcome)
             self._on_trial(trial, outcome, self.planned)
 
-    def _wait(self, command: Sequence[str], output: Any) -> int:
+    def _wait(self, command: Sequence[str], output: BinaryIO) -> int:
         with self._lock:
             if self._stopped:
                 raise GradclipError("the tuning was stopped")

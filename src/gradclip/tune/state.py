@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import GradclipError
 from ..record.schema import encode_row
@@ -30,7 +29,7 @@ class State:
         GradclipError: the file cannot be read or written, or is of another setting.
     """
 
-    def __init__(self, path: Path, setting: dict[str, Any], *, fresh: bool = False) -> None:
+    def __init__(self, path: Path, setting: dict[str, object], *, fresh: bool = False) -> None:
         self.path = path
         self.setting = setting
         self.outcomes: dict[Trial, Outcome] = {}

@@ -54,7 +54,7 @@ class Scale:
             weakref.WeakKeyDictionary()
         )
 
-    def before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def before(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Put the multiple in; a subclass's step that calls its parent's gets it once."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 0) + 1
         if depth > 1:
@@ -65,7 +65,7 @@ class Scale:
                 group["lr"] = rate * self.factor
                 scaled.append(_Rate(group, rate, group["lr"]))
 
-    def after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Put the script's own rate back; one that the step itself has set is divided."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 1) - 1
         if depth > 0:
@@ -78,8 +78,8 @@ class _Rate(NamedTuple):
     """A multiplied rate: where it is, what the script had there, and what is there now."""
 
     group: dict[str, Any]
-    rate: Any
-    scaled: Any
+    rate: float | torch.Tensor
+    scaled: float | torch.Tensor
 
 
 class StopAfter:
@@ -98,7 +98,7 @@ class StopAfter:
         self._made: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._stops = 0
 
-    def after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Count, and stop. A fork of the script stops as well."""
         self._made[optimizer] = made = self._made.get(optimizer, 0) + 1
         here = os.getpid() == self._process
@@ -124,7 +124,7 @@ def main(text: str) -> int:
         max_skips=job["steps"],
         writer=writer,
     )
-    uncompiled: Any = torch.compiler.disable
+    uncompiled: Any = torch.compiler.disable  # its type says that it may return anything
     stop = StopAfter(job["steps"], lambda: session.close("ok"))
     if job["factor"] != 1:  # Before the session's own hook, so that the record has what was used.
         scale = Scale(job["factor"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import gradclip.jax
+import gradclip.jax.leaves
 import gradclip.numpy
 import oracle
 from contract.methods import ROWS, Row
@@ -294,7 +295,7 @@ def _trees() -> dict[str, tuple[Any, list[str]]]:
 @pytest.mark.parametrize("kind", _trees())
 def test_trees_keep_their_structure_and_name_their_leaves(kind: str) -> None:
     tree, names = _trees()[kind]
-    found, _, _ = gradclip.jax._flat(tree)
+    found, _, _ = gradclip.jax.leaves.flat(tree)
     assert [name.removesuffix(".value") for name in found] == names
     rules = {found[0]: "norm:0.5", "*": "value:0.25"} if any(found) else {"*": "norm:0.5"}
     tx = clip(rules)

@@ -239,8 +239,8 @@ def test_what_ran_is_in_the_record(path: str, tmp_path: Path) -> None:
             clipper.clip_()
     run = read_run(tmp_path / "r")
     ran = f"c-{kernel.status().isa}" if path == "kernel" else "torch"
-    assert run.paths() == [(1, ran)]
-    assert [row.get("path") for row in _rows(tmp_path / "r", "step")] == [ran, *[None] * 4]
+    assert run.ran() == [(1, ran)]
+    assert [row.get("ran") for row in _rows(tmp_path / "r", "step")] == [ran, *[None] * 4]
     told = [(event.name, event.step) for event in run.events]
     assert told == ([("fallback", 1)] if path == "fallback" else [])
     if told:
@@ -260,7 +260,7 @@ def test_what_ran_changes_with_the_gradients(tmp_path: Path) -> None:
                 bias.grad = torch.ones(8)[::2]  # With gaps: not for the kernel.
             clipper.clip_()
     run = read_run(tmp_path / "r")
-    assert run.paths() == [(1, native), (3, f"{native}+torch"), (5, native)]
+    assert run.ran() == [(1, native), (3, f"{native}+torch"), (5, native)]
     (event,) = run.events
     assert (event.name, event.step) == ("fallback", 3)
     assert "some of the gradients" in event.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from gradclip.cli.demo import _script
 from gradclip.kernel import KernelStatus
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.record import RecordWriter
+
+ROOT = Path(__file__).parents[3]
 
 FLAGS = {
     "": {"--version", "--install-completion", "--show-completion", "--help"},
@@ -88,9 +91,29 @@ def test_every_command_is_in_the_help_and_in_the_table(invoke) -> None:
     assert set(commands) == FLAGS.keys() - {""}
 
 
+def test_the_page_of_the_commands_is_what_the_commands_say() -> None:
+    spec = importlib.util.spec_from_file_location("commands", ROOT / "docs" / "commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(commands)
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert commands.with_commands(page) == page, "run make docs-cli"
+
+
+def test_the_page_of_the_commands_has_every_flag_and_no_other() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text().partition("<!-- The end of the commands. -->")[0]
+    sections = dict(re.findall(r"^## gradclip (\w+)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    assert sections.keys() == FLAGS.keys() - {""}
+    for command, section in sections.items():
+        rows = re.findall(r"^\| (`.*?) \| ", section, re.MULTILINE)
+        flags = set(re.findall(r"`(-[^`]+)`", " ".join(rows)))
+        assert flags | {"--help"} == FLAGS[command], command
+
+
 def test_version(invoke) -> None:
     assert invoke("--version") == (0, f"gradclip {__version__}\n", "")
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert __version__ == project["project"]["version"]
 
 
@@ -361,7 +384,7 @@ def test_report_prints_the_page(invoke, tmp_path: Path) -> None:
 def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _script().samefile(Path(__file__).parents[3] / "examples" / "char_lm.py")
+    assert _script().samefile(ROOT / "examples" / "char_lm.py")
     installed = tmp_path / "site-packages" / "gradclip"
     module = sys.modules["gradclip.cli.demo"]
     monkeypatch.setattr(module, "__file__", str(installed / "cli" / "demo.py"))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_pandas(path):
     frame = read_run(path).to_pandas()
     assert frame.loc[0, ["step", "loss", "clipped", "batch"]].tolist() == [1, 2.0, True, 32.0]
     assert frame["clipped_total"].tolist() == [1]
-    assert "path" not in frame
+    assert "ran" not in frame
     assert frame["step"].dtype == np.int64
     assert frame["clipped"].dtype == np.bool_
 
@@ -209,29 +210,51 @@ def test_counters_are_of_each_optimizer_alone(path):
 def test_what_ran_is_written_when_it_changes(path):
     with RecordWriter(path) as record:
         for step, (one, two) in enumerate([("c", "t"), ("c", "t"), ("c+fold", "t"), ("c", None)]):
-            record.step(step=step + 1, optimizer=0, path=one)
-            record.step(step=step + 1, optimizer=1, path=two)
+            record.step(step=step + 1, optimizer=0, ran=one)
+            record.step(step=step + 1, optimizer=1, ran=two)
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()][1:-1]
-    assert [row.get("path") for row in rows] == ["c", "t", None, None, "c+fold", None, "c", None]
+    assert [row.get("ran") for row in rows] == ["c", "t", None, None, "c+fold", None, "c", None]
     run = read_run(path)
-    assert run.paths() == [(1, "c"), (3, "c+fold"), (4, "c")]
-    assert run.paths(1) == [(1, "t")]
-    assert run.paths(2) == []
-    assert "path" not in run.names
+    assert run.ran() == [(1, "c"), (3, "c+fold"), (4, "c")]
+    assert run.ran(1) == [(1, "t")]
+    assert run.ran(2) == []
+    assert "ran" not in run.names
+
+
+def test_the_page_of_the_record_lists_the_keys_that_are_written(path):
+    page = (Path(__file__).parents[3] / "docs" / "record.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.*) \|$", page, re.MULTILINE))
+    with RecordWriter(path, policy="norm:1.0") as record:
+        record.optimizer("SGD", [Parameter("w", (2, 3), "float32")])
+        record.event("note", "something", step=1)
+        record.step(step=1)
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["kind"] != "step":
+            assert row.keys() - {"kind"} == set(re.findall(r"`(\w+)`", table[row["kind"]]))
+    assert table.keys() == {"header", "optimizer", "step", "event", "end"}
+
+
+def test_what_ran_is_read_from_a_record_with_the_older_key(path):
+    rows = [{"kind": "step", "step": step, "norm": 1.0} for step in range(1, 5)]
+    rows[0]["path"], rows[2]["path"], rows[3]["path"] = "c", "c+fold", "c+fold"
+    run = read_run(write_lines(path, *rows))
+    assert run.ran() == [(1, "c"), (3, "c+fold")]
+    assert not {"path", "ran"} & set(run.names)
 
 
 def test_the_schema_lists_the_keys_that_are_written(path):
     with RecordWriter(path) as record:
-        record.step(step=1, path="c", nonfinite=["w"], norms=[1.0])
+        record.step(step=1, ran="c", nonfinite=["w"], norms=[1.0])
     row = json.loads(path.read_text("utf-8").splitlines()[1])
-    assert tuple(row) == ("kind", *STEP_FIELDS, "path", "nonfinite", "norms")
+    assert tuple(row) == ("kind", *STEP_FIELDS, "ran", "nonfinite", "norms")
 
 
 # Records of other versions.
 
 
 def test_a_record_of_schema_1_is_read():
-    """Real, and older than the key `path`: a later version must not change a figure here."""
+    """Real, and older than the key `ran`: a later version must not change a figure here."""
     run = read_run(Path(__file__).parent / "records" / "schema-1.jsonl")
     assert (run.header.schema, run.header.policy, run.torn) == (1, "norm:1.0", False)
     assert run.header.command[-3:] == ("--clip", "norm:1.0", "train.py")
@@ -257,7 +280,7 @@ def test_a_record_of_schema_1_is_read():
         [0, 0, 0, 1, 1, 1],
         [0, 0, 0, 1, 1, 1],
     ]
-    assert run.paths() == []
+    assert run.ran() == []
     (event,) = run.events
     assert (event.name, event.step) == ("script-clips", 7)
     assert run.end is not None
@@ -274,7 +297,7 @@ def assert_same(one: Run, two: Run) -> None:
         np.testing.assert_array_equal(one.column(name), two.column(name), name)
         np.testing.assert_array_equal(one.seen(name), two.seen(name), name)
     for id in {0, *one.column("optimizer").astype(int)}:
-        assert one.paths(id) == two.paths(id)
+        assert one.ran(id) == two.ran(id)
         for a, b in zip(one.norms(id), two.norms(id), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -301,9 +324,9 @@ def test_parquet_round_trip(tmp_path_factory, rows, name, ended):
     for id in range(2):
         record.optimizer(name, [Parameter(name, (2, 3), "float32")], id=id, note=[name])
     record.event(name, name, step=3, more=1.5)
-    for step, (id, norm, loss, norms, path) in enumerate(rows, 1):
+    for step, (id, norm, loss, norms, ran) in enumerate(rows, 1):
         record.step(
-            step=step, optimizer=id, norm=norm, loss=loss, norms=norms, path=path, extra=2.5,
+            step=step, optimizer=id, norm=norm, loss=loss, norms=norms, ran=ran, extra=2.5,
             clipped=step % 2, nonfinite=[name] if step == 4 else (),
         )  # fmt: skip
     if ended:
@@ -320,7 +343,7 @@ def test_parquet_for_other_readers(path, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     with RecordWriter(path) as record:
         record.optimizer("SGD", [("w", (2,), "float32"), ("b", (1,), "float32")])
-        record.step(step=1, norm=1.0, clipped=True, path="c-avx2", norms=[3.0, 4.0])
+        record.step(step=1, norm=1.0, clipped=True, ran="c-avx2", norms=[3.0, 4.0])
         record.step(step=2, norm=math.nan, skipped=True, nonfinite=["b"])
     read_run(path).to_parquet(tmp_path / "r.parquet")
     rows = parquet.read_table(tmp_path / "r.parquet").to_pylist()
@@ -328,10 +351,25 @@ def test_parquet_for_other_readers(path, tmp_path):
     assert [row["clipped"] for row in rows] == [True, False]
     assert [row["loss"] for row in rows] == [None, None]
     assert math.isnan(rows[1]["norm"])
-    assert [row["path"] for row in rows] == ["c-avx2", "c-avx2"]
+    assert [row["ran"] for row in rows] == ["c-avx2", "c-avx2"]
     assert [row["norms"] for row in rows] == [[3.0, 4.0], None]
     assert [row["nonfinite"] for row in rows] == [None, ["b"]]
     assert [row["skipped_total"] for row in rows] == [0, 1]
+
+
+def test_parquet_with_the_older_column_is_read(path, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with RecordWriter(path) as record:
+        record.step(step=1, norm=1.0, ran="c")
+        record.step(step=2, norm=1.0, ran="c+fold")
+    read_run(path).to_parquet(tmp_path / "r.parquet")
+    table = parquet.read_table(tmp_path / "r.parquet")
+    names = ["path" if name == "ran" else name for name in table.column_names]
+    older = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    parquet.write_table(older, tmp_path / "old.parquet")
+    run = read_run(tmp_path / "old.parquet")
+    assert run.ran() == [(1, "c"), (2, "c+fold")]
+    assert not {"path", "ran"} & set(run.names)
 
 
 def test_parquet_that_is_no_record(path, tmp_path):
@@ -339,7 +377,7 @@ def test_parquet_that_is_no_record(path, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     foreign = tmp_path / "foreign.parquet"
     parquet.write_table(pa.table({"step": [1]}), foreign)
-    with pytest.raises(RecordError, match="is a Parquet file, but no gradclip record: give one"):
+    with pytest.raises(RecordError, match="is a Parquet file, and not a gradclip record: give one"):
         read_run(foreign)
     RecordWriter(path).end()
     read_run(path).to_parquet(tmp_path / "r.parquet")

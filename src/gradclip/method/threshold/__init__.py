@@ -1,7 +1,7 @@
 """How large is too large: pure rules from norms, and what they remember, to limits."""
 
 from .adagc import OwnAverage
-from .base import Limits, Seen, State, Threshold
+from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, Smallest
 from .fixed import Fixed, RatioToWeight
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
@@ -11,6 +11,7 @@ from .statistics import MeanStd, MovingAverage, MovingBand, WindowZScore, ZScore
 
 __all__ = [
     "After",
+    "Context",
     "Fixed",
     "Leading",
     "Limits",
@@ -25,7 +26,6 @@ __all__ = [
     "RatioToWeight",
     "RollingMean",
     "SecondMoment",
-    "Seen",
     "Smallest",
     "State",
     "Threshold",

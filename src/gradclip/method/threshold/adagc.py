@@ -7,7 +7,7 @@ from typing import Any
 
 from ...checks import integer, number
 from ..measure import combine
-from .base import Limits, Seen, State, average
+from .base import Context, Limits, State, average
 
 __all__ = ["OwnAverage"]
 
@@ -38,14 +38,14 @@ class OwnAverage:
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
 
     def init(self, norms: Any, xp: Any) -> State:
-        """Return no average: infinite until a norm that is not zero was seen."""
+        """Return no average: infinite until a norm that is not zero was context."""
         return {"own": xp.full_like(norms, xp.inf), "count": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the limits of the warm-up, or those of each tensor's own average."""

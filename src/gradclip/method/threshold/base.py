@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...errors import PolicyError
 
-__all__ = ["Limits", "Seen", "State", "Threshold", "average", "check_threshold", "corrected"]
+__all__ = ["Context", "Limits", "State", "Threshold", "average", "check_threshold", "corrected"]
 
 State = dict[str, Any]
 
@@ -29,7 +29,7 @@ def _nothing() -> Any:
     raise AssertionError("nothing else was shown")
 
 
-class Seen(NamedTuple):
+class Context(NamedTuple):
     """What else a threshold may look at; each is measured only if it is asked for.
 
     Attributes:
@@ -48,7 +48,7 @@ class Threshold(Protocol):
         """Return the empty memory for norms of this shape; nothing of their values enters."""
         ...
 
-    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return this step's limits and the new memory; nothing is mutated."""
         ...
 

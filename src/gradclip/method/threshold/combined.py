@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checks import integer
-from .base import Limits, Seen, State, Threshold, check_threshold
+from .base import Context, Limits, State, Threshold, check_threshold
 
 __all__ = ["After", "Leading", "Smallest"]
 
@@ -28,10 +28,10 @@ class Smallest:
         """Return both memories."""
         return {"first": self.first.init(norms, xp), "second": self.second.init(norms, xp)}
 
-    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return the tighter limits and both new memories."""
-        one, first = self.first.update(state["first"], norms, seen, xp)
-        two, second = self.second.update(state["second"], norms, seen, xp)
+        one, first = self.first.update(state["first"], norms, context, xp)
+        two, second = self.second.update(state["second"], norms, context, xp)
         a, b = (limits.high + xp.zeros_like(norms) for limits in (one, two))
         return Limits(one.low, xp.where(a < b, a, b)), {"first": first, "second": second}
 
@@ -55,10 +55,10 @@ class After:
         memories = {"first": self.first.init(norms, xp), "then": self.then.init(norms, xp)}
         return {**memories, "count": xp.zeros_like(norms)}
 
-    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return the limits that hold now and both new memories."""
-        one, first = self.first.update(state["first"], norms, seen, xp)
-        two, then = self.then.update(state["then"], norms, seen, xp)
+        one, first = self.first.update(state["first"], norms, context, xp)
+        two, then = self.then.update(state["then"], norms, context, xp)
         early = state["count"] < self.steps
         high = xp.where(early, one.high + xp.zeros_like(norms), two.high + xp.zeros_like(norms))
         return Limits(high=high), {"first": first, "then": then, "count": state["count"] + 1}
@@ -87,11 +87,11 @@ class Leading:
         """Return the threshold's memory, as often as there are norms."""
         return self.of_largest.init(norms, xp)
 
-    def update(self, state: State, norms: Any, seen: Seen, xp: Any) -> tuple[Limits, State]:
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return the limit of the largest norm for the first norms, and the new memory."""
         zeros = xp.zeros_like(norms)
         largest = xp.max(norms) + zeros if math.prod(norms.shape) else norms
-        limits, new = self.of_largest.update(state, largest, seen, xp)
+        limits, new = self.of_largest.update(state, largest, context, xp)
         if self.rank is None:
             return limits, new
         place = xp.cumulative_sum(xp.reshape(xp.ones_like(norms), (-1,))) - 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...checks import number
 from ...errors import PolicyError
-from .base import Limits, Seen, State
+from .base import Context, Limits, State
 
 __all__ = ["Fixed", "RatioToWeight"]
 
@@ -22,7 +22,7 @@ class Fixed:
         low: the smallest allowed norm or value; None for no lower bound.
 
     Example:
-        >>> Fixed(high=1.0).update({}, 3.0, Seen(), None)
+        >>> Fixed(high=1.0).update({}, 3.0, Context(), None)
         (Limits(low=None, high=1.0), {})
     """
 
@@ -48,7 +48,7 @@ class Fixed:
         self,
         state: State,
         norms: Any,  # noqa: ARG002
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,  # noqa: ARG002
     ) -> tuple[Limits, State]:
         """Return the same limits at every step."""
@@ -80,10 +80,10 @@ class RatioToWeight:
         self,
         state: State,
         norms: Any,
-        seen: Seen,
+        context: Context,
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return limits in proportion to the weights."""
-        weights = seen.weights()
+        weights = context.weights()
         size = xp.where(weights > self.eps, weights, self.eps * xp.ones_like(norms))
         return Limits(high=self.ratio * size), state

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checks import flag, integer, number
-from .base import Limits, Seen, State, average, corrected
+from .base import Context, Limits, State, average, corrected
 
 __all__ = ["NormalisedNorm", "PowerAverage", "SecondMoment"]
 
@@ -45,7 +45,7 @@ class SecondMoment:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a multiple of the root mean square; one that was never non-zero has none."""
@@ -90,11 +90,11 @@ class PowerAverage:
         self,
         state: State,
         norms: Any,  # noqa: ARG002
-        seen: Seen,
+        context: Context,
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the average, which this step's gradient has entered."""
-        power = average(state["power"], xp.abs(seen.raw()) ** self.alpha, self.decay)
+        power = average(state["power"], xp.abs(context.raw()) ** self.alpha, self.decay)
         return Limits(high=power ** (1 / self.alpha)), {"power": power}
 
 
@@ -127,7 +127,7 @@ class NormalisedNorm:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the target norm; each moment is corrected by its own decay."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checks import flag, integer, number
-from .base import Limits, Seen, State
+from .base import Context, Limits, State
 
 __all__ = ["OnlineQuantile", "Quantile", "places", "push"]
 
@@ -47,7 +47,7 @@ class Quantile:
     Args:
         q: in [0, 1].
         window: how many norms are remembered, ≥ 1.
-        warmup: no limit before this many norms were seen.
+        warmup: no limit before this many norms were context.
         current: whether this step's norm counts for its own limit.
     """
 
@@ -73,7 +73,7 @@ class Quantile:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Remember this step's norms, and return the quantile."""
@@ -134,7 +134,7 @@ class OnlineQuantile:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the limit as it stands, and move it towards the quantile."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...arrays import Namespace, Norms
 from ...checks import integer, number
-from .base import Limits, Seen, State
+from .base import Context, Limits, State
 from .quantile import push
 
 __all__ = ["RollingMean"]
@@ -42,7 +42,7 @@ class RollingMean:
         self,
         state: State,
         norms: Norms,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return a multiple of the mean, and remember this norm as it is."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...checks import choice, flag, integer, number
-from .base import Limits, Seen, State, average, corrected
+from .base import Context, Limits, State, average, corrected
 from .quantile import places, push
 
 __all__ = ["MeanStd", "MovingAverage", "MovingBand", "WindowZScore", "ZScore"]
@@ -19,7 +19,7 @@ class MovingAverage:
     Args:
         factor: > 0.
         decay: of the average, in [0, 1).
-        warmup: no limit before this many norms were seen.
+        warmup: no limit before this many norms were context.
         current: whether this step's norm counts for its own limit.
         clipped: whether the memory takes the norm after clipping.
     """
@@ -46,7 +46,7 @@ class MovingAverage:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a multiple of the average."""
@@ -98,7 +98,7 @@ class MeanStd:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations."""
@@ -158,7 +158,7 @@ class ZScore:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a limit where there is a spike; what is remembered is the clipped norm."""
@@ -224,7 +224,7 @@ class MovingBand:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return a band around the average, which starts at the first norm that is not zero."""
@@ -280,7 +280,7 @@ class WindowZScore:
         self,
         state: State,
         norms: Any,
-        seen: Seen,  # noqa: ARG002
+        context: Context,  # noqa: ARG002
         xp: Any,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations; remember the value as it is."""

@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...arrays import Namespace, Norms, Scalar
 from ...errors import PolicyError
 from ...method.measure import combine
 from . import placements as shards
-from .reduce import Group, Powers, all_reduce, gather_objects, group_of, norms_over
+from .reduce import Group, Powers, all_reduce, norms_over
 
-__all__ = ["Layout", "Piece", "layout", "over_all"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["GroupLike", "GroupsLike", "Layout", "Piece"]
+
+GroupLike: TypeAlias = "ProcessGroup | DeviceMesh"
+"""What a user names processes by: a group, or one dimension of a mesh."""
+GroupsLike: TypeAlias = (
+    "GroupLike | Sequence[GroupLike] | Mapping[str, GroupLike | Sequence[GroupLike] | None]"
+)
+"""Over which processes parameters are spread: for all of them, or by patterns over names."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Piece:
         dtype: of its values.
         own: its place among the parameters of this process; None if others hold it.
         offset: where on the first axis of the whole the part of this process begins.
-        spread: the ranks of each group over which its sums add up.
+        sum_groups: the ranks of each group over which its sums add up.
         copied: the ranks of each group of its mesh in which it is a copy.
         parted: the ranks of each group, given by the user, in which it is in pieces or elsewhere.
         key: orders the parameters of the model, the same in all processes.
@@ -48,7 +59,7 @@ class Piece:
     dtype: torch.dtype
     own: int | None
     offset: int
-    spread: frozenset[tuple[int, ...]]
+    sum_groups: frozenset[tuple[int, ...]]
     copied: frozenset[tuple[int, ...]]
     key: tuple[int, int]
     known: bool = True
@@ -56,11 +67,11 @@ class Piece:
 
     def adds_over(self, ranks: tuple[int, ...]) -> bool:
         """Whether these processes of a mesh have parts of it."""
-        return ranks in self.spread
+        return ranks in self.sum_groups
 
     def is_copy(self, ranks: tuple[int, ...]) -> bool:
         """Whether these processes of a mesh have the same of it."""
-        return not self.spread or ranks in self.copied
+        return not self.sum_groups or ranks in self.copied
 
 
 @dataclass
@@ -87,7 +98,9 @@ class Layout:
         """Whether any value is of double precision."""
         return any(p.dtype in (torch.float64, torch.complex128) for p in self.pieces)
 
-    def norms(self, here: Any, order: float, members: Any, flags: Any = None) -> tuple[Any, Any]:
+    def norms(
+        self, here: Norms, order: float, members: Sequence[int], flags: Norms | None = None
+    ) -> tuple[Norms, Norms | None]:
         """Return the norms of the whole parameters: one collective for each group.
 
         Args:
@@ -111,7 +124,7 @@ class Layout:
             return found.numpy(), None if extra is None else extra.numpy()
         return found, extra
 
-    def total(self, here: Any, order: float, xp: Any) -> Any:
+    def total(self, here: Norms, order: float, xp: Namespace) -> Scalar:
         """Return the one norm of everything, where nothing else is asked for.
 
         What is spread over the same groups is added up first, so that as many numbers travel as
@@ -119,7 +132,7 @@ class Layout:
         """
         kinds: dict[frozenset[tuple[int, ...]], list[int]] = {}
         for i, piece in enumerate(self.pieces):
-            kinds.setdefault(piece.spread, []).append(i)
+            kinds.setdefault(piece.sum_groups, []).append(i)
         first = [members[0] for members in kinds.values()]
         if self.groups and kinds:
             sums = xp.stack([combine(here[members], order, xp) for members in kinds.values()])
@@ -138,7 +151,7 @@ class Layout:
             numbers = all_reduce(numbers, group)
         return numbers
 
-    def places(self, member: int, tensor: Any, axis: int) -> np.ndarray:
+    def places(self, member: int, tensor: Tensor, axis: int) -> np.ndarray:
         """Return where along an axis of the whole parameter this process's values are."""
         piece = self.pieces[member]
         found = shards.places(tensor, axis)
@@ -166,187 +179,3 @@ class Layout:
                     "names them"
                 )
                 raise PolicyError.of("params", f"{len(self.pieces)} parameters", remedy)
-
-
-def layout(names: Sequence[str], params: Sequence[Any], groups: object = None) -> Layout | None:
-    """Return how the parameters lie on the processes; None if all of them are here.
-
-    With groups, all processes of each group call this at the same time: they exchange names.
-
-    Args:
-        names: of the parameters.
-        params: any mix of plain tensors and DTensors, of any meshes.
-        groups: where parameters are spread that do not say so themselves: a ProcessGroup or one
-            dimension of a DeviceMesh, or several, for all; or such by patterns over names, of
-            which the first that matches holds. None for a pattern: they are copies.
-
-    Raises:
-        PolicyError: a group is none, or a pattern matches no name of any process.
-    """
-    if groups is None and not shards.any_sharded(params):
-        return None
-    rules = _rules(groups)
-    known: shards.Known = {}
-    order: dict[Group, None] = {}
-    pieces = []
-    mine = dist.get_rank()
-    for i, (name, param) in enumerate(zip(names, params, strict=True)):
-        spread, copied = shards.spread_over(param, name, known)
-        order.update(dict.fromkeys(spread))
-        ranks = (frozenset(group.ranks for group in groups_) for groups_ in (spread, copied))
-        pieces.append(Piece(name, tuple(param.shape), param.dtype, i, 0, *ranks, key=(mine, i)))
-    meshes = list(order)
-    if rules is None:
-        adds = [
-            [p.adds_over(g.ranks) or (p.is_copy(g.ranks) and not g.place) for p in pieces]
-            for g in meshes
-        ]
-        takes = [[p.adds_over(g.ranks) or p.is_copy(g.ranks) for p in pieces] for g in meshes]
-        both = np.asarray([adds, takes], bool).reshape(2, len(meshes), len(pieces))
-        return Layout(pieces, meshes, both[0], both[1])
-    return _exchanged(pieces, meshes, rules)
-
-
-def over_all(params: Sequence[Any], groups: object = None) -> Layout | None:
-    """Return the layout of parameters without names, for their total norm alone.
-
-    Args:
-        params: any mix of plain tensors and DTensors, of any meshes.
-        groups: a group, or several, over which all of them are spread.
-    """
-    if isinstance(groups, Mapping):
-        remedy = "these parameters have no names: give groups, or use a Clipper"
-        raise PolicyError.of("groups", groups, remedy)
-    found = layout([""] * len(params), params)
-    rules = _rules(groups)
-    if found is not None:
-        found.checked = True  # Lists of two stages differ, and only sums travel.
-    if rules is None:
-        return found
-    if found is None:
-        mine = dist.get_rank()
-        pieces = [
-            Piece("", tuple(p.shape), p.dtype, i, 0, frozenset(), frozenset(), (mine, i))
-            for i, p in enumerate(params)
-        ]
-        none = np.zeros((0, len(pieces)), bool)
-        found = Layout(pieces, [], none, none, checked=True)
-    for group in rules["*"]:
-        if group not in found.groups:
-            found.over.append(group)
-            continue
-        place = found.groups.index(group)
-        found.adds[place] = found.takes[place] = True
-    return found
-
-
-Rules = dict[str, list[Group]]
-
-
-def _rules(groups: object) -> Rules | None:
-    """Return the groups by pattern."""
-    if groups is None:
-        return None
-    if not dist.is_available() or not dist.is_initialized():
-        remedy = "there are no processes yet: call torch.distributed.init_process_group first"
-        raise PolicyError.of("groups", groups, remedy)
-    given: Mapping[Any, Any] = groups if isinstance(groups, Mapping) else {"*": groups}
-    rules: Rules = {}
-    for pattern, value in given.items():
-        if not isinstance(pattern, str):
-            remedy = "give glob patterns over parameter names, such as 'experts.*'"
-            raise PolicyError.of("groups", pattern, remedy)
-        several = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        rules[pattern] = [group_of(each, f"groups[{pattern!r}]") for each in several]
-    return rules
-
-
-def _matched(name: str, rules: Rules) -> list[Group]:
-    return next((found for pattern, found in rules.items() if fnmatchcase(name, pattern)), [])
-
-
-def _exchanged(pieces: list[Piece], meshes: list[Group], rules: Rules) -> Layout:
-    """Return the layout of all that the processes of all groups have.
-
-    Group after group, in the order of the collectives, each process learns what the others know.
-    """
-    own = list(dict.fromkeys(group for found in rules.values() for group in found))
-    groups = meshes + [group for group in own if group not in meshes]
-    table = {piece.name: piece for piece in pieces}
-    if len(table) < len(pieces):
-        names = [p.name for p in pieces]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise PolicyError.of("params", twice, "with groups each parameter needs a name of its own")
-    rows: list[tuple[dict[str, bool], dict[str, bool]]] = []
-    for group in groups:
-        adds: dict[str, bool] = {}
-        takes: dict[str, bool] = {}
-        tables: list[dict[str, Piece]] = gather_objects(table, group)
-        merged = list(dict.fromkeys(name for each in tables for name in each))
-        for name in merged:
-            there = [each.get(name) for each in tables]
-            piece, adds[name], takes[name] = _met(name, there, group, rules, group in meshes)
-            table[name] = piece
-        rows.append((adds, takes))
-    unused = [p for p in rules if p != "*" and not any(fnmatchcase(n, p) for n in table)]
-    if unused:
-        remedy = f"it matches no parameter of any process; the names are {_some(list(table))}"
-        raise PolicyError.of("groups", unused[0], remedy)
-    found = sorted(table.values(), key=lambda piece: piece.key)
-    shape = len(groups), len(found)
-    both = [
-        np.asarray([[row[i].get(p.name, False) for p in found] for row in rows], bool).reshape(
-            shape
-        )
-        for i in range(2)
-    ]
-    return Layout(found, groups, both[0], both[1])
-
-
-def _met(
-    name: str, there: list[Piece | None], group: Group, rules: Rules, mesh: bool
-) -> tuple[Piece, bool, bool]:
-    """Return a parameter as it is known after a group's exchange, and if it adds and takes.
-
-    Args:
-        name: of the parameter.
-        there: what each process of the group knew of it before.
-        group: of these processes.
-        rules: the groups by pattern.
-        mesh: whether the group belongs to a mesh: then only who has a part learns the sum.
-    """
-    knowing = [place for place, piece in enumerate(there) if piece is not None and piece.known]
-    some = [piece for piece in there if piece is not None]
-    mine, here = there[group.place], group.place
-    cut = any(piece.adds_over(group.ranks) for piece in some)
-    parted = group in _matched(name, rules)
-    base = mine if mine is not None else replace(some[0], own=None, known=False)
-    base = replace(base, key=min(piece.key for piece in some))
-    if parted:
-        base = replace(base, parted=base.parted | {group.ranks})
-    # Elsewhere in the mesh there are other parts of it.
-    apart = mesh and not (parted or cut or all(piece.is_copy(group.ranks) for piece in some))
-    adds = here in knowing and not apart and (parted or cut or here == knowing[0])
-    if parted and not cut and len(knowing) > 1 and base.shape:
-        shapes = sorted({piece.shape[1:] for piece in some if piece.known})
-        if len(shapes) > 1 or not all(piece.shape for piece in some):
-            remedy = (
-                f"the processes {list(group.ranks)} have different parameters of this name: give "
-                "names that tell them apart, as with model= or model.named_parameters()"
-            )
-            raise PolicyError.of("params", name, remedy)
-        counts = {place: _rows(there[place]) for place in knowing}
-        before = sum(count for place, count in counts.items() if place < here)
-        shape = (sum(counts.values()), *base.shape[1:])
-        base = replace(base, shape=shape, offset=base.offset + before)
-    knows = base.known or ((not mesh or parted) and bool(knowing))
-    return replace(base, known=knows), adds, knows and not apart
-
-
-def _rows(piece: Piece | None) -> int:
-    assert piece is not None
-    return piece.shape[0]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +16,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...arrays import Memory
 from ...errors import PolicyError
 from ..tensors.gather import PLAIN
 from .reduce import Group, all_reduce
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
 __all__ = [
-    "Known",
+    "GroupCache",
     "Owner",
     "any_sharded",
     "as_parts",
+    "gather_matrix",
     "is_sharded",
     "local",
     "mesh_group",
     "places",
     "reduced",
-    "spread_over",
-    "whole",
+    "sum_groups",
 ]
 
 _PLAIN_OR_NONE = frozenset({*PLAIN, type(None)})
@@ -57,7 +63,7 @@ def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
     return any(map(is_sharded, tensors))
 
 
-def is_sharded(tensor: Any) -> bool:
+def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether it is a DTensor."""
     if type(tensor) in PLAIN:
         return False
@@ -65,7 +71,7 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local(tensor: Any) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """Return the values that this process has, as a plain tensor that shares their memory."""
     if not is_sharded(tensor):
         return tensor
@@ -79,11 +85,12 @@ def local(tensor: Any) -> Tensor:
     return here if wait is None else wait()
 
 
-Known = dict[Any, tuple[tuple[Group, ...], tuple[Group, ...]]]
+GroupCache = dict[tuple[int, "tuple[Placement, ...]"], tuple[tuple[Group, ...], tuple[Group, ...]]]
+"""The groups of a tensor, by the identity of its mesh and its placements."""
 
 
-def spread_over(
-    tensor: Any, name: str, known: Known
+def sum_groups(
+    tensor: Tensor, name: str, known: GroupCache
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """Return the groups over which a tensor's sums add up, and those in which it is a copy.
 
@@ -119,19 +126,20 @@ def spread_over(
     return known[key]
 
 
-def mesh_group(mesh: Any, dim: int) -> Group:
+def mesh_group(mesh: DeviceMesh, dim: int) -> Group:
     """Return the group of this process along one dimension of a mesh."""
     handle = mesh.get_group(dim)
     return Group(tuple(dist.get_process_group_ranks(handle)), handle)
 
 
-def places(tensor: Any, axis: int) -> Index:
+def places(tensor: Tensor, axis: int) -> Index:
     """Return where along an axis of the whole tensor the values of this process are."""
     axis %= max(tensor.ndim, 1)
     index = np.arange(tensor.shape[axis] if tensor.ndim else 1)
     if not is_sharded(tensor):
         return index
     coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
     for dim, placement in enumerate(tensor.placements):
         if getattr(placement, "dim", None) != axis:
             continue
@@ -149,7 +157,11 @@ def _chunks(index: Index, count: int) -> list[Index]:
     return [index[i * size : (i + 1) * size] for i in range(count)]
 
 
-def reduced(grads: Sequence[Any], owners: Sequence[Any]) -> dict[int, Any]:
+OneSum = tuple[Group, torch.dtype, torch.device, str]
+"""Over which group partial values are summed, in which type, on which device, and by what."""
+
+
+def reduced(grads: Sequence[Tensor | None], owners: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return what stands in for gradients that are not laid out as their parameters are.
 
     Partial values become whole: one collective for each group and dtype, for all of them.
@@ -158,50 +170,57 @@ def reduced(grads: Sequence[Any], owners: Sequence[Any]) -> dict[int, Any]:
         grads: the gradients; None where there is none.
         owners: their parameters, or the gradients themselves.
     """
-    found: dict[int, Any] = {}
-    partial: dict[tuple[Any, ...], list[int]] = {}
+    found: dict[int, Tensor] = {}
+    partial: dict[OneSum, list[tuple[int, DTensor]]] = {}
     for i, (grad, owner) in enumerate(zip(grads, owners, strict=True)):
-        if not is_sharded(grad) or (grad is not owner and grad.placements == owner.placements):
+        if not is_sharded(grad) or (grad is not owner and grad.placements == _placements(owner)):
             continue
-        target = _without_partial(owner.placements)
+        target = _without_partial(_placements(owner))
         if grad.placements == target:
             continue
         key = _one_sum(grad, target)
         if key is None:
             found[i] = grad.redistribute(placements=target)
         else:
-            partial.setdefault(key, []).append(i)
+            partial.setdefault(key, []).append((i, grad))
     for (group, _dtype, _device, kind), members in partial.items():
-        parts = [local(grads[i]) for i in members]
+        parts = [local(grad) for _, grad in members]
         flat = all_reduce(torch.cat([part.reshape(-1) for part in parts]), group, _OPS[kind])
         flat = flat / len(group.ranks) if kind == "avg" else flat
         sums = flat.split([part.numel() for part in parts])
-        for i, part, values in zip(members, parts, sums, strict=True):
-            target = _without_partial(owners[i].placements)
-            found[i] = _like(grads[i], values.reshape(part.shape), target)
+        for (i, grad), part, values in zip(members, parts, sums, strict=True):
+            target = _without_partial(_placements(owners[i]))
+            found[i] = _like(grad, values.reshape(part.shape), target)
     return found
 
 
-def _without_partial(placements: Sequence[Any]) -> tuple[Any, ...]:
+def _placements(tensor: Tensor) -> tuple[Placement, ...]:
+    assert is_sharded(tensor)
+    return tensor.placements
+
+
+def _without_partial(placements: Sequence[Placement]) -> tuple[Placement, ...]:
     from torch.distributed.tensor import Replicate
 
     return tuple(Replicate() if p.is_partial() else p for p in placements)
 
 
-def _one_sum(grad: Any, target: Sequence[Any]) -> tuple[Any, ...] | None:
+def _one_sum(grad: DTensor, target: Sequence[Placement]) -> OneSum | None:
     """Return over what, and in what type, partial values become copies, if that is all to do."""
     differ = [d for d, (p, q) in enumerate(zip(grad.placements, target, strict=True)) if p != q]
     if len(differ) != 1 or not target[differ[0]].is_replicate():
         return None
     placement = grad.placements[differ[0]]
-    kind = getattr(placement, "reduce_op", None)
+    kind: str | None = getattr(placement, "reduce_op", None)
     if type(placement).__name__ != "Partial" or kind not in _OPS:
         return None
     here = local(grad)
     return mesh_group(grad.device_mesh, differ[0]), here.dtype, here.device, kind
 
 
-def _like(tensor: Any, values: Tensor, placements: Sequence[Any] | None = None) -> Any:
+def _like(
+    tensor: DTensor, values: Tensor, placements: Sequence[Placement] | None = None
+) -> DTensor:
     """Return a DTensor of these local values, laid out as another is, or as said."""
     from torch.distributed.tensor import DTensor
 
@@ -215,7 +234,7 @@ def _like(tensor: Any, values: Tensor, placements: Sequence[Any] | None = None) 
     )
 
 
-def as_parts(memory: Any, params: Sequence[Any], member: int | None = None) -> Any:
+def as_parts(memory: Memory, params: Sequence[Tensor], member: int | None = None) -> Memory:
     """Return a memory in which what has a value for each of a DTensor's is laid out as that is.
 
     A checkpoint can then be read by other numbers of processes.
@@ -245,7 +264,7 @@ class Owner:
         param: gets a DTensor for a `grad` that is plain.
     """
 
-    def __init__(self, param: Any) -> None:
+    def __init__(self, param: Tensor) -> None:
         self._param = param
 
     def detach(self) -> Tensor:
@@ -253,16 +272,18 @@ class Owner:
         return local(self._param).detach()
 
     @property
-    def grad(self) -> Any:
+    def grad(self) -> Tensor | None:
         """Return the parameter's own."""
         return self._param.grad
 
     @grad.setter
-    def grad(self, value: Tensor) -> None:
-        self._param.grad = _like(self._param, value) if is_sharded(self._param) else value
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None and is_sharded(self._param):
+            value = _like(self._param, value)
+        self._param.grad = value
 
 
-def whole(tensor: Any, values: Tensor) -> tuple[Tensor, Index, Index]:
+def gather_matrix(tensor: DTensor, values: Tensor) -> tuple[Tensor, Index, Index]:
     """Return a tensor with all its values, and which rows and columns of it are here.
 
     Of more than two axes all but the first are flattened. Only decompositions need this: nothing

@@ -11,13 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ...errors import PolicyError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, ReduceOp
 
 __all__ = ["Group", "Powers", "all_reduce", "gather_objects", "group_of", "norms_over"]
 
@@ -35,7 +38,7 @@ class Group:
     """
 
     ranks: tuple[int, ...]
-    handle: Any = field(compare=False, repr=False)
+    handle: ProcessGroup = field(compare=False, repr=False)
 
     @property
     def place(self) -> int:
@@ -57,7 +60,7 @@ class Group:
         return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def group_of(value: Any, argument: str) -> Group:
+def group_of(value: object, argument: str) -> Group:
     """Return the group that a user meant.
 
     Raises:
@@ -80,7 +83,7 @@ def group_of(value: Any, argument: str) -> Group:
     return Group(tuple(dist.get_process_group_ranks(handle)), handle)
 
 
-def all_reduce(vector: Tensor, group: Group, op: Any = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(vector: Tensor, group: Group, op: ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """Return the sum, or what `op` says, over the group; on the vector's own device."""
     near = group.device(vector.device)
     moved = vector.to(near, copy=True).contiguous()
@@ -88,9 +91,12 @@ def all_reduce(vector: Tensor, group: Group, op: Any = dist.ReduceOp.SUM) -> Ten
     return moved.to(vector.device)
 
 
-def gather_objects(value: Any, group: Group) -> list[Any]:
+T = TypeVar("T")
+
+
+def gather_objects(value: T, group: Group) -> list[T]:
     """Return what every process of the group gave, in its order."""
-    found: list[Any] = [None] * len(group.ranks)
+    found = [value] * len(group.ranks)
     dist.all_gather_object(found, value, group=group.handle)
     return found
 
@@ -108,7 +114,7 @@ class Powers:
     double: bool
 
     @property
-    def op(self) -> Any:
+    def op(self) -> ReduceOp.RedOpType:
         """What the collective does with the numbers."""
         return dist.ReduceOp.MAX if math.isinf(self.order) else dist.ReduceOp.SUM
 

@@ -6,19 +6,25 @@ cosines, is that of the whole parameters. So the engine makes the same decision 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import array_api_compat.torch as torch_xp
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
+from ...engine.backend import Change, ClampTo, Decompose, Measured, Relative, Spectrum, Units
 from ...errors import PolicyError
 from ...method.threshold import Limits
 from ..tensors.gradients import Gradients
+from ..tensors.norms import decomposed
 from . import placements as shards
-from .layout import Layout, over_all
+from .exchange import over_all
+from .layout import GroupsLike, Layout
 
 __all__ = ["Sharded", "gradients"]
 
@@ -31,29 +37,16 @@ class Sharded:
             none. DTensors and plain tensors.
         owners: the parameters whose `.grad` these are.
         layout: how the parameters lie on the processes.
-        loss: the loss of the step in this process; a policy sees the mean over the processes.
-        weights: these are parameters, not gradients: every process has its own.
-
-    Attributes:
-        quiet: nothing is exchanged: for what only wants shapes.
     """
 
-    values_xp: Any = torch_xp
+    values_xp: Namespace = torch_xp
     apart = True
-    spread = True
 
     def __init__(
-        self,
-        grads: Sequence[Any],
-        owners: Sequence[Any],
-        layout: Layout,
-        loss: Any = None,
-        *,
-        weights: bool = False,
+        self, grads: Sequence[Tensor | None], owners: Sequence[Tensor], layout: Layout
     ) -> None:
         self._layout = layout
         self._owners = owners
-        self._loss = loss
         self.names = tuple(piece.name for piece in layout.pieces)
         held = [piece.own for piece in layout.pieces]
         given = list(grads)
@@ -61,7 +54,6 @@ class Sharded:
         for i, value in replaced.items():
             given[i] = value
         self._grads = [None if own is None else given[own] for own in held]
-        self.present = tuple(grad is not None for grad in self._grads)
         own = [None if i is None else owners[i] for i in held]
         devices = [t.device for t in (*given, *owners) if t is not None and not t.is_meta]
         device = devices[0] if devices else torch.device("cpu")
@@ -70,19 +62,18 @@ class Sharded:
             for g, piece in zip(self._grads, layout.pieces, strict=True)
         ]
         nobody = torch.empty(0)
-        proxies: Any = [nobody if owner is None else shards.Owner(owner) for owner in own]
-        self._inner = Gradients(tensors, self.names, proxies, self.present)
+        proxies = [nobody if owner is None else shards.Owner(owner) for owner in own]
+        self._present = tuple(grad is not None for grad in self._grads)
+        self._inner = Gradients(tensors, self.names, proxies, self._present)
         for place, i in enumerate(held):
             if i in replaced:
                 self._inner.replace_if_changed(place)
-        self._counted = weights or not layout.groups
-        self._loss_is_mean = not layout.groups
-        self.somewhere: Sequence[bool] = self.present
-        if not self.host:
-            # Whether others have one is not known without waiting for the device.
-            self.somewhere = (True,) * len(self.names)
-        self.quiet = False
-        self._puts: dict[int, tuple[Any, Any, Any]] = {}
+
+    def unexchanged(self) -> Sharded:
+        """Return the same gradients, of which nothing is exchanged: for all that wants shapes."""
+        alone = copy.copy(self)
+        alone._layout = replace(self._layout, groups=[], over=[])
+        return alone
 
     @property
     def host(self) -> bool:
@@ -90,7 +81,7 @@ class Sharded:
         return self._inner.host
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> Namespace:
         """The array namespace of norms, factors and limits."""
         return self._inner.xp
 
@@ -100,10 +91,10 @@ class Sharded:
         return self._layout.double
 
     @property
-    def path(self) -> str:
+    def ran(self) -> str:
         """What does the work."""
         count = len(self._layout.groups) + len(self._layout.over)
-        return f"{self._inner.path}+{count}-collective{'s' * (count != 1)}"
+        return f"{self._inner.ran}+{count}-collective{'s' * (count != 1)}"
 
     @property
     def device(self) -> torch.device:
@@ -116,91 +107,91 @@ class Sharded:
         return self._inner.tensors
 
     @property
-    def shared(self) -> bool:
+    def has_replacements(self) -> bool:
         """Whether a gradient will be replaced if it changes."""
-        return self._inner.shared
+        return self._inner.has_replacements
 
     @property
-    def sizes(self) -> Any:
+    def sizes(self) -> Sizes:
         """The number of values of each whole gradient, as floats."""
-        counts = []
-        for piece, grad in zip(self._layout.pieces, self._grads, strict=True):
-            there = piece.own is None or grad is not None or self.somewhere[len(counts)]
-            counts.append(float(np.prod(piece.shape)) if there else 0.0)
-        return self.array(counts)
+        return self.array([float(np.prod(piece.shape)) for piece in self._layout.pieces])
 
-    @property
-    def loss(self) -> Any:
-        """The mean of the losses of the processes that have one."""
-        if not self._loss_is_mean:
-            known = self._loss is not None
-            value = torch.as_tensor(self._loss if known else 0.0).reshape(()).double()
-            both = torch.stack(
-                [value.to(self.device), value.new_tensor(float(known)).to(self.device)]
-            )
-            total, count = self._layout.anywhere(both)
-            none = self.host and not float(count)
-            self._loss, self._loss_is_mean = (None if none else total / count), True
-        return self._loss
+    def mean_loss(self, loss: Tensor | float | None) -> Scalar | float | None:
+        """Return the mean of the losses of the processes that have one.
 
-    @property
+        Args:
+            loss: of this process, or None.
+        """
+        if not self._layout.groups:
+            return loss
+        value = torch.as_tensor(0.0 if loss is None else loss).reshape(()).double()
+        known = value.new_tensor(float(loss is not None))
+        both = torch.stack([value.to(self.device), known.to(self.device)])
+        total, count = self._layout.anywhere(both)
+        return None if self.host and not float(count) else total / count
+
     def weights(self) -> Sharded:
-        """The parameters themselves, as something to measure."""
-        return Sharded(self._owners, self._owners, self._layout, weights=True)
+        """Return the parameters themselves, as something to measure."""
+        return Sharded(self._owners, self._owners, self._layout)
 
-    def array(self, values: list[float]) -> Any:
+    def array(self, values: list[float]) -> Array:
         """Return numbers where the decisions are made."""
         return self._inner.array(values)
 
-    def norms(
-        self,
-        members: Sequence[int],
-        order: float,
-        relative: tuple[float, float] | None = None,
-    ) -> Any:
-        """Return the p-norm of each whole gradient, shape (members,)."""
-        here = self._inner.norms(members, order, relative)
-        flags = None
-        if self.host and not self._counted and len(members):
-            flags = np.asarray(self.present, float)
-        found, flags = self._layout.norms(here, order, members, flags)
-        if flags is not None:
-            self._counted, self.somewhere = True, tuple((flags > 0).tolist())
-        return found
+    def measure(self, order: float) -> Measured:
+        """Return the p-norm of every whole gradient, and which exist in any process."""
+        everything = range(len(self.names))
+        here = self._inner.norms(everything, order)
+        if not self._layout.groups:
+            return Measured(here, self._present)
+        if not self.host:
+            # Whether others have one is not known without waiting for the device.
+            found, _ = self._layout.norms(here, order, everything)
+            return Measured(found, (True,) * len(self.names))
+        found, flags = self._layout.norms(here, order, everything, np.asarray(self._present, float))
+        return Measured(found, self._present if flags is None else tuple((flags > 0).tolist()))
 
-    def total(self, order: float) -> Any:
+    def norms(
+        self, members: Sequence[int], order: float, relative: Relative | None = None
+    ) -> Norms:
+        """Return the p-norm of each whole gradient, shape (members,)."""
+        if relative is not None:
+            assert isinstance(relative.weights, Sharded)
+            relative = relative._replace(weights=relative.weights._inner)
+        here = self._inner.norms(members, order, relative)
+        return self._layout.norms(here, order, members)[0]
+
+    def total(self, order: float) -> Scalar:
         """Return the norm of all of them together, and nothing else."""
         here = self._inner.norms(range(len(self.names)), order)
         return self._layout.total(here, order, self.xp)
 
-    def unit_norms(
-        self, members: Sequence[int], order: float, axis: int | None
-    ) -> tuple[Any, Any, list[int]]:
+    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
         """Return each whole unit's norm and number of values, and how many each member has."""
         counts = [self._layout.units(m, axis) for m in members]
         totals = [float(np.prod(self._layout.pieces[m].shape)) for m in members]
         each = [t / max(c, 1) for t, c in zip(totals, counts, strict=True)]
         here, index = self._here(members, counts, axis)
-        local, _, _ = self._inner.unit_norms(here, order, axis)
+        local = self._inner.unit_norms(here, order, axis).norms
         if self.host:
             norms = np.zeros(sum(counts))
             norms[index] = local
         else:
             norms = local.new_zeros(sum(counts))
             norms[torch.from_numpy(index).to(local.device)] = local
-        if not self.quiet:
-            norms, _ = self._layout.norms(norms, order, np.repeat(members, counts))
-        return norms, self.array(np.repeat(each, counts).tolist()), counts
+        norms, _ = self._layout.norms(norms, order, np.repeat(members, counts).tolist())
+        sizes = self.array(np.repeat(each, counts).tolist())
+        return Units(norms, sizes, counts, None)
 
-    def unit_dots(self, a: Any, b: Any, counts: list[int], *, root: bool = False) -> Any:
+    def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units: all of them are known here."""
         return self._inner.unit_dots(a, b, counts, root=root)
 
-    def scale(self, factors: Any) -> None:
+    def scale(self, factors: Factors) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
         self._inner.scale(factors)
 
-    def scale_units(self, members: Sequence[int], factors: Any, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
         """Multiply each unit of each member by its factor, shape (units,) of the whole."""
         counts = [self._layout.units(m, axis) for m in members]
         here, index = self._here(members, counts, axis)
@@ -226,61 +217,59 @@ class Sharded:
             start += count
         return here, np.concatenate(parts)
 
-    def clamp(self, members: Sequence[int], limits: Limits, norms: Any, keep: Any) -> Any:  # noqa: ARG002
-        """Clamp what the kernel can read between two numbers; return norms and cosines, or None."""
-        if not self.host:
-            return None
-        before = self._inner.norms(members, 2.0)
-        done = self._inner.clamp(members, limits, before, keep)
-        if done is None:
-            return None
-        for place, member in enumerate(members):
-            self._note(member, before[place], done[0][place], done[1][place])
-        return self.whole(members, *done)
+    def edit(
+        self,
+        members: Sequence[int],
+        change: Change,
+        keep: Flag,
+        like: Mapping[int, Tensor] | None = None,
+        *,
+        measured: bool = True,
+    ) -> tuple[Norms, Cosines]:
+        """Change local values; return norms and cosines of the whole gradients.
 
-    def refuse_complex(self, members: Sequence[int]) -> None:
-        """Refuse values that have no order: in every process, since all know the dtypes."""
+        A complex gradient is refused in every process, since all know the dtypes.
+        """
         self._inner.refuse_complex(members)
+        if isinstance(change, ClampTo) and self.host:
+            before = self._inner.norms(members, 2.0)
+            done = self._inner.clamp(members, replace(change, norms=before), keep)
+            if done is not None:
+                return self._reduce_edits(members, before, *done)
+        sizes: dict[int, Scalar] = {}
 
-    def get(self, member: int) -> Tensor:
-        """Return a copy of the local values of one gradient, in at least float32."""
-        return self._inner.get(member)
+        def here(member: int, value: Tensor, _: Decompose) -> Tensor | None:
+            new = change(member, value, partial(self._decomposed, member, value))
+            if measured and new is not None:
+                tensor = self._inner.tensors[member]
+                old = tensor if like is None else like[member].to(tensor.dtype)
+                sizes[member] = Gradients([old], [""]).norms(range(1), 2.0)[0]
+            return new
 
-    def put(
-        self, member: int, value: Tensor, keep: Any, *, like: Tensor | None = None
-    ) -> tuple[Any, Any]:
-        """Store local values; what is returned is of the local part, until `whole`."""
-        tensor = self._inner.tensors[member]
-        before = tensor if like is None else like.to(tensor.dtype)
-        size = Gradients([before], [""]).norms(range(1), 2.0)[0]
-        norm, cosine = self._inner.put(member, value, keep, like=like)
-        self._note(member, size, norm, cosine)
-        return norm, cosine
-
-    def _note(self, member: int, before: Any, after: Any, cosine: Any) -> None:
-        """Keep three lengths of a local part: before, after, and of the difference."""
-        xp = self.xp
-        one = xp.ones_like(before)
-        large = xp.where(before > after, before, after)
-        unit = xp.where(large > 0, large, one)
-        a, b = before / unit, after / unit
-        apart = xp.sqrt((a - b) ** 2 + 2 * a * b * (1 - cosine)) * unit
-        # A cosine of 1 says that nothing changed, but for the rounding of the two norms.
-        apart = xp.where((cosine == 1) & (before > 0) & (after > 0), 0 * unit, apart)
-        self._puts[member] = before, after, apart
-
-    def whole(self, members: Sequence[int], norms: Any, cosines: Any) -> tuple[Any, Any]:
-        """Return norms and cosines of whole gradients: one collective for each group."""
-        xp = self.xp
-        if not self._layout.groups:
-            self._puts.clear()
+        norms, cosines = self._inner.edit(members, here, keep, like, measured=measured)
+        if not measured or not self._layout.groups:
             return norms, cosines
-        zero = xp.zeros_like(norms[:1])[0]
-        puts = [self._puts.get(m, (zero, zero, zero)) for m in members]
-        self._puts.clear()
-        flat = xp.stack([put[part] for part in range(3) for put in puts])
+        zero = self.xp.zeros_like(norms[0])
+        before = self.xp.stack([sizes.get(member, zero) for member in members])
+        return self._reduce_edits(members, before, norms, cosines)
+
+    def _reduce_edits(
+        self, members: Sequence[int], before: Norms, after: Norms, cosines: Cosines
+    ) -> tuple[Norms, Cosines]:
+        """Return norms and cosines of whole gradients: one collective for each group.
+
+        Args:
+            members: the gradients that were edited.
+            before: shape (members,), the norms of the local parts before.
+            after: shape (members,), the norms of the local parts now.
+            cosines: shape (members,), between the two.
+        """
+        if not self._layout.groups:
+            return after, cosines
+        xp, count = self.xp, len(members)
+        apart = _distance(before, after, cosines, xp)
+        flat = xp.concat([before, after, apart])
         found, _ = self._layout.norms(flat, 2.0, [*members] * 3)
-        count = len(members)
         before, after, apart = found[:count], found[count : 2 * count], found[2 * count :]
         one = xp.ones_like(before)
         known = (before > 0) & (after > 0) & (apart > 0)
@@ -292,21 +281,21 @@ class Sharded:
         cosine = xp.where(cosine < most, cosine, most)
         return after, xp.where(known, cosine, one)
 
-    def singular(self, member: int) -> tuple[Any, Any, Any] | None:
+    def _decomposed(self, member: int, value: Tensor) -> Spectrum | None:
         """Return the local rows of U, σ, and the local columns of Vᵀ, of the whole matrix.
 
         A decomposition needs the matrix: it is collected, and every process decomposes it.
         """
         piece, grad = self._layout.pieces[member], self._grads[member]
-        if grad is None or not (piece.spread or grad.shape != piece.shape):
-            return self._inner.singular(member)
+        if grad is None or not (piece.sum_groups or grad.shape != piece.shape):
+            return decomposed(value)
         if not shards.is_sharded(grad) or grad.shape != piece.shape:
             remedy = (
                 "singular values need the whole matrix, and this one lies in pieces: make it a "
                 "DTensor, or give the parameter another policy"
             )
             raise PolicyError.of(f"parameter {piece.name}", f"{tuple(grad.shape)} here", remedy)
-        matrix, rows, columns = shards.whole(grad, self.get(member))
+        matrix, rows, columns = shards.gather_matrix(grad, value)
         finite = torch.isfinite(matrix).all()
         matrix = torch.where(finite, matrix, 0.0)
         if len(piece.shape) < 2:
@@ -316,11 +305,11 @@ class Sharded:
         at = (torch.from_numpy(index).to(u.device) for index in (rows, columns))
         return u[next(at)], torch.where(finite, s, torch.nan), vh[:, next(at)]
 
-    def unscale(self, scale: Any) -> None:
+    def unscale(self, scale: Tensor) -> None:
         """Divide every gradient by a scalar tensor, as a loss scaler would."""
         self._inner.unscale(shards.local(scale))
 
-    def measure_divided_by(self, scale: Any) -> None:
+    def measure_divided_by(self, scale: Tensor) -> None:
         """Have norms be those of the gradients over a scalar, which somebody else divides by."""
         self._inner.measure_divided_by(shards.local(scale))
 
@@ -333,8 +322,21 @@ class Sharded:
         self._inner.clamp_all(limits)
 
 
+def _distance(before: Norms, after: Norms, cosines: Cosines, xp: Namespace) -> Norms:
+    """Return the lengths of the differences, from two lengths and the cosine between them."""
+    one = xp.ones_like(before)
+    large = xp.where(before > after, before, after)
+    unit = xp.where(large > 0, large, one)
+    a, b = before / unit, after / unit
+    apart = xp.sqrt((a - b) ** 2 + 2 * a * b * (1 - cosines)) * unit
+    # A cosine of 1 says that nothing changed, but for the rounding of the two norms.
+    return xp.where((cosines == 1) & (before > 0) & (after > 0), 0 * unit, apart)
+
+
 def gradients(
-    params: Sequence[Any], groups: object = None, grads: Sequence[Any] | None = None
+    params: Sequence[Tensor],
+    groups: GroupsLike | None = None,
+    grads: Sequence[Tensor] | None = None,
 ) -> Sharded | None:
     """Return the gradients of parameters without names, for their total norm; None if all are here.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from ...errors import LayoutError
 from . import placements as shards
 from .layout import Layout
 
-__all__ = ["compare", "shown"]
+__all__ = ["Checksums", "checksums", "compare"]
 
 # Copies of a gradient differ by the rounding of what added them up, not by more.
 _ROUNDING = 1e-3
@@ -29,43 +29,45 @@ Ranks = tuple[int, ...]
 Sums = tuple[float, float]
 
 
-class Shown(NamedTuple):
+class Checksums(NamedTuple):
     """What one process says of one parameter.
 
     Attributes:
         weight, grad: the 2-norm and the sum of the values that it has; None if there are none.
-        spread: the groups over which it is taken to be spread.
+        sum_groups: the groups over which it is taken to be spread.
         copied: the groups in which it is taken to be a copy; None for every process.
     """
 
     weight: Sums | None
     grad: Sums | None
-    spread: frozenset[Ranks]
+    sum_groups: frozenset[Ranks]
     copied: frozenset[Ranks] | None
 
 
-def shown(names: Sequence[str], params: Sequence[Any], layout: Layout | None) -> dict[str, Any]:
+def checksums(
+    names: Sequence[str], params: Sequence[Tensor], layout: Layout | None
+) -> dict[str, Checksums]:
     """Return what this process says of its parameters, before they are clipped."""
-    table: dict[str, Any] = {}
+    table: dict[str, Checksums] = {}
     for i, (name, param) in enumerate(zip(names, params, strict=True)):
         if param.is_meta:
             continue
-        spread, copied = frozenset(), None
+        summed, copied = frozenset(), None
         if layout is not None:
             piece = layout.pieces[i]
-            spread = piece.spread | piece.parted
-            copied = piece.copied if spread else None
+            summed = piece.sum_groups | piece.parted
+            copied = piece.copied if summed else None
         grad = None if param.grad is None else _sums(param.grad)
-        table[name] = Shown(_sums(param), grad, spread, copied)
+        table[name] = Checksums(_sums(param), grad, summed, copied)
     return table
 
 
-def compare(names: Sequence[str], table: dict[str, Any], result: ClipResult) -> None:
+def compare(names: Sequence[str], table: dict[str, Checksums], result: ClipResult) -> None:
     """Compare what all processes of the job have shown; all of them call this together.
 
     Args:
         names: of all parameters that this process knows of, here or elsewhere.
-        table: from `shown`.
+        table: from `checksums`.
         result: of the step.
 
     Raises:
@@ -73,7 +75,7 @@ def compare(names: Sequence[str], table: dict[str, Any], result: ClipResult) -> 
             one are missing, or the coefficients differ; the parameters are named.
     """
     mine = (table, tuple(names), float(result.coef), float(result.total_norm))
-    world: list[Any] = [None] * dist.get_world_size()
+    world = [mine] * dist.get_world_size()
     dist.all_gather_object(world, mine)
     tables = [each[0] for each in world]
     faults = [*_twice(tables), *_missing(tables), *_unknown(tables, [each[1] for each in world])]
@@ -91,7 +93,7 @@ def compare(names: Sequence[str], table: dict[str, Any], result: ClipResult) -> 
         )
 
 
-def _sums(tensor: Any) -> Sums | None:
+def _sums(tensor: Tensor) -> Sums | None:
     values = shards.local(tensor).detach()
     if values.layout != torch.strided:
         values = values.coalesce().values()
@@ -106,13 +108,13 @@ def _signs(values: Tensor) -> Tensor:
     return torch.linspace(1.0, 2.0, values.numel(), dtype=values.dtype, device=values.device)
 
 
-def _twice(tables: Sequence[dict[str, Shown]]) -> Iterator[str]:
+def _twice(tables: Sequence[dict[str, Checksums]]) -> Iterator[str]:
     """Find parameters that are the same where they should be different parts."""
     for name, there in _by_name(tables).items():
-        for ranks in sorted({group for _, each in there for group in each.spread}):
-            same: dict[Any, list[int]] = defaultdict(list)
+        for ranks in sorted({group for _, each in there for group in each.sum_groups}):
+            same: dict[tuple[Sums | None, Sums], list[int]] = defaultdict(list)
             for rank, each in there:
-                if rank in ranks and ranks in each.spread and each.grad and each.grad[0]:
+                if rank in ranks and ranks in each.sum_groups and each.grad and each.grad[0]:
                     same[each.weight, each.grad].append(rank)
             for copies in same.values():
                 if len(copies) > 1:
@@ -122,7 +124,7 @@ def _twice(tables: Sequence[dict[str, Shown]]) -> Iterator[str]:
                     )
 
 
-def _missing(tables: Sequence[dict[str, Shown]]) -> Iterator[str]:
+def _missing(tables: Sequence[dict[str, Checksums]]) -> Iterator[str]:
     """Find parameters that differ where they should be copies."""
     for name, there in _by_name(tables).items():
         groups: list[Ranks | None] = [None]
@@ -133,7 +135,7 @@ def _missing(tables: Sequence[dict[str, Shown]]) -> Iterator[str]:
                 each
                 for rank, each in there
                 if (each.copied is None if ranks is None else rank in ranks)
-                and not each.spread & _over(ranks, there)
+                and not each.sum_groups & _over(ranks, there)
             ]
             for what in ("weight", "grad"):
                 sums = [s for s in (getattr(each, what) for each in some) if s is not None]
@@ -146,12 +148,14 @@ def _missing(tables: Sequence[dict[str, Shown]]) -> Iterator[str]:
                     break
 
 
-def _over(ranks: Ranks | None, there: Iterable[tuple[int, Shown]]) -> frozenset[Ranks]:
+def _over(ranks: Ranks | None, there: Iterable[tuple[int, Checksums]]) -> frozenset[Ranks]:
     """Return nothing for one group; for all processes, every group that spreads it."""
-    return frozenset() if ranks else frozenset(g for _, each in there for g in each.spread)
+    return frozenset() if ranks else frozenset(g for _, each in there for g in each.sum_groups)
 
 
-def _unknown(tables: Sequence[dict[str, Shown]], names: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _unknown(
+    tables: Sequence[dict[str, Checksums]], names: Sequence[tuple[str, ...]]
+) -> Iterator[str]:
     """Find parameters that some process knows nothing of."""
     for name, there in _by_name(tables).items():
         without = [rank for rank, known in enumerate(names) if name not in known]
@@ -162,8 +166,8 @@ def _unknown(tables: Sequence[dict[str, Shown]], names: Sequence[tuple[str, ...]
             )
 
 
-def _by_name(tables: Sequence[dict[str, Shown]]) -> dict[str, list[tuple[int, Shown]]]:
-    found: dict[str, list[tuple[int, Shown]]] = {}
+def _by_name(tables: Sequence[dict[str, Checksums]]) -> dict[str, list[tuple[int, Checksums]]]:
+    found: dict[str, list[tuple[int, Checksums]]] = {}
     for rank, table in enumerate(tables):
         for name, each in table.items():
             found.setdefault(name, []).append((rank, each))

@@ -13,7 +13,7 @@ from ...arrays import Factors, Flag, Memory, Scalar
 from ...engine.result import ClipResult
 from .parameters import Grads
 
-__all__ = ["Decision", "as_tensors", "unscaled"]
+__all__ = ["Decision", "completed", "unscaled"]
 
 
 class Decision(NamedTuple):
@@ -48,8 +48,11 @@ class Decision(NamedTuple):
         self.grads.scale(by)
 
 
-def as_tensors(result: ClipResult) -> ClipResult:
-    """Return the host's numbers as tensors: one allocation for all of a kind."""
+def completed(result: ClipResult, grads: Grads) -> ClipResult:
+    """Return a result as torch's users see it: it says what ran, and its numbers are tensors."""
+    if not grads.host:
+        return replace(result, ran=grads.ran)
+    # One allocation for all numbers of a kind.
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
     values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
     flags = torch.from_numpy(np.asarray([result.clipped, result.skipped], bool))
@@ -60,6 +63,7 @@ def as_tensors(result: ClipResult) -> ClipResult:
         clipped=clipped,
         skipped=skipped,
         norms=torch.from_numpy(result.norms),
+        ran=grads.ran,
     )
 
 

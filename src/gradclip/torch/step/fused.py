@@ -110,7 +110,7 @@ def refusal_of_gradients(grads: Grads) -> str | None:
             return f"the fused kernels of {next(iter(devices)).type} may ignore a factor"
         if not all(type(t) in _PLAIN for t in grads.tensors):
             return "a gradient is not a plain tensor"
-    if grads.shared:
+    if grads.has_replacements:
         return "the values of a gradient share memory, and would be divided more than once"
     return None
 

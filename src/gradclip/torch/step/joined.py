@@ -29,7 +29,7 @@ def result_of_scaling(
         grads: the gradients.
     """
     ledger = Ledger.start(norms, order, torch_xp)
-    ledger = ledger.scaled(range(len(norms)), factors, whole=False, xp=torch_xp)
+    ledger = ledger.scaled(range(len(norms)), factors, together=False, xp=torch_xp)
     total, after, removed, cosine = ledger.summary(torch_xp)
     return ClipResult(
         total_norm=total,
@@ -42,7 +42,7 @@ def result_of_scaling(
         limit=torch.full_like(total, torch.nan),
         norms=norms,
         names=grads.names,
-        path=grads.path,
+        ran=grads.ran,
     )
 
 
@@ -75,7 +75,7 @@ def join_results(results: Sequence[ClipResult], order: float, limit: Tensor | No
         limit=torch.full_like(total, torch.nan) if limit is None else limit,
         norms=torch.cat([result.norms.to(device) for result in results]),
         names=tuple(name for result in results for name in result.names),
-        path="+".join(sorted({result.path for result in results})),
+        ran="+".join(sorted({result.ran for result in results})),
     )
 
 

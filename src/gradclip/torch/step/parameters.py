@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import PolicyError
-from ..processes.layout import Layout, layout
+from ..processes.exchange import layout
+from ..processes.layout import GroupsLike, Layout
 from ..processes.sharded import Sharded
 from ..tensors.gradients import Gradients
 
@@ -36,7 +37,7 @@ class Parameters:
         PolicyError: there are none, or something else was given.
     """
 
-    def __init__(self, params: Params, groups: object = None) -> None:
+    def __init__(self, params: Params, groups: GroupsLike | None = None) -> None:
         names, tensors = _named(params)
         self.layout = layout(names, tensors, groups)
         if self.layout is not None:
@@ -44,15 +45,15 @@ class Parameters:
         self.names, self.tensors = names, tensors
         self._absent = () if self.layout else tuple(map(empty_like_units, tensors))
 
-    def gradients(self, loss: Tensor | float | None = None) -> Grads:
+    def gradients(self) -> Grads:
         """Return the gradients that there are now; they are views, not copies."""
         found = [param.grad for param in self.tensors]
         if self.layout is not None:
-            return Sharded(found, self.tensors, self.layout, loss)
+            return Sharded(found, self.tensors, self.layout)
         present = [grad is not None for grad in found]
         pairs = zip(found, self._absent, strict=True)
         tensors = [absent if grad is None else grad for grad, absent in pairs]
-        return Gradients(tensors, self.names, self.tensors, present, loss)
+        return Gradients(tensors, self.names, self.tensors, present)
 
     def updates(self, before: Sequence[Tensor]) -> tuple[list[Tensor], Grads]:
         """Return how the parameters differ from `before`, as tensors and as gradients."""

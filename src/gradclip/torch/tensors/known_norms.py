@@ -1,35 +1,38 @@
-"""Gradients that are gone, or not there yet: of each only its norm is known."""
+"""Gradients that are gone, or not there yet: only the norm of each is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import array_api_compat.torch as torch_xp
+import numpy as np
 import torch
 from torch import Tensor
+
+from ...arrays import Namespace
+from ...engine.backend import Measured, Relative, Units
+from ...errors import PolicyError
 
 __all__ = ["KnownNorms"]
 
 
 class KnownNorms:
-    """The engine's view of norms without gradients: a policy can be asked, nothing is changed.
+    """The engine's `Reader` of norms without gradients: a policy can be asked, nothing is changed.
 
     Args:
         known: shape (gradients,), their p-norms, on any device; not mutated.
-        order: that p. The plan must ask for no other, and for no values.
+        order: that p.
         names: one for each.
         sizes: shape (gradients,), their numbers of values.
         present: which of them there are.
+
+    Raises:
+        PolicyError: from every method that is asked for anything but these norms.
     """
 
-    xp: Any = torch_xp
-    values_xp: Any = torch_xp
+    xp: Namespace = torch_xp
+    values_xp: Namespace = torch_xp
     host = False
-    spread = False
-    loss = None
-    weights = None
-    path = ""
 
     def __init__(
         self,
@@ -39,18 +42,35 @@ class KnownNorms:
         sizes: Tensor,
         present: Sequence[bool],
     ) -> None:
-        self._known, self._order = known, order
+        self._known, self._order, self._present = known, order, tuple(present)
         self.names, self.sizes = tuple(names), sizes
-        self.present = self.somewhere = tuple(present)
 
     def array(self, values: list[float]) -> Tensor:
         """Return numbers where the norms are."""
         return torch.tensor(values, dtype=self._known.dtype, device=self._known.device)
 
-    def norms(self, members: Sequence[int], order: float, relative: object) -> Tensor:
+    def measure(self, order: float) -> Measured:
+        """Return all norms, and which gradients there were."""
+        return Measured(self.norms(range(len(self.names)), order), self._present)
+
+    def norms(
+        self, members: Sequence[int], order: float, relative: Relative | None = None
+    ) -> Tensor:
         """Return the members' norms."""
-        assert not members or (order == self._order and relative is None)
+        if members and (order != self._order or relative is not None):
+            asked = "relative norms" if relative is not None else f"norms of order {order:g}"
+            remedy = f"only norms of order {self._order:g} are known before all gradients are there"
+            raise PolicyError.of("policy", asked, remedy)
         return self._known[list(members)]
 
-    def scale(self, factors: object) -> None:
-        """Change nothing: there is nothing to change."""
+    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+        """Refuse: norms of tensors do not tell those of their units."""
+        del members, order, axis
+        remedy = "only norms of whole tensors are known before all gradients are there"
+        raise PolicyError.of("policy", "norms of units", remedy)
+
+    def unit_dots(self, a: Tensor, b: Tensor, counts: list[int], *, root: bool = False) -> Tensor:
+        """Return Σ ab, or its root, over each member's units: from (units,) to (members,)."""
+        owners = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(a.device)
+        sums = a.new_zeros(len(counts)).index_add_(0, owners, a * b)
+        return torch.sqrt(sums) if root else sums

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...arrays import Array, Memory
+
 __all__ = ["alike", "holds_anything", "map_arrays"]
 
 
-def holds_anything(memory: Any) -> bool:
+def holds_anything(memory: Memory) -> bool:
     """Whether the nested memory holds any array."""
     if memory is None or isinstance(memory, (dict, list)):
         values = memory.values() if isinstance(memory, dict) else memory or ()
@@ -20,7 +21,7 @@ def holds_anything(memory: Any) -> bool:
     return True
 
 
-def map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
+def map_arrays(states: Memory, change: Callable[[Array], Array]) -> Memory:
     """Return the nested lists and dictionaries of a memory with each array changed."""
     if states is None:
         return None
@@ -31,7 +32,7 @@ def map_arrays(states: Any, change: Callable[[Any], Any]) -> Any:
     return change(states)
 
 
-def alike(memory: Any, like: Any) -> Any:
+def alike(memory: Memory, like: Memory) -> Memory:
     """Return a memory with each array in the library, and on the device, of its like."""
     if isinstance(memory, dict):
         known = like if isinstance(like, dict) else {}

@@ -116,8 +116,8 @@ def close(got: Tensor, expected: Tensor) -> None:
 def folded(clipper: Clipper) -> bool:
     """Whether the last step was the optimizer's to scale, and is told so."""
     assert clipper.last is not None
-    told = clipper.last.path.endswith("+fold")
-    assert told == (clipper.scaled_because is None), (clipper.last.path, clipper.scaled_because)
+    told = clipper.last.ran.endswith("+fold")
+    assert told == (clipper.scaled_because is None), (clipper.last.ran, clipper.scaled_because)
     return told
 
 
@@ -197,7 +197,7 @@ def test_the_result_is_that_of_scaling_in_place(tmp_path: Any) -> None:
 
     (results, rows), (expected, expected_rows) = run(True), run(False)
     for one, two in zip(results, expected, strict=True):
-        assert one.path == f"{two.path}+fold"
+        assert one.ran == f"{two.ran}+fold"
         for field in dataclasses.fields(ClipResult):
             a, b = getattr(one, field.name), getattr(two, field.name)
             if isinstance(a, Tensor):
@@ -288,7 +288,7 @@ def test_a_factor_that_float32_cannot_hold_is_applied_in_place(scaled: float | N
         optimizer.grad_scale = torch.tensor(scaled)  # type: ignore[attr-defined]
     optimizer.step()
     assert clipper.last is not None
-    assert "fold" not in clipper.last.path
+    assert "fold" not in clipper.last.ran
     assert float(clipper.last.total_norm) == pytest.approx(1e20, rel=1e-6)
     assert _norm([param]) == pytest.approx(1e-20, rel=1e-6)
     param.grad = torch.ones(4) * (scaled or 1.0)

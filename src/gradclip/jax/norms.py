@@ -1,0 +1,136 @@
+"""Norms, cosines and products of JAX arrays, right whether float64 is enabled or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import enable_x64
+
+from ..arrays import Scalar, Values
+
+__all__ = [
+    "at_least_single",
+    "cosine",
+    "exact_norms",
+    "norm",
+    "ratio",
+    "stored",
+    "times",
+    "two_norms",
+    "widest",
+]
+
+DType = np.dtype
+
+_NARROW = (jnp.float32, jnp.bfloat16, jnp.float16)
+_LOST = 2.0**-96
+"""A square under 2^-126 counts as 0; so many of them are under 2^-30 of a sum of size·_LOST."""
+
+
+def widest() -> DType:
+    """The widest float that is enabled."""
+    return jnp.result_type(float)
+
+
+def at_least_single(x: Values) -> Values:
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+
+def exact_norms(leaves: Sequence[Values], order: float) -> Values:
+    """Return the p-norms of arrays, shape (arrays,)."""
+    return jnp.stack([norm(x, order) for x in leaves])
+
+
+def two_norms(leaves: Sequence[Values]) -> Values:
+    """Return the 2-norms of arrays, shape (arrays,): in float32 where its range is enough.
+
+    XLA adds in trees, so a float32 sum is right to its last bits, at up to seven times the speed
+    of a float64 sum on a CPU. An array where a square overflowed, or where so many were lost under
+    the range that it could show, is measured again in float64.
+    """
+    if any(x.dtype not in _NARROW for x in leaves):
+        return exact_norms(leaves, 2.0)
+    sums = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
+    enough = [(s >= x.size * _LOST) & jnp.isfinite(s) for s, x in zip(sums, leaves, strict=True)]
+    kind = widest()
+
+    def quick() -> Values:
+        return jnp.sqrt(jnp.stack(sums).astype(kind))
+
+    def again() -> Values:
+        each = zip(enough, quick(), leaves, strict=True)
+        return jnp.stack(
+            [jax.lax.cond(e, lambda n=n: n, lambda x=x: norm(x, 2.0)) for e, n, x in each]
+        )
+
+    return jax.lax.cond(jnp.all(jnp.stack(enough)), quick, again)
+
+
+def norm(x: Values, order: float, keep: int | None = None) -> Values:
+    """Return the p-norm over all axes but `keep`, shape () or (x.shape[keep],).
+
+    Powers of up to float32 are summed in float64, where none overflows or vanishes, x64 or not;
+    those of float64 are scaled by the largest magnitude first.
+    """
+    axes = tuple(i for i in range(x.ndim) if i != keep)
+    kind = widest()
+    if x.size == 0:
+        return jnp.zeros(() if keep is None else x.shape[keep], kind)
+    with enable_x64(True):
+        # A square needs no abs, which XLA would not vectorise together with the sum.
+        size = x if order == 2.0 and x.dtype in _NARROW else jnp.abs(x)
+        wide = size.astype(jnp.float64)
+        if math.isinf(order):
+            found = jnp.max(wide, axis=axes)
+        elif size.dtype.itemsize < 8 and order <= 6:
+            found = _root(jnp.sum(_power(wide, order), axis=axes), order)
+        else:
+            largest = jnp.max(wide, axis=axes, keepdims=True)
+            usable = (largest > 0) & jnp.isfinite(largest)
+            scale = jnp.where(usable, largest, jnp.ones_like(largest))
+            total = jnp.sum(_power(wide / scale, order), axis=axes)
+            found = jnp.reshape(scale, total.shape) * _root(total, order)
+        return found.astype(kind)
+
+
+def _power(x: Values, order: float) -> Values:
+    return x * x if order == 2.0 else x**order
+
+
+def _root(x: Values, order: float) -> Values:
+    return jnp.sqrt(x) if order == 2.0 else x ** (1.0 / order)
+
+
+def stored(value: Values, dtype: DType) -> Values:
+    """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
+    new, info = value.astype(dtype), jnp.finfo(dtype)
+    return jnp.where(jnp.isfinite(value), jnp.clip(new, info.min, info.max), new)
+
+
+def ratio(x: Values, weight: Values, rel: float, least: float) -> Values:
+    """Return a gradient in units of rel·|w| + abs, in float64."""
+    with enable_x64(True):
+        return jnp.abs(x).astype(jnp.float64) / (rel * jnp.abs(weight).astype(jnp.float64) + least)
+
+
+def cosine(a: Values, b: Values) -> Values:
+    """Return the cosine between two arrays; 1 where they are equal or one is zero."""
+    kind = widest()
+    with enable_x64(True):
+        one_a, one_b = norm(a, 2.0), norm(b, 2.0)
+        known = (one_a != 0) & (one_b != 0) & jnp.any(a != b)
+        one = jnp.ones_like(one_a)
+        left = a.astype(jnp.float64) / jnp.where(known, one_a, one)
+        share = jnp.sum(left * (b.astype(jnp.float64) / jnp.where(known, one_b, one)))
+        # 1 would mean that they are equal, whatever rounding says.
+        most = np.nextafter(np.ones((), kind), 0)
+        return jnp.where(known, jnp.minimum(share.astype(kind), most), one.astype(kind))
+
+
+def times(x: Values, factor: Scalar) -> Values:
+    """Return x·factor, rounded once; a factor of 1 keeps the bits."""
+    return jnp.where(factor == 1, x, (at_least_single(x) * factor).astype(x.dtype))
