@@ -331,8 +331,8 @@ def test_a_skipped_step_leaves_no_trace(row: Row, backend: str, bad: Arrays) -> 
         assert_same_bits(after, bad, backend)
     assert_same_memory(hit, spared)
     for _ in range(2):
-        later = [steps.step(good, loss=1.0)[0] for steps in (hit, spared)]
-        assert_same_bits(*later, backend)
+        one, other = (steps.step(good, loss=1.0)[0] for steps in (hit, spared))
+        assert_same_bits(one, other, backend)
     assert_same_memory(hit, spared)
     assert_sound(hit)
 
