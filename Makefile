@@ -49,8 +49,9 @@ docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 	@echo build/docs/index.html
 
-docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
+docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md and docs/reference/recipes.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
+	$(BIN)/gradclip methods --reference > docs/reference/recipes.md
 
 docs-cli: $(VENV)/.dev  ## write the commands and their options into docs/cli.md
 	$(BIN)/python docs/commands.py

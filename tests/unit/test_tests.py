@@ -10,12 +10,7 @@ import pytest
 from honesty import Module, faults_of, module_of, read_modules
 
 TESTS = Path(__file__).resolve().parents[1]
-MENDED_ELSEWHERE = {"contract"}
-FILES = sorted(
-    file
-    for file in TESTS.rglob("test_*.py")
-    if not MENDED_ELSEWHERE & set(file.relative_to(TESTS).parts)
-)
+FILES = sorted(TESTS.rglob("test_*.py"))
 
 
 @pytest.fixture(scope="module")
