@@ -24,7 +24,7 @@ test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take secon
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/.dev  ## ruff and pyright
+lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments, examples
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -14,7 +14,7 @@ from typing import get_type_hints
 
 __all__ = ["publish"]
 
-_DEFINING = ("gradclip.errors", "gradclip.jax", "gradclip.numpy")
+_DEFINING = ("gradclip.errors", "gradclip.numpy")
 
 
 def publish(module: str, names: Iterable[str], namespace: Mapping[str, object]) -> None:

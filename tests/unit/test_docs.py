@@ -142,11 +142,19 @@ def test_anchors_name_a_heading() -> None:
 def test_paths_of_the_sources_exist(page: Path) -> None:
     """A path in backticks is one of the repository, or lies in src/gradclip or tests."""
     package = ROOT / "src" / "gradclip"
-    roots = (ROOT, package, package / "method", ROOT / "tests")
-    for path in re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()):
-        if path not in NOT_OF_THE_SOURCES:
-            found = any((root / path).exists() for root in roots)
-            assert found, f"{page.name} names {path}, which is not there: correct the path"
+    roots = (ROOT, ROOT / "src", package, package / "method", ROOT / "tests")
+    named = set(re.findall(r"`([\w./-]+(?:/|\.py|\.h|\.c))`", page.read_text()))
+    missing = [path for path in named if not any((root / path).exists() for root in roots)]
+    wrong = sorted(set(missing) - NOT_OF_THE_SOURCES)
+    assert not wrong, f"{page.name} names {wrong}, which are not there: correct the paths"
+
+
+def test_every_decision_is_in_the_table_in_its_place() -> None:
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(page.name for page in folder.glob("0*.md"))
+    table = (folder / "README.md").read_text()
+    listed = re.findall(r"^\| \[\d{4}\]\((.*?)\)", table, re.MULTILINE)
+    assert listed == pages, "list each decision once, by number, in docs/decisions/README.md"
 
 
 def test_images_have_a_text() -> None:

@@ -78,6 +78,10 @@ DISHONEST = {
     "a text": ("def test_a(x):\n    assert x\n    'x is 1'", f"3 {IDLE}"),
     "True": ("def test_a(x):\n    assert True", f"2 {ALWAYS}"),
     "a tuple": ("def test_a(x):\n    assert (x == 1, 'no')", f"2 {ALWAYS}"),
+    "a comparison as the message": (
+        "def test_a(x, y):\n    assert len(x), len(y) == (1, 2)",
+        "2 has a comparison where the message of an assertion stands",
+    ),
     "a generator": ("def test_a(x):\n    assert (y for y in x)", f"2 {ALWAYS}"),
 }
 

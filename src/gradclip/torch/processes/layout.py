@@ -23,18 +23,20 @@ from ...method.measure import combine
 from . import placements as shards
 from .reduce import Group, Powers, all_reduce, norms_over
 
+__all__ = ["GroupLike", "GroupsLike", "Layout", "Piece"]
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["GroupLike", "GroupsLike", "Layout", "Piece"]
-
-GroupLike: TypeAlias = "ProcessGroup | DeviceMesh"
-"""What a user names processes by: a group, or one dimension of a mesh."""
-GroupsLike: TypeAlias = (
-    "GroupLike | Sequence[GroupLike] | Mapping[str, GroupLike | Sequence[GroupLike] | None]"
-)
-"""Over which processes parameters are spread: for all of them, or by patterns over names."""
+    GroupLike: TypeAlias = ProcessGroup | DeviceMesh
+    """What a user names processes by: a group, or one dimension of a mesh."""
+    GroupsLike: TypeAlias = (
+        GroupLike | Sequence[GroupLike] | Mapping[str, GroupLike | Sequence[GroupLike] | None]
+    )
+    """Over which processes parameters are spread: for all of them, or by patterns over names."""
+else:  # A process without others does not import what only meshes need.
+    GroupLike = GroupsLike = object
 
 
 @dataclass(frozen=True)
