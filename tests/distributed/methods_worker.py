@@ -89,7 +89,7 @@ def compare(policy: AnyPolicy, dtype: torch.dtype) -> dict[str, Any]:
         "worst": worst,
         "changed": changed,
         "collectives": talks,
-        "groups": len(ours._layout.groups) if ours._layout else 0,
+        "groups": len(ours._parameters.layout.groups) if ours._parameters.layout else 0,
         "memory": max(state, default=0.0),
     }
 
