@@ -24,7 +24,7 @@ test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take secon
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/.dev  ## ruff and pyright
+lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments, examples
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -49,8 +49,9 @@ docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 	@echo build/docs/index.html
 
-docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md
+docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md and docs/reference/recipes.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
+	$(BIN)/gradclip methods --reference > docs/reference/recipes.md
 
 docs-cli: $(VENV)/.dev  ## write the commands and their options into docs/cli.md
 	$(BIN)/python docs/commands.py

@@ -45,6 +45,8 @@ def _options(params: object) -> list[str]:
     assert isinstance(params, list)
     for param in params:
         assert isinstance(param, TyperArgument | TyperOption)
+        if param.hidden:
+            continue
         if isinstance(param, TyperArgument):
             name = param.name.upper() if param.name else ""
             names = f"`{name}...`" if param.nargs == -1 else f"`{name}`"

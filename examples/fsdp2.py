@@ -45,10 +45,10 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if rank == 0 and (step + 1) % 5 == 0:
-            last = clipper.last
+        last = clipper.last
+        if rank == 0 and (step + 1) % 5 == 0 and last is not None:
             print(f"step {step + 1}: norm {last.total_norm:.3f}, after {last.clipped_norm:.3f}")
-    if rank == 0:
+    if rank == 0 and clipper.last is not None:
         print(f"{clipper.clipped} of {clipper.steps} steps were clipped; path {clipper.last.ran}")
     dist.destroy_process_group()
 

@@ -52,7 +52,7 @@ def draw_all(store: Store) -> dict[str, str]:
         ("fixed-point", _fixed_point),
         ("spikes", _spikes),
     ):
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are a list of texts
             figure = Figure(figsize=(7.2, 3.8), layout="constrained")
             alt = draw(store, figure)
             if alt:

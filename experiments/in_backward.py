@@ -57,7 +57,9 @@ def _prepare(way: str, model: torch.nn.Module) -> tuple[Any, Any]:
 
         return step, clipper
 
-    optimizers = {p: torch.optim.SGD([p], lr=LR) for p in model.parameters()}
+    optimizers: dict[Tensor, torch.optim.Optimizer] = {
+        p: torch.optim.SGD([p], lr=LR) for p in model.parameters()
+    }
 
     def inside(parameter: Tensor) -> None:
         optimizers[parameter].step()

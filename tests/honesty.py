@@ -208,6 +208,11 @@ def _says_nothing(node: ast.Assert) -> bool:
     return isinstance(value, ALWAYS_TRUE) or (isinstance(value, ast.Tuple) and bool(value.elts))
 
 
+def _compares_in_the_message(node: ast.Assert) -> bool:
+    """Whether `assert a, b == c` was written where `assert (a, b) == c` was meant."""
+    return isinstance(node.msg, ast.Compare | ast.BoolOp)
+
+
 def _tests_of(tree: ast.Module) -> list[Function]:
     """The test functions of a file: at its top, and in its `Test...` classes."""
     bodies = [tree.body] + [
@@ -264,4 +269,10 @@ def faults_of(text: str, file: str, name: str, others: dict[str, Module]) -> lis
         for node in ast.walk(test):
             if isinstance(node, ast.Assert) and _says_nothing(node):
                 fault(node, "asserts what is always true: assert on what the code computed")
+            if isinstance(node, ast.Assert) and _compares_in_the_message(node):
+                fault(
+                    node,
+                    "has a comparison where the message of an assertion stands: put brackets "
+                    "around both sides, as in `assert (a, b) == c`",
+                )
     return found

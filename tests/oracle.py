@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Order = float | str
+Array = npt.NDArray[np.float64] | npt.NDArray[np.complex128]
+Order = float | Literal["rms"]
 
 
 def norm(arrays: Sequence[Array], order: Order = 2.0) -> float:
@@ -46,7 +47,9 @@ def norm(arrays: Sequence[Array], order: Order = 2.0) -> float:
 def wide(array: npt.ArrayLike) -> Array:
     """Return the same values in the widest type."""
     found = np.asarray(array)
-    return found.astype(np.complex128 if found.dtype.kind == "c" else np.float64)
+    if found.dtype.kind == "c":
+        return found.astype(np.complex128)
+    return found.astype(np.float64)
 
 
 def factor(size: float, high: float | None, low: float | None, max_gain: float = 1e6) -> float:

@@ -74,7 +74,7 @@ def digits(seed: int, batch: int = 32, norm: str = "none") -> Problem:
 @functools.cache
 def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return images in [-1, 1] and labels, for training and test."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]  # make experiments installs it
 
     images, labels = map(torch.tensor, load_digits(return_X_y=True))
     images = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1

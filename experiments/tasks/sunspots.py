@@ -60,7 +60,7 @@ def series() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
     Values are standardised by the training part; its largest is 3 standard deviations out.
     """
-    from statsmodels.datasets import sunspots as source
+    from statsmodels.datasets import sunspots as source  # pyright: ignore[reportMissingImports]  # make experiments installs it
 
     table = source.load_pandas().data
     assert table is not None

@@ -115,7 +115,7 @@ class _Jax:
             given = [jnp.asarray(g) for g in grads]
             found, self.state = self._update(given, self.state, self._weights, loss)
         last = {name: np.asarray(value) for name, value in self.state.last.items()}
-        rest = dict.fromkeys({f.name for f in fields(ClipResult)} - last.keys(), ())
+        rest: dict[str, Any] = dict.fromkeys({f.name for f in fields(ClipResult)} - last.keys(), ())
         return [np.asarray(g) for g in found], ClipResult(**last, **rest)
 
     def memory(self) -> list[Array]:

@@ -482,7 +482,7 @@ def _assert_facts(
     """The result says what happened: to the ideal values, or to the rounded ones if it looked."""
     judged = arrays_of(after) if row.elementwise else ideal
     facts = oracle.facts(before, judged, row.result_order)
-    close = {"rel": 1e-6, "abs": 1e-6}
+    close: dict[str, Any] = {"rel": 1e-6, "abs": 1e-6}
     assert float(result.total_norm) == pytest.approx(facts.total_norm, rel=1e-9, abs=0)
     if row.steps > 1 and _is_subnormal(after):
         return  # the second step rounds what the first one measured, to a coarse grid

@@ -119,27 +119,40 @@ NO_JAX = [_place(b, d, b == "jax") for b in BACKENDS for d in DTYPES]  # By defa
 Check = Callable[[Row, str, Arrays], None]
 
 
+CHECKS: list[tuple[Check, Sequence[Case]]] = []
+"""Every check of the contract that runs on cases, which a method from elsewhere can be put to."""
+
+
+def run_cases(check: Check, cases: Sequence[Case], row: Row, backend: str, dtype: Any) -> None:
+    """Run a check on the cases that are tried on this backend and dtype.
+
+    JAX takes half a second to compile a policy: by default it runs in float32, on usual shapes.
+    """
+    for case in cases:
+        plain = dtype == _32 and backend != "jax"
+        if plain or (case.everywhere and (case.usual or _slow(backend, dtype))):
+            try:
+                check(row, backend, case.build(dtype))
+            except Exception as error:
+                error.add_note(f"case: {case.name}")
+                raise
+
+
 def each_case(
     cases: Sequence[Case], places: Sequence[Any] = PLACES, rows: Sequence[Row] = ROWS
 ) -> Callable[[Check], Callable[..., None]]:
     """Run a check for every row, backend and dtype, and there on every case.
 
     The cases are one test, since there would be ten thousand; a note names the one that failed.
-    JAX takes half a second to compile a policy: by default it runs in float32, on usual shapes.
     """
 
     def make(check: Check) -> Callable[..., None]:
+        CHECKS.append((check, cases))
+
         @pytest.mark.parametrize(("backend", "dtype"), places)
         @pytest.mark.parametrize("row", rows, ids=lambda row: str(row.policy))
         def test(row: Row, backend: str, dtype: np.dtype[Any]) -> None:
-            for case in cases:
-                plain = dtype == _32 and backend != "jax"
-                if plain or (case.everywhere and (case.usual or _slow(backend, dtype))):
-                    try:
-                        check(row, backend, case.build(dtype))
-                    except Exception as error:
-                        error.add_note(f"case: {case.name}")
-                        raise
+            run_cases(check, cases, row, backend, dtype)
 
         test.__name__, test.__doc__ = check.__name__, check.__doc__
         return test
@@ -318,8 +331,8 @@ def test_a_skipped_step_leaves_no_trace(row: Row, backend: str, bad: Arrays) -> 
         assert_same_bits(after, bad, backend)
     assert_same_memory(hit, spared)
     for _ in range(2):
-        later = [steps.step(good, loss=1.0)[0] for steps in (hit, spared)]
-        assert_same_bits(*later, backend)
+        one, other = (steps.step(good, loss=1.0)[0] for steps in (hit, spared))
+        assert_same_bits(one, other, backend)
     assert_same_memory(hit, spared)
     assert_sound(hit)
 

@@ -7,7 +7,8 @@ import warnings
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -31,7 +32,7 @@ def train(folder: str, policy: str, first: int, last: int, mode: str) -> list[li
     clipper = Clipper(params.items(), policy)
     path = f"{folder}/{POLICIES.index(policy)}"
     if mode == "load":
-        dcp.load({"clipper": clipper}, checkpoint_id=path)
+        load({"clipper": clipper}, checkpoint_id=path)
     found = []
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
@@ -40,7 +41,7 @@ def train(folder: str, policy: str, first: int, last: int, mode: str) -> list[li
         result = clipper.clip_()
         found.append([float(result.total_norm), float(result.limit), float(result.coef)])
     if mode == "save":
-        dcp.save({"clipper": clipper}, checkpoint_id=path)
+        save({"clipper": clipper}, checkpoint_id=path)
     assert clipper.steps == last
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from distributed.launch import Collectives, begin, tell
 from distributed.spread import Model, draw, meshes
@@ -31,6 +31,7 @@ from gradclip.torch import (
     clip_grads_with_norm_,
     get_total_norm,
 )
+from grads import grad_of
 
 CASES: dict[str, Callable[[], None]] = {}
 
@@ -77,14 +78,10 @@ def drop_ins_take_any_mix() -> None:
 def the_parts_of_the_drop_in_do_the_same() -> None:
     one, two = ready(), ready()
     clip_grad_norm_(one.params.values(), 0.5)
-    total = get_total_norm([p.grad for p in two.params.values()])
+    total = get_total_norm([grad_of(p) for p in two.params.values()])
     clip_grads_with_norm_(two.params.values(), 0.5, total)
     for a, b in zip(one.params.values(), two.params.values(), strict=True):
-        assert (
-            torch.equal(a.grad.to_local(), b.grad.to_local())
-            if isinstance(a.grad, DTensor)
-            else torch.equal(a.grad, b.grad)
-        )
+        assert torch.equal(local(grad_of(a)), local(grad_of(b)))
 
 
 @case
@@ -129,7 +126,7 @@ def stages_may_hold_dtensors_of_their_own_mesh() -> None:
         params.append(bias)
         names.append("stages.1.bias")
     alone = math.sqrt(91 + 4 * 91 + 18)
-    close(get_total_norm([p.grad for p in params], groups=across), alone)
+    close(get_total_norm([grad_of(p) for p in params], groups=across), alone)
     clipper = Clipper(zip(names, params, strict=True), "norm:1", groups={"stages.*": across})
     result = clipper.clip_()
     close(result.total_norm, alone)
@@ -200,7 +197,7 @@ def nan_in_one_process_spoils_the_drop_in_in_all() -> None:
 def nan_stays_nan_where_the_largest_counts() -> None:
     model = ready()
     spoil(model, "rows", only=0)
-    assert math.isnan(float(get_total_norm([p.grad for p in model.params.values()], math.inf)))
+    assert math.isnan(float(get_total_norm([grad_of(p) for p in model.params.values()], math.inf)))
 
 
 @case
@@ -260,21 +257,27 @@ def with_grad(grad: Any) -> torch.nn.Parameter:
     return param
 
 
+def placements_of(param: torch.nn.Parameter) -> tuple[Placement, ...]:
+    grad = grad_of(param)
+    assert isinstance(grad, DTensor)
+    return grad.placements
+
+
 @case
 def at_the_limit_no_bit_changes() -> None:
     model = ready(experts=True)
     norm = float(Clipper(model.params.items(), None, groups=model.groups).clip_().total_norm)
     before = [local(p.grad).clone() for p in model.params.values()]
-    placements = model.params["partial"].grad.placements
+    placements = placements_of(model.params["partial"])
     result = Clipper(model.params.items(), f"norm:{norm!r}", groups=model.groups).clip_()
     assert not bool(result.clipped)
     assert all(
         torch.equal(local(p.grad), b) for p, b in zip(model.params.values(), before, strict=True)
     )
     # Measuring does not add up what was partial; clipping does.
-    assert model.params["partial"].grad.placements == placements
+    assert placements_of(model.params["partial"]) == placements
     Clipper(model.params.items(), "norm:0.5", groups=model.groups).clip_()
-    assert model.params["partial"].grad.placements == (Replicate(),)
+    assert placements_of(model.params["partial"]) == (Replicate(),)
 
 
 @case
@@ -370,11 +373,12 @@ def lists_that_differ_are_refused() -> None:
 def what_makes_no_sense_is_refused() -> None:
     line, square = meshes()
     params = {"w": torch.nn.Parameter(torch.zeros(2, 2))}
-    for groups, text in (
+    wrong: list[tuple[Any, str]] = [
         (square, "give one dimension of it, as in mesh['dp']"),
         (3, "give a torch.distributed.ProcessGroup"),
         ({"experts.*": line}, "it matches no parameter of any process"),
-    ):
+    ]
+    for groups, text in wrong:
         with pytest.raises(PolicyError, match=re.escape(text)):
             Clipper(params.items(), "norm:1", groups=groups)
     with pytest.raises(PolicyError, match="have no names"):

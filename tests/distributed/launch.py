@@ -24,7 +24,8 @@ def torchrun(
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    for _ in range(4):
+    tries = 4
+    while True:
         done = subprocess.run(
             [*launch, *map(str, command)],
             cwd=cwd,
@@ -34,9 +35,9 @@ def torchrun(
             timeout=timeout,
             check=False,
         )
-        if done.returncode == 0 or _TORCH_ABORTS not in done.stderr:
-            break
-    return done
+        tries -= 1
+        if tries == 0 or done.returncode == 0 or _TORCH_ABORTS not in done.stderr:
+            return done
 
 
 def found_by(world: int, worker: str, folder: Path, *args: object) -> list[dict[str, Any]]:

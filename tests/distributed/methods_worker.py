@@ -85,11 +85,12 @@ def compare(policy: AnyPolicy, dtype: torch.dtype) -> dict[str, Any]:
         for a, b in memory
         if a.shape == b.shape and a.numel()
     ]
+    layout = ours._parameters.layout
     return {
         "worst": worst,
         "changed": changed,
         "collectives": talks,
-        "groups": len(ours._parameters.layout.groups) if ours._parameters.layout else 0,
+        "groups": len(layout.groups) if layout else 0,
         "memory": max(state, default=0.0),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Model:
             return whole.chunk(dist.get_world_size())[dist.get_rank()].clone()
         return whole.clone()
 
-    def give(self, grads: dict[str, Tensor | None]) -> None:
+    def give(self, grads: Mapping[str, Tensor | None]) -> None:
         """Set all gradients, here and whole."""
         for name in self.names:
             grad = grads[name]
@@ -91,8 +92,9 @@ class Model:
             assert (here is None) == (whole is None), name
             if here is None or whole is None:
                 continue
-            if isinstance(here, DTensor) and here.placements != self.params[name].placements:
-                here = here.redistribute(placements=self.params[name].placements)
+            param: Tensor = self.params[name]
+            if isinstance(here, DTensor) and isinstance(param, DTensor):
+                here = here.redistribute(placements=param.placements)
             expected = self.part(name, whole)
             a, b = (t.to_local() if isinstance(t, DTensor) else t for t in (here, expected))
             assert a.shape == b.shape, name

@@ -55,7 +55,8 @@ def test_every_page_is_in_the_sidebar(site: Path) -> None:
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     from sphinx.util.inventory import InventoryFile
 
-    with (site / "objects.inv").open("rb") as file:
+    with (site / "objects.inv").open("rb") as stream:
+        file: Any = stream  # Sphinx names its own protocol for a binary file.
         known: Any = InventoryFile.load(file, "", posixpath.join)
     names = {name for kind, found in known.items() if kind.startswith("py:") for name in found}
     for module in PUBLIC:

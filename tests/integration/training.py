@@ -57,7 +57,7 @@ KINDS = _kinds()
 FUSED = [name for name in KINDS if name.endswith("-fused")]
 
 
-def net(seed: int = 0) -> nn.Module:
+def net(seed: int = 0) -> nn.Sequential:
     """Return a small network; the same for the same seed."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))

@@ -73,11 +73,9 @@ def _rows() -> Iterator[Row]:
             if "loose" not in name:
                 single = test_timm_keras.keras_difference(updates, name)
                 yield _text(policy), f"Keras {argument}={limit} on {backend}", None, single
-    for policy, reference in test_references.PAIRS.values():
-        made = reference()
-        file = type(getattr(made, "_reference", made)).__module__.replace(".", "/")
-        double = test_references.largest_difference(policy, made)
-        yield _text(policy), f"tests/{file}.py", double, None
+    for text, (name, _) in test_references.PAIRS.items():
+        double = test_references.largest_difference(text, test_references.reference_for(text))
+        yield _text(text), f"tests/reference/{name}.py", double, None
 
 
 def _text(policy: object) -> str:

@@ -84,7 +84,7 @@ def by_numpy(
 ) -> tuple[Grads, ClipResult]:
     """Clip with the reference backend."""
     clipped, _, result = gradclip.numpy.clip(grads, policy, nonfinite=nonfinite)
-    return clipped, result
+    return list(clipped), result
 
 
 def _torch(array: np.ndarray) -> torch.dtype:
@@ -97,7 +97,7 @@ def _assert_close(found: Grads, expected: Grads, ulps: float) -> None:
         info = np.finfo(a.dtype)
         with np.errstate(over="ignore"):
             rtol = ulps * float(info.eps) + 16 * 2.0**-52  # the norm's own rounding, in float64
-            close = {"rtol": rtol, "atol": 2 * float(info.smallest_subnormal)}
+            close: dict[str, Any] = {"rtol": rtol, "atol": 2 * float(info.smallest_subnormal)}
         np.testing.assert_allclose(a.astype(float), b.astype(float), **close)
 
 

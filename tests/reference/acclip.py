@@ -16,6 +16,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "acclip": {},
+    "acclip:2.0": {"alpha": 2.0},
+}
+
 
 class Reference:
     """One stream of gradients; what comes back is the clipped momentum."""

@@ -23,6 +23,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "adagc": {},
+    "adagc:warmup=10": {"warmup": 10},
+}
+
 
 class Reference:
     """One stream of gradients, always the same tensors in the same order."""

@@ -17,6 +17,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "agc": {},
+}
+
 
 class Reference:
     """Stateless; needs the weights."""

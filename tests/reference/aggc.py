@@ -22,6 +22,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "aggc:0.5,1.5": {"low": 0.5, "high": 1.5, "groups": [[0, 1, 2]]},
+    "aggc:0.5,1.5,current=false": {"low": 0.5, "high": 1.5, "order": "code", "groups": [[0, 1, 2]]},
+}
+
 
 class Reference:
     """One stream of gradients; `groups` lists the members of each group, default one each."""

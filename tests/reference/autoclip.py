@@ -17,6 +17,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "autoclip": {},
+    "autoclip:25,window=16": {"percentile": 25, "window": 16},
+}
+
 
 class Reference:
     """One stream of gradients; `window` None keeps every norm, as in the paper."""

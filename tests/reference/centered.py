@@ -16,6 +16,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "centered(norm:1.0)": {"tau": 1.0},
+}
+
 
 class Reference:
     """A stream of rounds; `step` takes one array per worker and returns a list of one, v."""

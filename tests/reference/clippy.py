@@ -16,6 +16,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "clippy": {},
+}
+
 
 class Reference:
     """One stream; what `step` takes as `grads` is the optimizer's updates."""

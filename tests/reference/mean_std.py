@@ -18,6 +18,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "mean_std:3,warmup=2,clipped=false": {"k": 3, "window": 10000, "remember": "raw"},
+}
+
 
 class Reference:
     """One stream of gradients."""

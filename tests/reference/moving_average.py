@@ -16,6 +16,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "moving_average:2,0.99,warmup=1,clipped=false": {},
+    "moving_average:2,0.99,warmup=1": {"remember": "clipped"},
+}
+
 
 class Reference:
     """One stream of gradients."""

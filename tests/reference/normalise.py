@@ -15,6 +15,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "normalise": {},
+}
+
 
 class Reference:
     """Stateless."""

@@ -18,6 +18,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "quantile:0.5,100": {},
+    "quantile:0.9,20": {"p": 0.9, "window": 20},
+}
+
 
 class Reference:
     """One stream of gradients."""

@@ -18,6 +18,16 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "skip_outliers|skip_outliers:of=loss": {},
+    "skip_outliers:4,window=16,minimum=8|skip_outliers:4,16,8,of=loss": {
+        "k": 4,
+        "window": 16,
+        "needs": 8,
+    },
+}
+
 
 class Reference:
     """One stream of gradients and losses."""

@@ -16,6 +16,13 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "smooth:1.0": {},
+    "smooth:1.0,linear": {"form": "linear"},
+    "tanh:1.0": {"form": "tanh"},
+}
+
 
 class Reference:
     """Stateless."""

@@ -21,6 +21,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "spam:50,warmup=20": {"theta": 50, "warmup": 20},
+}
+
 
 class Reference:
     """One stream of gradients, always the same tensors in the same order."""

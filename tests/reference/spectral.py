@@ -21,6 +21,12 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "spectral:0.5": {"c": 0.5},
+    "spectral:0.5,soft=true": {"c": 0.5, "form": "soft"},
+}
+
 
 class Reference:
     """Stateless."""

@@ -22,6 +22,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "stable_spam": {},
+}
+
 
 class Reference:
     """One stream of gradients, always the same tensors in the same order."""

@@ -15,6 +15,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "feedback(norm:1.0)": {},
+}
+
 
 class Reference:
     """One stream of gradients, always the same tensors in the same order."""

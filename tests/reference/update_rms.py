@@ -23,6 +23,11 @@ import math
 
 import numpy as np
 
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "update_rms": {},
+}
+
 
 class Reference:
     """One stream, always the same tensors in the same order."""

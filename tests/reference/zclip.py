@@ -4,15 +4,16 @@ Kumar et al. 2025, arXiv 2504.02507. The first 25 raw norms give μ (mean) and �
 variance); these steps are not clipped by the z-score. Afterwards, with μ and σ of the past:
 
     z = (n − μ)/(σ + ε)
-    τ = μ + (z*²/z)·σ  if z > z*,  else n            ("reciprocal"; "mean": μ; "max": μ + z*·σ)
+    τ = μ + (z*²/z)·σ  if z > z*,  else n            ("reciprocal"; "mean": μ)
     g ← g·min(1, τ/n)
     μ ← α·μ + (1 − α)·τ,  then  σ² ← α·σ² + (1 − α)·(τ − μ)²       (the clipped norm; the new μ)
 
 α = 0.97 and z* = 2.5 stand in the paper's tables; the 25 steps, ε, what enters μ and σ², and the
 order are read from the authors' code, as the paper's body could not be had. The code also has a
-factor on τ, a switch that keeps spikes out of μ and σ, and a constant limit, 1.0 by default, in
-the warm-up too. That limit acts on the gradients only: what enters μ and σ is the value before
-it. None, the default here, leaves it out. The code scales by τ/(n + 1e-6); here it is τ/n.
+mode "percentile", where τ = μ + z*·σ for every n > τ, without the ε; a factor on τ of "reciprocal";
+a switch that keeps spikes out of μ and σ; and a constant limit, 1.0 by default, in the warm-up too.
+That limit acts on the gradients only: what enters μ and σ is the value before it. None, the default
+here, leaves it out. The code scales by τ/(n + 1e-6); here it is τ/n.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
+# The policies of gradclip that this class is compared with, and its arguments for each.
+PAIRS: dict[str, dict[str, object]] = {
+    "zclip": {},
+    "zclip:max_norm=1.0": {"max_norm": 1.0},
+    "zclip:z=1.0,mode=percentile": {"z": 1.0, "option": "percentile"},
+    "zclip:z=1.0,clip_option=mean": {"z": 1.0, "option": "mean"},
+    "zclip:z=1.0,clip_factor=0.7": {"z": 1.0, "clip_factor": 0.7},
+    "zclip:z=1.0,skip_update_on_spike=true": {"z": 1.0, "remember_spikes": False},
+}
 
 
 class Reference:
@@ -75,11 +86,15 @@ class Reference:
         """Lower the limit if the norm is a spike, then remember what is left of it."""
         deviation = math.sqrt(self.variance)
         score = (size - self.mean) / (deviation + self.eps)
-        spike = score > self.z
+        top = self.mean + self.z * deviation
+        spike = size > top if self.option == "percentile" else score > self.z
         kept = size
         if spike:
-            target = {"reciprocal": self.z**2 / score, "mean": 0.0, "max": self.z}[self.option]
-            kept = self.clip_factor * (self.mean + target * deviation)
+            kept = self.mean
+            if self.option == "reciprocal":
+                kept = self.clip_factor * (self.mean + self.z**2 / score * deviation)
+            elif self.option == "percentile":
+                kept = top
             self.limit = min(self.limit, kept)
         if spike and not self.remember_spikes:
             return

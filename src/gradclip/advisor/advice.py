@@ -1,4 +1,4 @@
-"""What the advisor says: one policy to use, and how each policy would have done."""
+"""The advice: one policy to use, and how each policy would have done."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ class Replayed:
     Attributes:
         policy: its text form.
         clip_rate: share of the finite steps that it clips.
-        removed: mean share of the norm that goes, over all finite steps.
-        removed_when_clipped: the same over the clipped steps; None if there are none.
-        spikes: steps whose norm is a spike by the diagnosis, or part of an explosion.
-        spikes_caught: those that come out as no spike.
+        removed: mean share of the norm that the policy removes, over all finite steps.
+        removed_when_clipped: the same mean over the clipped steps; None if no step is clipped.
+        spikes: steps whose norm the diagnosis calls a spike, or a part of an explosion.
+        spikes_caught: spikes whose norm after the policy is not a spike.
         loss_spikes: spikes that came before a spike of the loss.
-        loss_spikes_caught: those that come out as no spike.
-        false_alarms: steps that are no spike and yet lose more than a tenth of their norm.
-        false_alarm_rate: their share of the steps that are no spike.
-        nonfinite: steps whose norm was not finite. No threshold acts on them: `nonfinite=` does.
+        loss_spikes_caught: loss spikes whose norm after the policy is not a spike.
+        false_alarms: ordinary steps that lose more than a tenth of their norm.
+        false_alarm_rate: share of the false alarms among the ordinary steps.
+        nonfinite: steps whose norm was not finite. `nonfinite=` decides about them, not the
+            threshold.
     """
 
     policy: str
@@ -40,12 +41,12 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Advice:
-    """A recommended policy, why, and what it was compared with.
+    """A recommended policy, the reason, and the policies it was compared with.
 
     Attributes:
         recommended: the text form of the policy.
-        reason: why this one.
-        caveats: what to keep in mind, a sentence each; the first one always is that a replay is
+        reason: why this policy.
+        caveats: limits of the advice, a sentence each; the first says that a replay is
             counterfactual.
         policies: every policy that was replayed.
         steps: how many steps were replayed.
@@ -68,7 +69,7 @@ class Advice:
         return f"gradclip run --clip '{self.recommended}' script.py"
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data: recommended, reason (the caveats in it), policies."""
+        """Return plain data: recommended, reason (with the caveats), policies."""
         return {
             "recommended": self.recommended,
             "reason": " ".join([self.reason, *self.caveats]),

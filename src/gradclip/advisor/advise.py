@@ -27,19 +27,19 @@ from .start import MIN_NORMS, guess, norms_before, stuck_since, went_wrong
 __all__ = ["advise"]
 
 CUT = 0.1
-"""Share of an ordinary step's norm that must go before that is a false alarm."""
+"""Share of its norm that an ordinary step loses in a false alarm."""
 
 ENOUGH = 50
-"""Steps from which rates mean something; with fewer that is said."""
+"""Steps that a rate needs; with fewer the advice has a caveat."""
 
 MOST_STEPS = 2000
 """Steps replayed, the last ones: thousands tell the rates, and a replay takes about 2 ms each."""
 
 LARGEST = 1e150
-"""A larger norm counts as not finite: a square of it has to be a float."""
+"""A larger norm counts as not finite: the square of a norm has to be a float."""
 
 HALF = 0.5
-"""Share of clipped steps up to which a policy that kept a run healthy is worth keeping."""
+"""Share of clipped steps up to which the policy of a healthy run is kept."""
 
 _COUNTERFACTUAL = (
     "A replay is counterfactual: clipping changes the weights, and so every later norm; check "
@@ -48,12 +48,12 @@ _COUNTERFACTUAL = (
 
 
 class _Material(NamedTuple):
-    """What of a trace can be replayed."""
+    """The part of a trace that can be replayed."""
 
     norm: Floats
     """Finite norms, in the order of the steps."""
     bound: Floats
-    """What each must exceed to be a spike; NaN: none."""
+    """The bound that a norm exceeds in a spike; NaN: not known."""
     growth: NDArray[np.bool_]
     """Steps of an explosion."""
     led: NDArray[np.bool_]
@@ -67,19 +67,19 @@ class _Material(NamedTuple):
 def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     """Replay a record's norms under many policies, and recommend one.
 
-    Each policy runs as it is, through `gradclip.numpy`, on gradients of one value: the recorded
-    norm. What is replayed are the norms before clipping, so a record of a clipped run will do.
+    Each policy itself runs, through `gradclip.numpy`, on gradients of one value: the recorded norm.
+    The replay takes the norms before clipping, so the record of a clipped run will do.
 
     Args:
         run: as `gradclip.read_run` returned it. Not mutated.
-        optimizer: whose steps; default that with the most.
+        optimizer: the id of the optimizer to advise on; default: the one with the most steps.
 
     Returns:
         The advice.
 
     Raises:
         RecordError: the record has no finite norm above zero.
-        PolicyError: there is no such optimizer.
+        PolicyError: the record has no such optimizer.
 
     Example:
         >>> import tempfile
@@ -132,7 +132,7 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
 def _first_limit(
     trace: Trace, explosion: Finding | None, *, clipped: bool
 ) -> tuple[float, str] | None:
-    """Return a limit from what came before a run failed, and the reason; None if it did not."""
+    """Return a limit from the norms before a run failed, and the reason; None: it did not fail."""
     wrong = went_wrong(trace, explosion)
     limit = None if wrong is None else guess(trace, wrong, LARGEST)
     if limit is not None:
@@ -163,7 +163,7 @@ def _median_limit(trace: Trace) -> tuple[float, str]:
 
 
 def _next_limit(trace: Trace, current: AnyPolicy, own: Replayed) -> float | None:
-    """Return the limit to go on to from that of the record; None to stay."""
+    """Return the limit to try after the limit of the record; None: keep the limit."""
     if not isinstance(current, Policy) or not isinstance(current.threshold, Fixed):
         return None
     if not isinstance(current.response, Rescale):
@@ -276,7 +276,7 @@ def _score(policy: str, before: Floats, after: Floats, material: _Material) -> R
 
 
 def _keeps(row: Replayed, findings: list[Finding]) -> bool:
-    """Whether the record's own policy did its work: it acted, and the run is healthy."""
+    """Whether the record's own policy works: it acted, and the run is healthy."""
     acted = 0 < row.clip_rate <= HALF and row.spikes_caught == row.spikes
     healthy = all(finding.severity == "note" for finding in findings)
     return acted and healthy and not changes_every_step(row.policy)

@@ -1,4 +1,4 @@
-"""Which of the replayed policies to recommend."""
+"""Choose one of the replayed policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which policies are tried."""
+"""The policies that the advisor tries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..record.trace import Trace
 __all__ = ["QUANTILES", "current_policy", "policies_for", "rounded"]
 
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
-"""Of the norms, at which a fixed threshold is tried."""
+"""Quantiles of the norms that are tried as fixed thresholds."""
 
 
 def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[AnyPolicy]:
     """Return the grid for these norms.
 
     Args:
-        norm: finite norms that the fixed thresholds are taken from, at least one above zero.
+        norm: finite norms, at least one above zero; their quantiles are the fixed thresholds.
         guess: one more fixed threshold.
         layers: whether the norm of each layer is known at each step.
     """
@@ -45,7 +45,7 @@ def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[Any
 
 
 def rounded(value: float) -> float:
-    """Return a value to two digits, which is all that a threshold needs."""
+    """Return a value to two digits: a threshold needs no more."""
     return float(f"{value:.2g}")
 
 

@@ -1,4 +1,4 @@
-"""What policies would have done to recorded norms, by running the policies themselves."""
+"""Run the policies themselves on recorded norms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["replay"]
 
 
 def replay(policies: Mapping[str, AnyPolicy], norms: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return what each policy leaves of the norms, step after step.
+    """Return the norms after each policy, step after step.
 
     A gradient of one value is its own norm, so the real policies run on one-element arrays: one
     for a policy of one global norm, one for each layer of a policy that takes each by itself. All

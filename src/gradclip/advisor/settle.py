@@ -1,8 +1,8 @@
-"""The limit at which limit and median norm agree, and which runs want it.
+"""Find the limit that equals the median norm, and the runs that need such a limit.
 
 A lower limit leaves larger norms, so the median norm of a run falls as its limit rises: there is
-one limit that equals the median norm of the run that it makes. Where clipping is needed at all, the
-best fixed threshold of our sweeps was near that one (docs/advisor.md), whatever its size.
+one limit that equals the median norm of the run clipped with it. Where clipping is needed at all,
+the best fixed threshold of our sweeps was near that limit (docs/advisor.md), whatever its size.
 """
 
 from __future__ import annotations

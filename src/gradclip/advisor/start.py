@@ -1,4 +1,4 @@
-"""What a run that failed from its start still tells: the norms before it went wrong."""
+"""Advice from a run that failed early: the norms before the failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the shell completes: methods and policies."""
+"""Completion in the shell: methods and policies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["method_names", "policies"]
 
 
 def method_names(incomplete: str) -> list[tuple[str, str]]:
-    """Return the methods whose names begin so, with what they do."""
+    """Return the methods whose names begin with the text, with a summary of each."""
     from ..method import recipes  # noqa: F401 - importing it fills the catalogue
     from ..method.catalogue import CATALOGUE
 
@@ -15,7 +15,7 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 
 def policies(incomplete: str) -> list[tuple[str, str]]:
-    """Return an example of each policy that begins so."""
+    """Return an example of each policy that begins with the text."""
     from ..method import recipes  # noqa: F401 - importing it fills the catalogue
     from ..method.catalogue import CATALOGUE
 

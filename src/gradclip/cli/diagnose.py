@@ -1,4 +1,4 @@
-"""`gradclip diagnose`: what a record shows to be wrong."""
+"""`gradclip diagnose`: the faults that a record shows."""
 
 from __future__ import annotations
 

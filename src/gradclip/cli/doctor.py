@@ -1,4 +1,4 @@
-"""`gradclip doctor`: what will run on this machine, and what will not."""
+"""`gradclip doctor`: the paths that will run on this machine, and those that will not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..version import __version__
 
 __all__ = ["doctor"]
 
-# What each package is for, and the extra that brings it.
+# The purpose of each package, and the extra that brings it.
 _PACKAGES = (
     ("numpy", "gradclip.numpy", None),
     ("torch", "gradclip.torch, run, demo", "torch"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..method import recipes  # noqa: F401 - importing it fills the catalogue
-from ..method.catalogue import CATALOGUE, Recipe, lookup
+from ..method.catalogue import CATALOGUE, KINDS, Recipe, lookup
 from ..method.describe import describe_recipe
 from ..record.schema import encode_row
 from .complete import method_names
@@ -30,6 +31,9 @@ def methods(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The catalogue as a page in Markdown.")
     ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", hidden=True, help="The recipes' page of the reference.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """List every clipping method, or explain one."""
@@ -43,6 +47,8 @@ def methods(
         _explain(lookup(name), console)
     elif markdown:
         typer.echo(_page(), nl=False)
+    elif reference:
+        typer.echo(_reference(), nl=False)
     else:
         console.print(_table())
         console.print("\nExplain one:  gradclip methods NAME")
@@ -55,16 +61,19 @@ def _plain(row: Recipe) -> dict[str, object]:
         "example": row.example,
         **dict(zip(_HEADINGS[1:5], describe_recipe(row), strict=True)),
         "paper": row.paper,
-        "call": f"gradclip.{row.function.__name__}{inspect.signature(row.function)}",
+        "kind": row.kind,
+        "traits": [name for name, holds in asdict(row.traits).items() if holds],
+        "call": row.signature,
     }
 
 
 def _explain(row: Recipe, console: Console) -> None:
     console.print(f"{row.name}    for example {row.example}\n")
-    console.print(f"gradclip.{row.function.__name__}{inspect.signature(row.function)}\n")
+    console.print(f"{row.signature}\n")
     console.print(inspect.getdoc(row.function) or "")
     for heading, text in zip(_HEADINGS[1:5], describe_recipe(row), strict=True):
         console.print(f"{heading.capitalize()}: {text}")
+    console.print(f"Notes: {_notes(row)}")
     console.print(f"Paper: {row.paper}")
 
 
@@ -97,7 +106,44 @@ def _page() -> str:
         cells = [f"[`{row.name}`](#{row.name})", *describe_recipe(row), row.paper]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     for row in rows:
-        signature = f"gradclip.{row.function.__name__}{inspect.signature(row.function)}"
-        lines += ["", f"## {row.name}", "", f"`{row.example}`", "", "```text", signature, ""]
+        lines += ["", f"## {row.name}", "", f"`{row.example}`: {_notes(row)}.", ""]
+        lines += ["```text", row.signature, ""]
         lines += [(inspect.getdoc(row.function) or "").rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+_NOTES = {
+    "weights": "needs the weights",
+    "loss": "needs the loss",
+    "memory": "has a memory",
+    "carries": "gives more than this step's gradient",
+    "enlarges": "may enlarge a gradient",
+    "real": "refuses complex gradients",
+    "skips": "may skip a step",
+}
+
+
+def _notes(row: Recipe) -> str:
+    """Return what the method needs and may do, in words."""
+    traits = asdict(row.traits)
+    found = [words for name, words in _NOTES.items() if traits[name]]
+    return ", ".join(found) or "has no memory and never enlarges a gradient"
+
+
+def _reference() -> str:
+    """Return the page of the reference that documents every recipe, as Markdown."""
+    lines = [
+        "# Recipes",
+        "",
+        "Written by `make docs-methods` from the recipes. Every published method is one function "
+        "that returns a",
+        "[policy](policies.md). The same as a list, with the text form, state and paper of each: "
+        "[all methods](../methods.md).",
+        "Which one? [Choosing a method](../guides/choosing-a-method.md).",
+    ]
+    for kind, heading in KINDS.items():
+        lines += ["", f"## {heading}", "", "```{eval-rst}"]
+        rows = [row for row in CATALOGUE.values() if row.kind == kind]
+        lines += [f".. autofunction:: gradclip.{row.function.__name__}" for row in rows]
+        lines += ["```"]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""`gradclip run`: somebody's training script, recorded, and clipped if asked."""
+"""`gradclip run`: a training script, recorded, and clipped with --clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gradclip tune`: which threshold and learning rate a script trains best with."""
+"""`gradclip tune`: the threshold and the learning rate with which a script trains best."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _policies_to_try(thresholds: str | None, policy: list[str] | None) -> tuple[str, ...] | None:
-    """Return what the user wants tried, no clipping first; None if that is ours to choose."""
+    """Return the user's choice of policies, no clipping first; None where there is no choice."""
     if thresholds is None and not policy:
         return None
     limits = () if thresholds is None else _numbers("--thresholds", thresholds)

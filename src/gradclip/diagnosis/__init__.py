@@ -1,4 +1,4 @@
-"""What a record shows: exploding and vanishing gradients, spikes, thresholds that do nothing."""
+"""Find faults in a record: exploding and vanishing gradients, spikes, idle thresholds."""
 
 from .diagnose import diagnose, diagnose_trace
 from .finding import Finding

@@ -1,4 +1,4 @@
-"""From a run to what is wrong with it."""
+"""Run every detector on a record and sort the findings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DETECTORS: tuple[Callable[[Trace], list[Finding]], ...] = (
 
 
 def diagnose(run: Run) -> tuple[Finding, ...]:
-    """Return what a record shows to be wrong, or worth knowing.
+    """Return the faults that a record shows, and notes worth knowing.
 
     Each rule compares with medians and median deviations of the run itself; its thresholds are
     named constants beside it.
@@ -74,7 +74,7 @@ def diagnose_trace(trace: Trace) -> list[Finding]:
     with np.errstate(all="ignore"):
         found = [finding for detector in _DETECTORS for finding in detector(trace)]
     if any(finding.kind == "exploding" for finding in found):
-        # Spikes of a run that explodes are the explosion's, and no harmless ones.
+        # Norm spikes of a run that explodes are part of the explosion.
         found = [finding for finding in found if finding.kind != "norm-spike"]
     return sorted(found, key=_rank)
 

@@ -1,4 +1,4 @@
-"""Norms that grow and do not come back, and the layer in which that began."""
+"""Find norms that grow and stay large, and the layer in which the growth began."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ LASTING = 10.0
 """Times the old level at which the norms stay afterwards; a lone spike comes back."""
 
 AFTER = 20
-"""Steps after the growth that tell whether it lasts."""
+"""Steps after the growth in which the growth must last."""
 
 LONG = 5
-"""Steps of growth that are no lone spike."""
+"""Steps of growth that are more than a lone spike."""
 
 RISING = 3.0
 """Times the old level from which a norm belongs to the growth."""
@@ -123,7 +123,7 @@ def _onset(trace: Trace) -> tuple[int, int] | None:
 
 
 def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, level: float) -> bool:
-    """Whether what was reached at `row` stays over a level, and the loss is none the better for it.
+    """Whether the norm stays over a level after `row`, without a better loss.
 
     The level is also that of the first steps: a norm that comes back to it from a trough, as those
     of a saturated model do, does not explode.

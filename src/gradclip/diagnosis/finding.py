@@ -1,4 +1,4 @@
-"""What a diagnosis says: one finding, with its evidence."""
+"""One finding of a diagnosis, with its evidence."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Kind = Literal[
 ]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""From the worst. A note is worth knowing, and no fault."""
+"""From the worst. A note is worth knowing and is not a fault."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a record shows.
+    """One fault or note that a record shows.
 
     Attributes:
-        kind: what it is.
+        kind: the kind of fault, a key of `PAGES`.
         severity: "error" (the run is lost or useless), "warning" (change something), "note".
-        step: the first step at which it shows; None: it belongs to none.
-        sentence: the finding, plainly.
-        suggestion: what to do.
-        evidence: the numbers it rests on, by name.
-        optimizer: whose steps it is about.
+        step: the first step at which the fault shows; None: no step in particular.
+        sentence: the finding in one sentence.
+        suggestion: the remedy.
+        evidence: the numbers behind the finding, by name.
+        optimizer: the id of the optimizer.
     """
 
     kind: Kind
@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def link(self) -> str:
-        """The page of the docs that explains it, from the repository's root."""
+        """The page of the docs that explains the finding, from the repository's root."""
         return PAGES[self.kind]
 
     def to_dict(self) -> dict[str, object]:

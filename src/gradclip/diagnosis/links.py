@@ -1,4 +1,4 @@
-"""Which page of the docs explains which kind of finding: the only place that names them."""
+"""The page of the docs that explains each kind of finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _THRESHOLD = _ROOT + "choosing-a-threshold.md"
 _SCALING = _ROOT + "mixed-precision.md"
 
 NORMALISATION = _ROOT + "batch-normalization.md"
-"""A remedy, not a fault: the suggestions on depth name it."""
+"""The page of a remedy; the suggestions on depth name it."""
 
 PAGES: dict[str, str] = {
     "exploding": _EXPLODING,

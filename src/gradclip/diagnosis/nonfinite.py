@@ -1,4 +1,4 @@
-"""inf and NaN: in which parameter first, how often; and the steps that were left out."""
+"""Findings on inf and NaN (first parameter, how often) and on skipped steps."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _Stretch = tuple[int, int, tuple[str, ...]]
 
 
 def stretches(trace: Trace) -> list[_Stretch]:
-    """Return (first step, last step, parameters) of each row of steps alike in what is not finite.
+    """Return (first step, last step, parameters) of each stretch of like steps.
 
-    No parameters: only the total norm is known not to be finite.
+    Steps are alike that follow each other with the same non-finite parameters. These
+    are empty where only the total norm is known to be non-finite.
     """
     names_at = dict(trace.nonfinite_names)
     found: list[_Stretch] = []
@@ -42,7 +43,7 @@ def stretches(trace: Trace) -> list[_Stretch]:
 
 
 def find_nonfinite(trace: Trace) -> list[Finding]:
-    """Return a finding if a gradient was not finite, with the parameter where that began."""
+    """Return a finding if a gradient was not finite, with the first parameter."""
     bad = trace.nonfinite
     if not bad.any():
         return []
@@ -99,7 +100,7 @@ def _parameters(trace: Trace) -> tuple[str, ...]:
 
 
 def _source(names: tuple[str, ...], every: tuple[str, ...]) -> str | None:
-    """Return where it began: the bad parameter nearest to the output, unless all are bad.
+    """Return the parameter nearest to the output that was not finite; None if all were not finite.
 
     The backward pass goes from the output to the input and carries NaN along, so that what lies
     nearer to the output than the source stays finite.
@@ -111,7 +112,7 @@ def _source(names: tuple[str, ...], every: tuple[str, ...]) -> str | None:
 
 
 def find_skipped(trace: Trace) -> list[Finding]:
-    """Return a finding if steps were left out."""
+    """Return a finding if steps were skipped."""
     skipped = trace.marked("skipped")
     if not skipped.any():
         return []

@@ -1,4 +1,4 @@
-"""Norms that were cut before they were measured: they pile up at exactly one value."""
+"""Find norms that were cut before they were measured: they pile up at one value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARE = 0.05
 
 
 class Pile(NamedTuple):
-    """Where norms pile up, and how many do."""
+    """The value at which norms pile up, and how many do."""
 
     value: float
     steps: int
@@ -114,7 +114,7 @@ def find_double_clipping(trace: Trace) -> list[Finding]:
 
 
 def power_of_two_between(large: float, small: float, tolerance: float) -> int | None:
-    """Return k if large = small·2ᵏ within a tolerance in k; None if it is none."""
+    """Return k if large = small·2ᵏ within a tolerance in k; None otherwise."""
     if not (0 < small < math.inf and 0 < large < math.inf):
         return None
     exponent = math.log2(large) - math.log2(small)

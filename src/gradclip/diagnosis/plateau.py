@@ -11,7 +11,7 @@ from .window import SIGMA
 __all__ = ["find_plateau"]
 
 MIN_LOSSES = 100
-"""Losses that a judgement needs."""
+"""Losses that the rule needs."""
 
 BLOCKS = 20
 """Stretches whose medians are compared."""

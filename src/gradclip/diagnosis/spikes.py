@@ -1,4 +1,4 @@
-"""Spikes of the norm and of the loss, and which came first."""
+"""Find spikes of the norm and of the loss, and say which came first."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DEVIATIONS = 6.0
 """Robust standard deviations over the usual: norms are skewed, and 3 would mark healthy steps."""
 
 RATIO = 2.0
-"""A norm under twice the usual is no spike, however quiet the steps before were."""
+"""A norm under twice the usual is not a spike, also after very quiet steps."""
 
 RISE = 0.1
-"""A rise of the loss under this share of the first loss undoes too little to tell."""
+"""A rise of the loss under this share of the first loss does not count."""
 
 HARMFUL = 0.25
 """A rise of this share of the first loss over two steps makes a spike a warning, or one of the
@@ -40,7 +40,7 @@ LEAD = 10
 within which two high losses are one spike."""
 
 FIRST = 10
-"""The first losses, whose median is what the run began at."""
+"""Number of first losses whose median is the level at the start."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LossSpike:
 
 @np.errstate(all="ignore")
 def norm_bound(norm: Floats, least: int = MIN_VALUES) -> Floats:
-    """Return what a norm must exceed to be a spike; NaN where fewer than `least` came before.
+    """Return the bound that a norm exceeds in a spike; NaN after fewer than `least` norms.
 
     Formula: max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
     """
@@ -123,7 +123,7 @@ def began_at(loss: Floats) -> float:
 
 
 def first_of(loss: Floats) -> float:
-    """Return the first finite loss, that of no training; NaN if there is none."""
+    """Return the first finite loss, before any training; NaN if there is none."""
     finite = loss[np.isfinite(loss)]
     return float(finite[0]) if len(finite) else float("nan")
 

@@ -1,4 +1,4 @@
-"""A threshold that does nothing, one that does everything, and how much goes."""
+"""Findings on a threshold that never binds, always binds, or removes most of the gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALWAYS = 0.95
 """Share of clipped steps from which clipping is normalisation; AutoClip's default has 0.9."""
 
 MOST = 0.9
-"""Share of the norm that goes at the median step from which little is left."""
+"""Share of the norm removed at the median step from which the finding is made."""
 
 DIVIDE = ("Adam", "Adagrad", "Adadelta", "RMSprop", "Lion", "LAMB", "Sophia")
 """Parts of the names of optimizers whose step has its own size, whatever that of the gradient:
@@ -28,7 +28,7 @@ with them a threshold that always binds is common, and harms little."""
 
 
 def find_thresholds(trace: Trace) -> list[Finding]:
-    """Return what there is to say about the limit in force."""
+    """Return the findings on the limit in force."""
     norm, limit = trace.column("norm"), trace.column("limit")
     clipped = trace.marked("clipped")
     usable = np.isfinite(norm) & ~trace.marked("skipped")
@@ -66,7 +66,7 @@ def changes_every_step(policy: str | None) -> bool:
 
 
 def _removed(trace: Trace) -> np.ndarray:
-    """Return the share of the norm that went, from what the record has."""
+    """Return the removed share of the norm, from the columns that the record has."""
     if trace.seen("removed").any():
         return trace.column("removed")
     norm, after = trace.column("norm"), trace.column("clipped_norm")

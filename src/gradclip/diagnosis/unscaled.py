@@ -1,4 +1,4 @@
-"""Clipping of gradients that still carry the factor of a loss scaler."""
+"""Find clipping of gradients that still carry the factor of a loss scaler."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _cut_while_scaled(trace: Trace) -> list[Finding]:
 def jumps(steps: Floats, norm: Floats) -> list[tuple[int, int]]:
     """Return (step, k) where the level of the norms jumps by 2ᵏ, k ≠ 0, from one step to the next.
 
-    Both sides are steady to half an octave, so that a slope is no jump.
+    Both sides must be steady to half an octave: a slope is not a jump.
     """
     finite = np.isfinite(norm) & (norm > 0)
     logs, at = np.log2(norm[finite]), steps[finite]

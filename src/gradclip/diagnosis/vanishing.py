@@ -1,4 +1,4 @@
-"""Gradients that fade on their way to the input, and layers that get none at all."""
+"""Find gradients that fade towards the input, and layers without any gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEARNED = 0.1
 """A loss that fell by this share of where it began explains a small gradient."""
 
 TAIL = 20
-"""The last steps, which say how a run ended."""
+"""Number of last steps that stand for the end of a run."""
 
 
 def find_vanishing(trace: Trace) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What is usual at a step: the median of the steps before it, and how far they lie apart."""
+"""The usual value at a step: median and deviation of the steps before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGMA = 1.4826
 
 
 class Usual(NamedTuple):
-    """What the steps before each step were like; NaN where there were too few."""
+    """Median and deviation of the steps before each step; NaN where there were too few."""
 
     median: Floats
     deviation: Floats
@@ -36,8 +36,8 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) 
 
     Args:
         values: shape (n,); inf and NaN are left out. Not mutated.
-        window: how many finite values are looked at, ≥ 1.
-        least: with fewer there is no answer, ≥ 1.
+        window: how many finite values count, ≥ 1.
+        least: fewer values give NaN, ≥ 1.
 
     Returns:
         Two arrays of shape (n,).

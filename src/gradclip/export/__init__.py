@@ -1,4 +1,4 @@
-"""From records to one figure for a paper. Matplotlib is imported when one is written."""
+"""Draw records as one figure for a paper. Matplotlib is imported when a figure is written."""
 
 from .figure import FORMATS, PANELS, write_figure
 

@@ -25,7 +25,7 @@ PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
 FORMATS = ("svg", "pdf", "png")
 
 LETTERS = 17
-"""Letters of the legend in an inch."""
+"""Letters of the legend that fit into an inch."""
 
 
 def write_figure(
@@ -40,16 +40,16 @@ def write_figure(
     """Write the curves of one run, or of several, as a figure for a paper.
 
     Traces differ by colour (safe for the colour-blind) and by dash. In the norm's panel a dotted
-    line is the limit, a dot a clipped step, a cross a skipped step and a diamond one whose gradient
-    was not finite. The same records make the same file.
+    line is the limit, a dot a clipped step, a cross a skipped step and a diamond a step whose
+    gradient was not finite. The same records make the same file.
 
     Args:
         runs: Records, as paths or as `gradclip.read_run` returned them. Not mutated.
         out: the file; its suffix is the format, one of `FORMATS`. Text in an SVG or a PDF is text.
-        panels: of `PANELS`, from the top; each once.
+        panels: names of `PANELS`, from the top, each once.
         width: in inches, > 0; 3.3 is one column of most papers.
-        height: in inches, > 0; None: what the panels need.
-        dpi: dots an inch, of a PNG and of the picture of the layers, ≥ 1.
+        height: in inches, > 0; None: as the panels need.
+        dpi: dots per inch of a PNG, and of the picture of the layers, ≥ 1.
 
     Returns:
         The path of the figure.

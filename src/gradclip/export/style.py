@@ -1,4 +1,4 @@
-"""How traces look in print: colour, dash and marker differ, and so does the grey."""
+"""The look of traces in print: colour, dash, marker and grey value all differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as it goes: bounded state fed by a growing record, and a terminal's picture of it."""
+"""Show a run as it goes: bounded state from a growing record, drawn in a terminal."""
 
 from .state import LayerNews, LiveOptimizer, LiveRun
 

@@ -11,7 +11,7 @@ __all__ = ["counts", "event_line", "finding_line", "state_of", "step_line", "to_
 
 
 def state_of(run: LiveRun) -> str:
-    """Say how the run stands."""
+    """Return the state of the run in words."""
     if run.end is not None:
         return "ended" if run.end.status == "ok" else f"ended, {printable(run.end.status)}"
     if run.missing:
@@ -22,7 +22,7 @@ def state_of(run: LiveRun) -> str:
 
 
 def step_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
-    """Tell an optimizer's latest step."""
+    """Return an optimizer's latest step in one line."""
     last = optimizer.last
     parts = [f"step {int(last.get('step') or 0):,}"]
     if len(run.optimizers) > 1:
@@ -35,7 +35,7 @@ def step_line(run: LiveRun, optimizer: LiveOptimizer) -> str:
 
 
 def counts(optimizer: LiveOptimizer) -> list[str]:
-    """Tell the clip rate and what was skipped or not finite."""
+    """Return the clip rate, and the numbers of skipped and non-finite steps."""
     if not optimizer.steps:
         return ["no step yet"]
     recent = f"{percent(optimizer.recent_clip_rate)} of the last {len(optimizer.recent)}"
@@ -50,13 +50,13 @@ def counts(optimizer: LiveOptimizer) -> list[str]:
 
 
 def finding_line(found: Finding) -> str:
-    """Tell a finding in one line."""
+    """Return a finding in one line."""
     where = "" if found.step is None else f", step {found.step:,}"
     return f"{found.severity}: {found.kind}{where}: {printable(found.sentence)}"
 
 
 def event_line(event: Event) -> str:
-    """Tell an event of the record in one line."""
+    """Return an event of the record in one line."""
     where = "" if event.step is None else f", step {event.step:,}"
     return f"event: {printable(event.name)}{where}: {printable(event.text)}"
 

@@ -27,10 +27,10 @@ WIDE = 100
 
 
 class Screen:
-    """What `gradclip watch` shows: at most as many lines as the terminal has.
+    """The picture of `gradclip watch`: at most as many lines as the terminal has.
 
     Args:
-        run: looked at when this is drawn; not changed.
+        run: read each time the screen is drawn. Not mutated.
     """
 
     def __init__(self, run: LiveRun) -> None:
@@ -45,7 +45,7 @@ class Screen:
             yield line
 
     def lines(self, width: int, height: int, blocks: str = BLOCKS) -> list[Text]:
-        """Return the lines: what matters most keeps its place where there are few."""
+        """Return the lines; with little room the most important ones stay."""
         run = self.run
         top = [_title(run)]
         for optimizer in run.optimizers.values():

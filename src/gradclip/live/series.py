@@ -83,8 +83,8 @@ def bars(
     Args:
         values: of a `Series`; NaN is a blank, inf a cross.
         width: characters at most, ≥ 1; the greatest of several values in one place counts.
-        low: what the lowest bar stands for.
-        high: what the highest bar stands for.
+        low: the value of the lowest bar.
+        high: the value of the highest bar.
         log: whether equal ratios are equal heights; then a value of 0 or less is the lowest bar.
         blocks: the bars, lowest first.
 

@@ -1,4 +1,4 @@
-"""What a live view knows of a run: counts of all of it, curves, and its latest rows."""
+"""The state of a live view: counts and curves of the whole run, and its latest rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_NONFINITE = 1000
 
 @dataclass(frozen=True)
 class LayerNews:
-    """The layers to look at, the worst first."""
+    """The layers that need attention, the worst first."""
 
     largest: tuple[tuple[str, float], ...] = ()
     """Name and latest norm."""
@@ -148,7 +148,7 @@ class LiveRun:
         """Take in what was added to the record; tell whether more lies ahead.
 
         Raises:
-            RecordError: it is not a record, or is damaged.
+            RecordError: the file is not a record, or is damaged.
         """
         news = self._follower.read_added()
         self.missing, self.age = news.missing, news.age

@@ -1,4 +1,4 @@
-"""What happened, step by step: JSON lines that anything can read, while the run still runs."""
+"""The record of a run, step by step: JSON lines that any program can read during the run."""
 
 from .._publish import publish as _publish
 from .reader import read_run

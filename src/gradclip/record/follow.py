@@ -30,14 +30,14 @@ _OPTIMIZER = re.compile(rb'"kind"\s*:\s*"optimizer"')
 
 @dataclass(frozen=True)
 class News:
-    """What was added to a record."""
+    """The rows that were added to a record."""
 
     run: Run | None = None
     """A run that holds the new rows only; None: there were none."""
     missing: bool = False
     """Whether there is no such file (yet)."""
     restarted: bool = False
-    """Whether another run has taken the file's place: forget what came before."""
+    """Whether another run has taken the file's place: forget the rows before."""
     behind: int = 0
     """Bytes that lie ahead: read again at once."""
     age: float = 0.0
@@ -89,7 +89,7 @@ class Follower:
         """Read what was added since the last call, at most about `most` bytes.
 
         Raises:
-            RecordError: it is not a record, or a line of it is damaged, as for `read_run`.
+            RecordError: the file is not a record, or a line is damaged, as in `read_run`.
         """
         try:
             mode = self.path.stat().st_mode
@@ -129,7 +129,7 @@ class Follower:
         return self._run(self._window)
 
     def _check_start(self, text: bytes) -> None:
-        """Refuse at once what cannot become a record, however long one waits."""
+        """Refuse at once a file that cannot become a record."""
         if self._offset or not text:
             return
         try:
@@ -140,7 +140,7 @@ class Follower:
         read_run(self.path)
 
     def _take(self, whole: bytes) -> Run:
-        """Move on by these whole lines."""
+        """Take these whole lines in."""
         lines = whole.splitlines(keepends=True)
         first = not self._header
         if first:

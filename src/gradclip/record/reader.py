@@ -60,7 +60,7 @@ _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
 
 
 class _Reading:
-    """What has been read so far; each row kind has its method."""
+    """The rows read so far; each kind of row has its method."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -195,7 +195,7 @@ class _Reading:
         self.steps.append(row)
 
     def _columns(self) -> tuple[dict[str, Floats], dict[str, np.ndarray]]:
-        """Turn the step rows into one array a key; keys that hold no numbers are left out."""
+        """Turn the step rows into one array a key; keys without numbers are left out."""
         others = dict.fromkeys(key for row in self.steps for key in row)
         columns, seen = {}, {}
         for key in dict.fromkeys((*STEP_FIELDS, *others)):
@@ -210,7 +210,7 @@ class _Reading:
         return columns, seen
 
     def _first_bad(self, values: Sequence[object]) -> int:
-        """Return the line number of the first value that is no number."""
+        """Return the line number of the first value that is not a number."""
         for line, value in zip(self.lines, values, strict=True):
             try:
                 np.float64(_number(value) or 0)

@@ -1,4 +1,4 @@
-"""What the rows of a record say, typed: the header, the optimizers, the events, the end."""
+"""The rows of a record, typed: the header, the optimizers, the events, the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Header:
-    """The first row: what ran."""
+    """The first row: the command, its policy and the versions."""
 
     schema: int
     created: str | None = None
@@ -43,7 +43,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth knowing."""
+    """An event worth knowing."""
 
     name: str
     text: str

@@ -26,7 +26,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A run as its record tells it; `gradclip.record.read_run` makes one."""
+    """A recorded run; `gradclip.read_run` makes one."""
 
     path: Path
     header: Header
@@ -72,7 +72,7 @@ class Run:
         return self._pick(self._columns, name, optimizer)
 
     def seen(self, name: str, optimizer: int | None = None) -> NDArray[np.bool_]:
-        """Tell for every step row whether it holds a value, be it NaN, for `name`."""
+        """Return for every step row whether it holds a value for `name`; NaN is a value."""
         return self._pick(self._seen, name, optimizer)
 
     def norms(self, optimizer: int = 0) -> Norms:

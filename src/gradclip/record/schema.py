@@ -11,8 +11,8 @@ A record is a UTF-8 file of JSON lines, one object a line, told apart by ``kind`
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
 JSON has no inf and no NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. ``null`` means
-not known: a loss nobody saw, the norm of a parameter without a gradient. A reader ignores kinds it
-does not know and keeps keys it does not know.
+not known: a loss that was not seen, the norm of a parameter without a gradient. A reader ignores
+unknown kinds and keeps unknown keys.
 
 Three keys of a step row are not in every row. ``ran`` (what ran, as in "c-avx2+fold") is there
 when it differs from that of the optimizer's step before; in older records its key is ``path``.
@@ -55,7 +55,7 @@ STEP_FIELDS = (
 """The numbers of a step row, in the order they are written."""
 
 NONFINITE = frozenset({"inf", "-inf", "nan"})
-"""How non-finite floats are spelled."""
+"""The spelling of non-finite floats."""
 
 
 class Parameter(NamedTuple):
@@ -74,7 +74,7 @@ def encode_row(row: Mapping[str, object]) -> bytes:
             arrays, torch tensors of any device. Not mutated.
 
     Raises:
-        TypeError: a value is none of these.
+        TypeError: a value has no such form.
 
     Example:
         >>> encode_row({"kind": "step", "norm": float("inf")})

@@ -1,4 +1,4 @@
-"""One optimizer of one run, in the order of its steps: what a diagnosis or a figure is of."""
+"""One optimizer of one run, in the order of its steps: the input of a diagnosis or a figure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Trace:
         return self.run.column(name, self.optimizer)[self._order]
 
     def seen(self, name: str) -> NDArray[np.bool_]:
-        """Tell where the record holds a value for `name`."""
+        """Return where the record holds a value for `name`."""
         return self.run.seen(name, self.optimizer)[self._order]
 
     def marked(self, name: str) -> NDArray[np.bool_]:
@@ -76,8 +76,8 @@ class Trace:
 def traces_of(runs: Sequence[Run]) -> list[Trace]:
     """Return the traces of `runs`, with labels that tell them apart.
 
-    A run is called by its file's name; by as much of its path as it takes, where names repeat; and
-    with its optimizer's, where it has several.
+    The label of a run is its file's name, with as much of its path as it takes where names repeat,
+    and with the optimizer's name where the run has several.
     """
     traces = []
     for run, label in zip(runs, _labels(runs), strict=True):

@@ -1,4 +1,4 @@
-"""From records to one offline HTML page. Bokeh is imported when a page is written, not before."""
+"""Write records as one offline HTML page. Bokeh is imported when a page is written."""
 
 from .page import write_report
 

@@ -1,4 +1,4 @@
-"""The list of events: what the record tells, and what the diagnosis finds in it."""
+"""The list of events: those of the record, and those that the diagnosis finds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..show.words import number
 __all__ = ["Row", "events_of"]
 
 _MAX_ROWS = 50
-"""Rows of one trace; more are counted, not listed."""
+"""Rows of one trace at most; further ones are counted, not listed."""
 
 
 @dataclass(frozen=True)

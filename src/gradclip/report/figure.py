@@ -50,7 +50,7 @@ _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
 @dataclass(frozen=True)
 class StepAxis:
-    """What all figures share: the step range and the line under the pointer."""
+    """The step range and the line under the pointer, shared by all figures."""
 
     first: int
     last: int
@@ -69,14 +69,14 @@ def axis_of(traces: Sequence[Trace]) -> StepAxis:
 
 @dataclass
 class Panel:
-    """One section of the page: a heading, what it says, a figure, and its legend."""
+    """One section of the page: a heading, an explanation, a figure, and its legend."""
 
     name: str
     title: str
     explanation: str
     figure: Figure
     trace: int | None = None
-    """The one trace it shows; None: all."""
+    """The one trace that the panel shows; None: all."""
     marks: list[Mark] = field(default_factory=list)
 
 
@@ -203,7 +203,7 @@ class Plotter:
         lower: bool = False,
         **options: Any,
     ) -> None:
-        """Draw markers where no value can be drawn: in a lane at the figure's edge."""
+        """Draw markers in a lane at the figure's edge, for steps without a value to draw."""
         if not len(steps):
             return
         kept = thin(np.arange(len(steps)), np.zeros(len(steps)), points=150)
@@ -226,7 +226,7 @@ class Plotter:
         self._rows.append((label, drawn, text))
 
     def finish(self) -> None:
-        """Add the one tooltip that tells of all traces at the step under the pointer."""
+        """Add one tooltip with all traces at the step under the pointer."""
         steps = np.unique(np.concatenate([drawn["step"] for _, drawn, _ in self._rows]))
         if not len(steps):
             return
@@ -283,7 +283,7 @@ class Plotter:
 
 
 def _alone(values: Floats) -> NDArray[np.bool_]:
-    """Tell which values have none beside them."""
+    """Return which values have no value beside them."""
     known = np.isfinite(values)
     beside = np.zeros(len(values), np.bool_)
     beside[1:] |= known[:-1]

@@ -1,4 +1,4 @@
-"""Write the page: one file that needs nothing else, from no one."""
+"""Write the page: one file that works offline."""
 
 from __future__ import annotations
 

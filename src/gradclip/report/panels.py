@@ -19,7 +19,7 @@ __all__ = ["panels"]
 
 
 def panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
-    """Return the panels that these traces have data for, top to bottom."""
+    """Return the panels for which these traces have data, from the top."""
     made = [_loss_panel(traces, axis), _norm_panel(traces, axis), _spread_panel(traces, axis)]
     if any(trace.seen("coef").any() or trace.seen("removed").any() for trace in traces):
         made.append(_coef_panel(traces, axis))
@@ -152,7 +152,7 @@ def _coef_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
     panel = Panel(
         "coef",
         "Clip coefficient and share removed",
-        "The factor on the gradient, 1 where it was untouched; shaded, how much of its norm went.",
+        "The factor on the gradient, 1 if untouched; shaded, the removed share of its norm.",
         new_figure("coef", axis, height=220),
     )
     plot = Plotter(panel)
@@ -199,7 +199,7 @@ def _rate_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
 def _drawn(
     trace: Trace, columns: dict[str, Floats], extremes: Sequence[Floats]
 ) -> dict[str, Floats]:
-    """Return the rows to draw; those are kept where one of `extremes` stands out."""
+    """Return the rows to draw, with the extremes of each column in `extremes`."""
     if not len(trace.steps):
         return {"step": trace.steps, **columns}
     rows = envelope(extremes)

@@ -23,7 +23,7 @@ def trace_swatch(index: int) -> str:
 
 
 def mark_swatch(mark: Mark) -> str:
-    """Return what `mark` looks like, in the colour of the text."""
+    """Return a drawing of `mark`, in the colour of the text."""
     if mark is BAD_CELL:
         cross = '<path d="M6 3l8 8m0-8l-8 8" stroke="#fff" stroke-width="2"/>'
         return _svg(f'<path d="M2 0h16v14H2z" fill="{BAD}"/>{cross}', width=20)

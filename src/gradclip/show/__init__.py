@@ -1,1 +1,1 @@
-"""Shared by report, export, live and the command line."""
+"""Style, words, summaries and files: shared by report, export, live and the command line."""

@@ -1,4 +1,4 @@
-"""Fewer points that look the same: what stands out stays."""
+"""Fewer points in the same picture: extremes stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def envelope(columns: Sequence[Floats], points: int = 2000) -> NDArray[np.intp]:
 
     Args:
         columns: one or more of the same length; NaN is a gap. Not mutated.
-        points: about how many rows to keep; all, where there are no more.
+        points: about how many rows to keep; all rows where there are fewer.
 
     Returns:
         Ascending row numbers: the first, the last, and each bucket's least and greatest finite
@@ -63,7 +63,7 @@ def histogram(columns: Sequence[Floats], most: int = 80) -> tuple[list[Floats], 
 
     Args:
         columns: values over 0; NaN is left out. Not mutated.
-        most: bins at most.
+        most: number of bins at most.
 
     Returns:
         For each column the shares, which add up to 1 (to 0 where it is all NaN), and the edges of
@@ -93,7 +93,7 @@ def bucket_max(
     Args:
         steps: Ascending, shape (rows,), at least one.
         matrix: shape (rows, columns); NaN and inf are left out. Not mutated.
-        buckets: at most this many.
+        buckets: number of buckets at most.
 
     Returns:
         Edges of the buckets on the step axis, shape (n + 1,), and the values, shape (n, columns);

@@ -1,4 +1,4 @@
-"""How traces and marks look; colour is never the only difference."""
+"""The look of traces and marks; colour is never the only difference."""
 
 from __future__ import annotations
 

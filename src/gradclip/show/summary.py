@@ -14,12 +14,12 @@ from .words import percent
 __all__ = ["Summary", "summarise", "worst_spike"]
 
 WARM_UP = 20
-"""Losses at the start that count as no spike: every run begins high."""
+"""Losses at the start in which no spike is looked for: every run begins high."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one trace comes to. Shares are 0 to 1; None: not known."""
+    """One trace in numbers. Shares are 0 to 1; None: not known."""
 
     label: str
     policy: str | None
@@ -93,7 +93,7 @@ def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int
 
     Args:
         loss: shape (n,), in the order of the steps. Not mutated.
-        warm_up: places at the start that are not looked at.
+        warm_up: number of losses at the start that do not count.
 
     Returns:
         The rise and its place; None twice where there are not more than `warm_up` + 1 losses.

@@ -1,4 +1,4 @@
-"""Where each recorded step goes as well: TensorBoard, W&B, MLflow, trackio, or your own `log`.
+"""Send each recorded step to a tracker: TensorBoard, W&B, MLflow, trackio, or your own `log`.
 
 A sink gets the numbers of `SCALARS`, under those names, a batch of steps at a time: when the
 recorder has read a batch from the device, so that a sink costs no further wait for it.
@@ -12,8 +12,8 @@ Give `gradclip.torch.record` or `RecordWriter` any of these in `sinks=[...]`:
 | an object with `log_metrics(values, step=...)`: a Lightning logger, the module `mlflow` | same |
 | an object with `add_scalar(name, value, step)`: any SummaryWriter | one call a number |
 
-Only what was given as text is closed. A name of the second optimizer of a run ends in "_1", of the
-third in "_2".
+Only a sink that was given as text is closed. A name of the second optimizer of a run ends in "_1",
+of the third in "_2".
 """
 
 from .._publish import publish as _publish

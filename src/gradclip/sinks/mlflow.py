@@ -14,7 +14,7 @@ _AT_ONCE = 1000
 
 
 def open_run(experiment: str) -> Opened:
-    """Return what logs steps to a new run of an experiment, and what ends it.
+    """Return functions that log steps to a new run of an experiment, and end the run.
 
     The script's own active run is left alone; a batch is one call, not one for each number.
     """

@@ -1,4 +1,4 @@
-"""Sinks that are named by a text, KIND:WHERE, and opened and closed by us."""
+"""Sinks named by a text, KIND:WHERE, which gradclip opens and closes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Steps: TypeAlias = Sequence[tuple[int, dict[str, float]]]
 """Some steps in their order: the number of each, and its names and values."""
 
 Opened: TypeAlias = tuple[Callable[[Steps], object], Callable[[], object]]
-"""What takes a batch of steps, and what closes it."""
+"""A function that takes a batch of steps, and a function that closes the sink."""
 
 KINDS = {
     "tensorboard": "a folder, for event files",
@@ -22,14 +22,14 @@ KINDS = {
     "mlflow": "an experiment; MLFLOW_TRACKING_URI says where the store is",
     "trackio": "a project",
 }
-"""The kinds of text, each a module of this package and an extra: what WHERE is."""
+"""The kinds of text, each a module of this package and an extra, with the meaning of WHERE."""
 
 
 def open_sink(text: str) -> Opened:
     """Open the sink of a text such as "tensorboard:runs/a".
 
     Returns:
-        What takes a batch of steps, and what closes it.
+        The function that takes a batch of steps, and the function that closes the sink.
 
     Raises:
         PolicyError: the text is not of a known kind, or names no place.

@@ -18,10 +18,10 @@ SCALARS = {
     "clip/rate": "the share of the steps so far that were clipped",
     "clip/skipped": "how many steps so far were skipped",
     "clip/nonfinite": "how many steps so far had a gradient with inf or NaN",
-    "loss": "the loss; left out where nobody saw it",
+    "loss": "the loss; left out where it was not seen",
     "lr": "the learning rate",
 }
-"""What a sink gets of each step: the name, and what it means."""
+"""The numbers that a sink gets of each step: name and meaning."""
 
 # The keys of a step row that are handed on as they are.
 _KEYS = {
@@ -38,7 +38,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """How many steps of one optimizer there were so far, and what became of them."""
+    """Numbers of steps of one optimizer so far: all, clipped, skipped and non-finite."""
 
     steps: int = 0
     clipped: int = 0
@@ -58,7 +58,7 @@ class Counts:
 
 
 def scalars(row: Mapping[str, object], counts: Counts) -> dict[str, float]:
-    """Return what a sink gets of a step row; what the row does not know is left out.
+    """Return the numbers that a sink gets of a step row, without the unknown ones.
 
     Args:
         row: a step row, as `RecordWriter.step` takes it. Not mutated.

@@ -1,4 +1,4 @@
-"""What a sink is, and how anything that takes numbers of a step becomes one."""
+"""A sink, and how an object that takes the numbers of a step becomes one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sink:
     Attributes:
         name: for messages.
         write: takes a batch of steps, in their order.
-        close: called once at the end; None leaves that to whoever made what is written to.
+        close: called once at the end; None leaves the closing to the owner of the tracker.
     """
 
     name: str
@@ -28,18 +28,18 @@ class Sink:
 
 
 def as_sink(given: object) -> Sink:
-    """Return what was given as a sink: see `gradclip.sinks`.
+    """Return an object or a text as a sink: see `gradclip.sinks`.
 
     Raises:
-        PolicyError: it is nothing that takes numbers of a step, or a text of no known kind.
-        GradclipError: what a text names cannot be opened.
+        PolicyError: the object takes no numbers of a step, or the text is of an unknown kind.
+        GradclipError: the tracker that the text names cannot be opened.
     """
     if isinstance(given, str):
         return Sink(given, *open_sink(given))
     name = getattr(given, "__name__", type(given).__name__)
-    for method, spread in _SPREAD.items():
+    for method, write in _CALLS.items():
         if callable(call := getattr(given, method, None)):
-            return Sink(name, partial(spread, call))
+            return Sink(name, partial(write, call))
     raise PolicyError.of(
         "sinks",
         given,
@@ -59,4 +59,4 @@ def _by_number(call: Callable[..., object], steps: Steps) -> None:
             call(name, value, step)
 
 
-_SPREAD = {"log": _by_step, "log_metrics": _by_step, "add_scalar": _by_number}
+_CALLS = {"log": _by_step, "log_metrics": _by_step, "add_scalar": _by_number}

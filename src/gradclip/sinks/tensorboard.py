@@ -10,7 +10,7 @@ __all__ = ["open_run"]
 
 
 def open_run(folder: str) -> Opened:
-    """Return what writes steps into event files of a folder, and what closes it.
+    """Return functions that write steps into event files of a folder, and close them.
 
     A step is one event with all its numbers: `SummaryWriter.add_scalar` makes an event of each,
     which takes several times as long.

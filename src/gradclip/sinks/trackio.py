@@ -11,7 +11,7 @@ __all__ = ["open_run"]
 
 
 def open_run(project: str) -> Opened:
-    """Return what logs steps to a new run of a project, and what finishes it."""
+    """Return functions that log steps to a new run of a project, and finish the run."""
     trackio = importlib.import_module("trackio")
     # trackio ends the run that its context knows: ours and the script's must not meet.
     run = contextvars.Context().run(

@@ -12,7 +12,7 @@ _STEP = "gradclip/step"
 
 
 def open_run(project: str) -> Opened:
-    """Return what logs steps to a new run of a project, and what finishes it.
+    """Return functions that log steps to a new run of a project, and finish the run.
 
     W&B drops a step that is behind its last one, and a batch of ours comes late: so it is a run
     beside the script's own, and the step is a number of its own.

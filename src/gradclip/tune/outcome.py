@@ -1,4 +1,4 @@
-"""How a trial went: its final loss, and whether it was stable."""
+"""The outcome of a trial: its final loss, and whether the trial was stable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST = 0.2
 """Share of the run, at its end, whose median loss is the final loss."""
 
 MIN_LOSSES = 10
-"""Losses that the median is of, if there are as many."""
+"""Losses at least that the median is taken of, if there are as many."""
 
 ROSE = 0.5
 """A final loss over the first by more than this share of it means that the run diverged; a rise by
@@ -36,7 +36,7 @@ WIDTH = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The outcome of a trial.
 
     Attributes:
         status: "failed": the script ended with an error; "diverged": a loss of the last part was
@@ -46,11 +46,11 @@ class Outcome:
             "stable".
         loss: the final loss: median over the last fifth of the steps, 10 at least; inf if any of
             these was not finite, or if there is none.
-        first_loss: that of no training.
-        steps: optimizer steps that were made.
+        first_loss: the first loss, before any training.
+        steps: number of optimizer steps.
         lr: the largest learning rate of the first parameter group; None: not known.
         clip_rate: share of the steps that were clipped.
-        why: of a status other than "stable".
+        why: the reason for a status other than "stable".
     """
 
     status: Status
@@ -72,7 +72,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        """Return what `to_dict` was of, be it through JSON with inf and nan as strings."""
+        """Return the outcome that `to_dict` made plain; inf and NaN may be strings."""
         numbers = {name: float(data[name]) for name in ("loss", "first_loss", "clip_rate")}
         return cls(**{**data, **numbers})
 
@@ -127,7 +127,7 @@ def _status(final: float, first: float, rise: float, findings: list[Finding]) ->
 
 
 def _shakes(finding: Finding) -> bool:
-    """Whether it is about instability in time; a profile over depth is not."""
+    """Whether the finding is about instability in time, and not about depth."""
     if finding.kind == "exploding":
         return "reached_at" in finding.evidence
     return finding.kind in ("loss-spike", "skipped")

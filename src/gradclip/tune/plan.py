@@ -1,4 +1,4 @@
-"""What is run: trials, how long they are, and which of them go on. Pure functions."""
+"""Plan the trials: their lengths, and which of them go on. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ KEEP = 3
 """One in this many trials goes on to the next rung, which is this many times as long."""
 
 MIN_STEPS = 20
-"""Steps under which a rung tells nothing: the diagnosis needs ten before it calls a spike one."""
+"""Steps that a rung has at least: the diagnosis needs ten before it finds a spike."""
 
 APART = 1.25
-"""Times which one threshold must exceed the one before it: closer ones cannot be told apart."""
+"""Factor between two thresholds at least: closer ones make no visible difference."""
 
 
 @dataclass(frozen=True, order=True)
@@ -106,8 +106,8 @@ def candidates(advice: Advice) -> tuple[str, ...]:
     """Return the fixed thresholds worth a run, from the advice on the unclipped one.
 
     These are the advisor's (quantiles of the norms, and its guess), and half and a quarter of the
-    smallest, since clipping lowers the norms themselves; any closer than `APART` to one before it
-    is left out. First of all comes no clipping.
+    smallest, since clipping lowers the norms themselves; a limit
+    closer than `APART` to a smaller one is left out. No clipping comes first.
     """
     texts = (row.policy for row in advice.policies)
     limits = [float(text[len("norm:") :]) for text in texts if text.startswith("norm:")]

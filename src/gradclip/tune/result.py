@@ -1,4 +1,4 @@
-"""What the trials show: final loss against threshold, the highest stable learning rate, advice."""
+"""The result: loss of each threshold, highest stable learning rate, and the recommendation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Outcomes = Mapping[Trial, Outcome]
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one policy.
+    """The results of one policy.
 
     Attributes:
         policy: its text form; "none" is no clipping.
@@ -29,7 +29,7 @@ class Row:
         long: its best outcome among the longest runs; None: it did not come that far.
         long_factor: the factor of that run.
         highest: the largest factor with which all its runs were stable; None: with none.
-        highest_lr: the learning rate that this was.
+        highest_lr: the learning rate with that factor; None: not known.
     """
 
     policy: str
@@ -43,12 +43,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The policy and the learning rate to use, why, and what they were compared with.
+    """The policy and the learning rate to use, the reason, and all that was tried.
 
     Attributes:
         recommended: the text form of the policy; "none" is no clipping.
         factor: what to multiply the script's learning rate by.
-        reason: why.
+        reason: why these.
         rows: one for each policy, in the order of the grid.
         outcomes: of every trial.
         lengths: steps of each rung.
@@ -66,7 +66,7 @@ class Result:
 
     @property
     def code(self) -> str | None:
-        """The line for a script; None if it is not to clip."""
+        """The line for a script; None where the advice is no clipping."""
         clips = self.recommended != UNCLIPPED
         return f'attach(optimizer, "{self.recommended}")' if clips else None
 
@@ -111,7 +111,7 @@ class Result:
 def conclude(
     first: Sequence[Trial], outcomes: _Outcomes, lengths: Sequence[int], command: Sequence[str]
 ) -> Result:
-    """Return what the trials show.
+    """Return the result of the trials.
 
     Of the longest runs, those that are as stable as the best and within 1 % of its loss are taken
     as equal; of these the policy with the highest stable learning rate is recommended, then the

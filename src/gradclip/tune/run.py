@@ -1,4 +1,4 @@
-"""Runs the trials of a tuning, each in a process of its own, and keeps what is done."""
+"""Run the trials of a tuning, each in a process of its own, and keep each outcome."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TuneError(GradclipError):
 
 @dataclass(frozen=True)
 class Script:
-    """What is tuned.
+    """The script to tune.
 
     Attributes:
         target: its path, or the module's name.
@@ -64,7 +64,7 @@ class Script:
         """Return the command line with a multiple of the learning rate in it.
 
         Raises:
-            GradclipError: the argument is not there once, or is no number.
+            GradclipError: the arguments do not have the flag once, or its value is not a number.
         """
         flag = self.lr_flag
         if flag is None:
@@ -85,7 +85,7 @@ class Script:
             rate = float(value)
         except ValueError:
             raise GradclipError(
-                f"--lr-flag {flag} is not usable: its value {value!r} is no number"
+                f"--lr-flag {flag} is not usable: its value {value!r} is not a number"
             ) from None
         if factor != 1:
             args[index] = f"{before}{rate * factor:.6g}"
@@ -94,7 +94,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tried.
+    """The policies, learning rates and lengths to try.
 
     Attributes:
         steps: of the longest runs, ≥ 1.
@@ -130,8 +130,8 @@ def tune(
     `out/tune.json`, and is not done again by a call with the same arguments.
 
     Args:
-        script: what is run.
-        setting: what is tried.
+        script: the script to run.
+        setting: the policies, rates and lengths to try.
         out: the folder for the state, and for each run's record and output.
         jobs: how many runs at a time, ≥ 1; results do not depend on it.
         fresh: do all again.
@@ -168,7 +168,7 @@ def tune(
 
 
 def _facts(script: Script, setting: Setting) -> dict[str, object]:
-    """Return what outcomes depend on, as JSON gives it back."""
+    """Return all that outcomes depend on, as JSON reads it back."""
     source = None
     if not script.module and Path(script.target).is_file():
         source = hashlib.sha256(Path(script.target).read_bytes()).hexdigest()
@@ -202,7 +202,7 @@ class _Runner:
         return self._out / f"{_name(trial)}.jsonl"
 
     def run_trials(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
-        """Run what is not done yet; return the outcomes of all."""
+        """Run the trials that are not done yet; return the outcomes of all."""
         known = self._state.outcomes
         todo = []
         for trial in trials:
@@ -281,7 +281,7 @@ class _Runner:
                 raise self._fault(failure, log)
             raise TuneError(
                 "no step of any torch optimizer was seen, so there is nothing to tune. Does the "
-                "script train in another process (mp.spawn), or with an optimizer that is no "
+                "script train in another process (mp.spawn), or with an optimizer that is not a "
                 f"torch.optim.Optimizer? Its output is in {log}",
                 NOTHING_SEEN,
             )

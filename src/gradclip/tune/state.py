@@ -1,4 +1,4 @@
-"""What a tuning has found so far: one JSON file, whole at any moment."""
+"""The state of a tuning: one JSON file, whole at any moment."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class State:
     """The outcomes of the trials that are done, in a file that is replaced after each.
 
     Args:
-        path: the file; one of the same setting is gone on with.
-        setting: what the outcomes depend on, as plain data.
-        fresh: forget what the file has.
+        path: the file; a tuning of the same setting goes on from there.
+        setting: all that the outcomes depend on, as plain data.
+        fresh: forget the outcomes in the file.
 
     Raises:
         GradclipError: the file cannot be read or written, or is of another setting.

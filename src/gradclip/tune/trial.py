@@ -1,7 +1,7 @@
 """One trial, in a process of its own: `python -m gradclip.tune.trial JSON`.
 
 The script runs as under `gradclip run`, but each of its steps uses a multiple of the learning
-rate, and it stops after so many of them.
+rate, and the process stops after a given number of steps.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class _Rate(NamedTuple):
 
 
 class StopAfter:
-    """Ends the script once any optimizer has made so many steps.
+    """Ends the script once any optimizer has made a number of steps.
 
     Args:
-        steps: how many.
+        steps: the number of steps.
         last: called before the process ends without asking, since the script would not stop.
     """
 

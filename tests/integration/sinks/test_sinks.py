@@ -293,17 +293,17 @@ THEIRS = pytest.mark.filterwarnings("default")  # Deprecations between what they
 
 def events_in(folder: Path) -> Stored:
     """Read TensorBoard's event files: length, checksum, message, checksum, and so on."""
-    from tensorboardX.proto.event_pb2 import Event
+    event = pytest.importorskip("tensorboardX.proto.event_pb2").Event
 
     stored: Stored = {}
     for path in folder.rglob("events.*"):
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + size])
+            row = event.FromString(data[12 : 12 + size])
             data = data[16 + size :]
-            for value in event.summary.value:
-                stored.setdefault(value.tag, {})[event.step] = value.simple_value
+            for value in row.summary.value:
+                stored.setdefault(value.tag, {})[row.step] = value.simple_value
     return stored
 
 
@@ -336,7 +336,7 @@ def test_the_summary_writer_of_torch(tmp_path: Path) -> None:
 
 def wandb_rows(folder: Path) -> Any:
     """Yield (step, values) of the only offline run in a folder."""
-    from wandb.proto import wandb_internal_pb2
+    wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
 
     (path,) = folder.rglob("*.wandb")
     for data in _leveldb_log(path.read_bytes()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradclip import NonFiniteError
 from gradclip.torch import Clipper, attach
+from grads import grad_of
 from integration.training import (
     FUSED,
     KINDS,
@@ -133,7 +134,7 @@ def test_a_nan_after_the_scalers_check_is_the_clippers(kind: str) -> None:
         scaled_gradients(scale, model, step)
         scale.unscale_(optimizer)
         if bad is not None:
-            model[0].weight.grad[0, 0] = bad
+            grad_of(model.get_parameter("0.weight"))[0, 0] = bad
 
     for step in range(2):
         unscaled(step)
@@ -165,7 +166,7 @@ def test_the_scaler_skips_what_it_found_even_if_it_was_mended() -> None:
     for wrong in ("nan after the check", "inf, mended"):
         scaled_gradients(scale, model, 0, None if "nan" in wrong else float("inf"))
         scale.unscale_(optimizer)
-        model[0].weight.grad[0, 0] = float("nan") if "nan" in wrong else 0.0
+        grad_of(model.get_parameter("0.weight"))[0, 0] = float("nan") if "nan" in wrong else 0.0
         scale.step(optimizer)
         scale.update()
         assert torch.equal(weights(model), before)
@@ -181,7 +182,7 @@ def test_overflows_do_not_end_or_lengthen_a_row_of_skips() -> None:
         scaled_gradients(scale, model, step, float("inf") if what == "inf" else None)
         scale.unscale_(optimizer)
         if what == "nan":
-            model[0].weight.grad[0, 0] = float("nan")
+            grad_of(model.get_parameter("0.weight"))[0, 0] = float("nan")
         scale.step(optimizer)
         scale.update()
     assert clipper.skipped == 3

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradclip import by_norm, parse
 from gradclip.errors import NonFiniteError, PolicyError
+from gradclip.method.read import PolicyLike
 from gradclip.torch import Clipper, InBackward, attach_in_backward
 
 EXACT = [
@@ -42,7 +43,7 @@ class _Steps:
     ) -> None:
         self.model = model
         self.used: dict[str, Tensor] = {}
-        names = {p: name for name, p in model.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.optimizers = {p: kind([p], **({"lr": 0.1} | options)) for p in names}
 
         def step(parameter: Tensor) -> None:
@@ -130,7 +131,7 @@ def test_a_spike_is_held_when_it_comes() -> None:
     "policy",
     ["zclip:warmup=4", "autoclip:50", "norm:0.1|norm:0.05", {"0.*": "norm:0.1", "*": "norm:1.0"}],
 )
-def test_the_next_factors_are_what_a_clipper_finds_for_this_backward(policy: object) -> None:
+def test_the_next_factors_are_what_a_clipper_finds_for_this_backward(policy: PolicyLike) -> None:
     steps, twin = _Steps(_model(), lr=0.0), _model()
     attach_in_backward(steps.optimizers.values(), policy, model=steps.model)
     other = Clipper(twin.named_parameters(), policy)
@@ -140,6 +141,8 @@ def test_the_next_factors_are_what_a_clipper_finds_for_this_backward(policy: obj
         (times * twin(batch).square().mean()).backward()
         return {n: p.grad.clone() for n, p in twin.named_parameters() if p.grad is not None}
 
+    before: dict[str, Tensor] = {}
+    after: dict[str, Tensor] = {}
     for step in range(8):
         before = raw(_batch(step), 1.0 + 9.0 * (step == 7))
         other.clip_()
@@ -193,7 +196,7 @@ def test_inf_can_raise_and_too_many_skips_do() -> None:
 def test_parameters_that_take_no_part_in_a_backward() -> None:
     steps = _Steps(_model(), lr=0.0)
     clipper = attach_in_backward(steps.optimizers.values(), "norm:1e-3", model=steps.model)
-    last = steps.model[3]
+    last = steps.model.get_submodule("3")
     assert isinstance(last, torch.nn.Linear)
     steps.run(_batch(0))
     for parameter in last.parameters():
@@ -216,6 +219,7 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one() -> None:
             clipper.detach()
             clipper = attach_in_backward(steps.optimizers.values(), "zclip", model=steps.model)
             clipper.load_state_dict(state)
+        used: dict[str, Tensor] = {}
         for step in range(4, 8):
             used = steps.run(_batch(step, 2.0))
         assert clipper.steps == 8

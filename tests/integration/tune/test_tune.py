@@ -257,13 +257,13 @@ def rates(schedule: Callable[[Any], Any], factor: float | None, lr: Any) -> tupl
     used: list[float] = []
     seen: list[float] = []
     handles = []
-    if factor is not None:
-        scale = Scale(factor)
+    scale = None if factor is None else Scale(factor)
+    if scale is not None:
         handles.append(optimizer.register_step_pre_hook(scale.before))
     handles.append(
         optimizer.register_step_pre_hook(lambda o, *_: used.append(float(o.param_groups[0]["lr"])))
     )
-    if factor is not None:
+    if scale is not None:
         optimizer.register_step_post_hook(scale.after)
     for _ in range(8):
         weight.grad = torch.ones(1)

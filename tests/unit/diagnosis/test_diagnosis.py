@@ -323,8 +323,9 @@ def test_usual_before(values: list[float], window: int, least: int) -> None:
             assert math.isnan(usual.median[i])
             continue
         middle = np.median(before)
+        distances = np.abs(np.asarray(before) - middle)
         assert usual.median[i] == middle
-        assert usual.deviation[i] == pytest.approx(1.4826 * np.median(np.abs(before - middle)))
+        assert usual.deviation[i] == pytest.approx(1.4826 * np.median(distances))
 
 
 def test_power_of_two_between() -> None:
@@ -415,7 +416,8 @@ def test_each_optimizer_is_diagnosed(tmp_path: Path) -> None:
         writer.optimizer("SGD", LAYERS)
         for step, row in enumerate(healthy_rows(), 1):
             writer.step(step=step, optimizer=0, **row)
-            writer.step(step=step, optimizer=1, **row | {"nonfinite": ["layers.0.weight"]})
+            row["nonfinite"] = ["layers.0.weight"]
+            writer.step(step=step, optimizer=1, **row)
     found = diagnose(read_run(tmp_path / "gan.jsonl"))
     assert {(f.optimizer, f.kind) for f in found if f.severity != "note"} == {(1, "non-finite")}
 
@@ -455,7 +457,7 @@ def one_thread() -> Any:
 
 
 def train(path: Path, model: Any, *, steps: int = 120, lr: float = 0.1, policy: Any = None,
-          optimizer: str = "SGD", sabotage: Any = None, batch: Any = None) -> Run:  # fmt: skip
+          kind: str = "SGD", sabotage: Any = None, batch: Any = None) -> Run:  # fmt: skip
     """Train a real model on a real optimizer, recorded, and return the run."""
     torch = pytest.importorskip("torch")
     from gradclip.torch import attach
@@ -463,7 +465,7 @@ def train(path: Path, model: Any, *, steps: int = 120, lr: float = 0.1, policy: 
 
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(16, 4, generator=generator)
-    optimizer = getattr(torch.optim, optimizer)(model.parameters(), lr=lr)
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=lr)
     clipper = attach(optimizer, policy, model=model, max_skips=steps)
     last: list[Any] = [None]
     with recorded(clipper, path / "run.jsonl", optimizer=optimizer, loss=lambda: last[0]):
@@ -502,11 +504,11 @@ def test_a_real_net_of_twenty_sigmoids_vanishes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
 @pytest.mark.parametrize("norm", [False, True])
-def test_a_real_healthy_net_has_no_warning(tmp_path: Path, optimizer: str, norm: bool) -> None:
-    lr = 0.1 if optimizer == "SGD" else 3e-3
-    run = train(tmp_path, mlp(3, "ReLU", norm=norm), steps=250, lr=lr, optimizer=optimizer)
+def test_a_real_healthy_net_has_no_warning(tmp_path: Path, kind: str, norm: bool) -> None:
+    lr = 0.1 if kind == "SGD" else 3e-3
+    run = train(tmp_path, mlp(3, "ReLU", norm=norm), steps=250, lr=lr, kind=kind)
     assert bad(run) == []
 
 

@@ -283,7 +283,7 @@ def test_a_tensor_that_starts_at_zero_is_not_locked_there(policy: AnyPolicy) -> 
     state: Any = None
     for _ in range(5):
         _, state, _ = gradclip.numpy.clip([np.zeros(3)], policy, state)
-    grad = np.asarray([1.0, -2.0, 3.0])
+    grad = after = np.asarray([1.0, -2.0, 3.0])
     for _ in range(20):
         (after,), state, _ = gradclip.numpy.clip([grad], policy, state)
     assert np.linalg.norm(after) > 0.1

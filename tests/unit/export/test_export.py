@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ image = pytest.importorskip("PIL.Image")
 EVIL = "$x_1^2$ <script>&\x07"
 
 
-def write(path: Path, rows: list[dict], names=("a.weight", EVIL), **header: object) -> Path:
+def write(path: Path, rows: list[dict], names=("a.weight", EVIL), **header: Any) -> Path:
     with RecordWriter(path, command=["train.py"], **header) as record:
         record.optimizer("SGD", [(name, (1,), "float32") for name in names])
         for step, row in enumerate(rows, 1):

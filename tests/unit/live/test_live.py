@@ -162,9 +162,7 @@ def test_a_finding_stays_once_it_is_over(tmp_path, monkeypatch) -> None:
             if step in (50, 198):
                 live.refresh()
                 live.study()
-                found.append(
-                    [(0, "non-finite") in known for known in (live.findings, live.current)]
-                )
+                found += [(0, "non-finite") in known for known in (live.findings, live.current)]
     assert found == [True, True, True, False]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gradclip.record import follow as module
 from gradclip.record.follow import Follower
 
 
-def write(path: Path, steps: int, **header: object) -> bytes:
+def write(path: Path, steps: int, **header: Any) -> bytes:
     with RecordWriter(path, command=["train.py"], **header) as record:
         record.optimizer("SGD", [("w", (2,), "float32")])
         record.event("hello", "A word.", step=1)
@@ -86,8 +87,11 @@ def test_another_run_in_its_place_starts_over(tmp_path, how) -> None:
         path.write_bytes(text)
     news = follower.read_added()
     assert news.restarted
+    assert news.run is not None
     assert news.run.steps.tolist() == list(range(1, steps + 1))
-    assert follower.window().header.policy == "norm:1"
+    window = follower.window()
+    assert window is not None
+    assert window.header.policy == "norm:1"
     assert not follower.read_added().restarted
 
 
@@ -102,6 +106,7 @@ def test_a_file_that_goes_away_and_comes_back(tmp_path) -> None:
     assert follower.read_added().missing
     write(path, 3)
     news = follower.read_added()
+    assert news.run is not None
     assert news.run.steps.tolist() == [1, 2, 3]
 
 
@@ -125,7 +130,9 @@ def test_memory_and_cost_do_not_grow(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "read_lines", counted)
     with path.open("ab") as file:
         file.write(b'{"kind":"step","step":3001,"norm":1.0}\n')
-    assert follower.read_added().run.steps.tolist() == [3001]
+    news = follower.read_added()
+    assert news.run is not None
+    assert news.run.steps.tolist() == [3001]
     assert asked == [3]  # the header, the optimizer, and what is new
     monkeypatch.setattr(module, "WINDOW_BYTES", 1)
     with path.open("ab") as file:

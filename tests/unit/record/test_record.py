@@ -590,6 +590,7 @@ def test_deferred_steps_are_read_once_a_batch_and_stand_in_their_order(path):
     assert batches == [[1, 2], [3]]
     assert run.steps.tolist() == [1, 10, 2, 3]
     assert run.column("norm").tolist() == [2.0, 1.0, 4.0, 6.0]
+    assert run.end is not None
     assert (run.end.steps, run.end.clipped) == (4, 1)
     record.defer(4, read)  # After the end it is left out.
     assert len(read_run(path).steps) == 4

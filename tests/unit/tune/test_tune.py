@@ -225,7 +225,7 @@ def test_the_argument_is_multiplied_where_it_stands() -> None:
         ((), "have it 0 times"),
         (("--lr",), "have it 0 times"),
         (("--lr", "1", "--lr=2"), "have it 2 times"),
-        (("--lr", "x"), "'x' is no number"),
+        (("--lr", "x"), "'x' is not a number"),
     ],
 )
 def test_an_argument_that_is_no_rate_is_refused(args: tuple[str, ...], text: str) -> None:

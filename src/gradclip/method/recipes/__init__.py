@@ -1,63 +1,20 @@
-"""The published methods, each a few lines: what is measured, its limit, what happens then."""
+"""The published methods, each a few lines: what is measured, its limit, what happens then.
 
-from .adaptive import (
-    adagc,
-    aggc,
-    autoclip,
-    mean_std,
-    moving_average,
-    online_quantile,
-    quantile,
-    zclip,
-)
-from .moments import acclip, adaclip, adagn, spam, stable_spam
-from .skips import skip_above, skip_outliers
-from .static import (
-    agc,
-    average_norm,
-    band,
-    block_rms,
-    by_norm,
-    by_value,
-    floor,
-    normalise,
-    smooth,
-    spectral,
-    tanh,
-)
-from .updates import clippy, update_rms
-from .wrappers import centered, clip21, with_feedback
+The names of this package are those that its modules list in `__all__`.
+"""
 
-__all__ = [
-    "acclip",
-    "adaclip",
-    "adagc",
-    "adagn",
-    "agc",
-    "aggc",
-    "autoclip",
-    "average_norm",
-    "band",
-    "block_rms",
-    "by_norm",
-    "by_value",
-    "centered",
-    "clip21",
-    "clippy",
-    "floor",
-    "mean_std",
-    "moving_average",
-    "normalise",
-    "online_quantile",
-    "quantile",
-    "skip_above",
-    "skip_outliers",
-    "smooth",
-    "spam",
-    "spectral",
-    "stable_spam",
-    "tanh",
-    "update_rms",
-    "with_feedback",
-    "zclip",
-]
+from . import adaptive, moments, skips, static, updates, wrappers
+from .adaptive import *  # noqa: F403
+from .moments import *  # noqa: F403
+from .skips import *  # noqa: F403
+from .static import *  # noqa: F403
+from .updates import *  # noqa: F403
+from .wrappers import *  # noqa: F403
+
+__all__: list[str] = []
+__all__ += adaptive.__all__
+__all__ += moments.__all__
+__all__ += skips.__all__
+__all__ += static.__all__
+__all__ += updates.__all__
+__all__ += wrappers.__all__

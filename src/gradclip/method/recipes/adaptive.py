@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from ...checks import choice, number
+from typing import Literal
+
+from ...checks import choice, flag, number
+from ...errors import PolicyError
 from ..catalogue import recipe
 from ..measure import Measure, Scope
 from ..policy import Policy
 from ..response import Rescale
 from ..threshold import (
     Fixed,
+    Leading,
     MeanStd,
     MovingAverage,
     MovingBand,
     OnlineQuantile,
     OwnAverage,
     Quantile,
+    RollingMean,
     Smallest,
     Threshold,
     ZScore,
@@ -22,12 +27,14 @@ from ..threshold import (
 
 __all__ = [
     "adagc",
+    "adaptive_spectral",
     "aggc",
     "autoclip",
     "mean_std",
     "moving_average",
     "online_quantile",
     "quantile",
+    "rolling_mean",
     "zclip",
 ]
 
@@ -125,6 +132,10 @@ def zclip(
     warmup: int = 25,
     max_norm: float | None = None,
     eps: float = 1e-6,
+    mode: Literal["zscore", "percentile"] = "zscore",
+    clip_option: Literal["adaptive_scaling", "mean"] = "adaptive_scaling",
+    clip_factor: float = 1.0,
+    skip_update_on_spike: bool = False,
 ) -> Policy:
     """Clip norms that are outliers of their own moving mean and variance (ZClip).
 
@@ -132,26 +143,40 @@ def zclip(
 
     Args:
         z: z* > 0.
-        alpha: of the moving mean and variance, in [0, 1).
+        alpha: the weight of the old mean and variance, in [0, 1).
         warmup: norms that make the first mean and variance, ≥ 2; nothing is clipped meanwhile.
         max_norm: a constant limit besides. The paper has none, the authors' code 1.0.
         eps: ε ≥ 0.
+        mode: "percentile" clips every norm above μ + z*·s to this limit.
+        clip_option: for the mode "zscore": "mean" clips an outlier to μ.
+        clip_factor: τ of "adaptive_scaling" is multiplied by it, > 0.
+        skip_update_on_spike: keep an outlier's limit out of μ and s².
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: an argument is out of its range.
+        PolicyError: an argument is out of its range, or goes with another mode or option.
 
-    Numerics: while all norms were equal there is no variance and nothing is called an outlier.
+    Numerics: while all norms were equal there is no variance, and no norm is an outlier.
 
     Example:
         >>> zclip(z=3.0)
         zclip(z=3.0)
 
-    Source: Kumar et al. 2025, section 3, the reciprocal form.
+    Source: Kumar et al. 2025, section 3, the reciprocal form; the last four arguments, their
+    names and their defaults are those of the authors' code.
     """
-    threshold: Threshold = ZScore(z, alpha, warmup, eps)
+    choice("mode", mode, ("zscore", "percentile"))
+    choice("clip_option", clip_option, ("adaptive_scaling", "mean"))
+    scaling = (mode, clip_option) == ("zscore", "adaptive_scaling")
+    if mode == "percentile" and clip_option != "adaptive_scaling":
+        raise PolicyError.of("clip_option", clip_option, "it goes with mode='zscore'")
+    if clip_factor != 1 and not scaling:
+        raise PolicyError.of("clip_factor", clip_factor, "it goes with 'adaptive_scaling' only")
+    form = "reciprocal" if scaling else "mean" if mode == "zscore" else "percentile"
+    remember = not flag("skip_update_on_spike", skip_update_on_spike)
+    threshold: Threshold = ZScore(z, alpha, warmup, eps, form, clip_factor, remember)
     if max_norm is not None:
         threshold = Smallest(threshold, Fixed(high=max_norm))
     return Policy(Measure(), threshold, Rescale())
@@ -290,6 +315,84 @@ def moving_average(
     Source: folklore.
     """
     return Policy(_norms(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
+
+
+@recipe(kind="following", paper="maxtext's rolling mean, a setting of its trainer")
+def rolling_mean(
+    factor: float = 2.0, window: int = 100, start: int = 100, scope: Scope = "global"
+) -> Policy:
+    """Clip at a multiple of the plain mean of the last norms, from a given step on.
+
+    τ = factor·(mean of the last `window` norms before this one), from step `start` + 1 on.
+
+    Args:
+        factor: > 0.
+        window: norms that are remembered, ≥ 1.
+        start: norms that must have been seen, ≥ 1.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy. The norms enter as they are, before clipping. The defaults are ours.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+
+    Example:
+        >>> rolling_mean(1.5, window=50)
+        rolling_mean(1.5, window=50)
+
+    Source: a description of maxtext's rule; its code was not read.
+    """
+    return Policy(_norms(scope), RollingMean(factor, window, start), Rescale())
+
+
+@recipe(kind="following", paper="Yukhimchuk et al. 2026, arXiv:2605.11838")
+def adaptive_spectral(
+    statistic: Literal["average", "quantile"] = "average",
+    factor: float = 1.0,
+    decay: float = 0.99,
+    q: float = 0.9,
+    window: int = 100,
+    warmup: int = 1,
+    rank: int | None = None,
+) -> Policy:
+    """Cap each matrix's singular values at what its largest one usually is.
+
+    U·min(σ, τ)·Vᵀ, τ = factor·(moving average of σ₁), or the q-quantile of the last σ₁.
+
+    Args:
+        statistic: "average", or "quantile" of a sliding window; of the steps before this one.
+        factor: of the average, > 0.
+        decay: the weight of the old average, in [0, 1).
+        q: in [0, 1].
+        window: values of σ₁ that the quantile remembers, ≥ 1.
+        warmup: values of σ₁ that must have been seen, ≥ 0.
+        rank: only the so many largest singular values are capped, ≥ 1; None caps all.
+
+    Returns:
+        The policy. σ₁ enters the memory as it is, before clipping. Filters are flattened to
+        (out, rest); a vector's one singular value is its norm.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a full decomposition is computed for any rank; the paper's randomised one, which
+    saves time, gives the same up to its error. A matrix under the limit keeps its bits.
+
+    Example:
+        >>> adaptive_spectral("quantile", rank=8)
+        adaptive_spectral('quantile', rank=8)
+
+    Source: the abstract of arXiv:2605.11838, which names the two statistics; the defaults, and
+    that this step's σ₁ does not count for its own limit, are ours.
+    """
+    choice("statistic", statistic, ("average", "quantile"))
+    threshold: Threshold = MovingAverage(factor, decay, warmup, current=False, clipped=False)
+    if statistic == "quantile":
+        threshold = Quantile(q, window, warmup, current=False)
+    return Policy(Measure("singular"), Leading(threshold, rank), Rescale())
 
 
 def _norms(scope: Scope) -> Measure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ...checks import number
 from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Chain, Policy, Wrapped
@@ -15,6 +16,7 @@ __all__ = [
     "acclip",
     "adaclip",
     "adagn",
+    "adamw_clip",
     "spam",
     "stable_spam",
 ]
@@ -49,6 +51,42 @@ def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Polic
     return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
 
 
+@recipe(kind="moment", paper="AdamWClip, github.com/wandeln/AdamWClip")
+def adamw_clip(
+    k: float = 3.0, decay: float = 0.999, minimum: float = 1e-10, warmup: int = 0
+) -> Policy:
+    """Clip single values at a multiple of their own root mean square (AdamWClip's clipping).
+
+    g → clamp(g, ±max(k·√V̂, minimum)), V̂ = V/(1-βᵗ); then V ← β·V + (1-β)·g² of the clipped g.
+
+    Args:
+        k: > 0.
+        decay: β, the weight of the old V, in [0, 1).
+        minimum: the least limit, ≥ 0.
+        warmup: steps before anything is clipped, ≥ 0.
+
+    Returns:
+        The policy. Its memory is as large as the gradients; the optimizer shares its own.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a value whose V is still 0 has no limit; in the authors' code it is the minimum, to
+    which the first step would be cut. t counts the steps in V; their code counts one more.
+
+    Example:
+        >>> adamw_clip()
+        adamw_clip()
+
+    Source: the authors' code, 3, 1e-10 and no warm-up; another version of it, and its
+    description, have a minimum of 0.01, on √V̂, and a warm-up of 10.
+    """
+    root = number("k", k, low=0, above=True)
+    return Policy(
+        Measure("element"), SecondMoment(root * root, decay, warmup, True, minimum), Rescale()
+    )
+
+
 @recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
 def adaclip(decay: float = 0.999) -> Policy:
     """Shrink the values above the moving average of each tensor's largest magnitude.
@@ -74,15 +112,19 @@ def adaclip(decay: float = 0.999) -> Policy:
     return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
 
 
-@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
-def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
+@recipe(
+    kind="moment",
+    paper="Stable-SPAM, arXiv:2502.17055",
+    renamed={"mean": "mean_decay", "square": "square_decay"},
+)
+def adagn(mean_decay: float = 0.7, square_decay: float = 0.9, eps: float = 1e-8) -> Policy:
     """Give each tensor the norm that its moving moments call for.
 
     g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
 
     Args:
-        mean: γ₁ in [0, 1).
-        square: γ₂ in [0, 1).
+        mean_decay: γ₁ in [0, 1), the weight of the old average of norms.
+        square_decay: γ₂ in [0, 1), the weight of the old average of squared norms.
         eps: ε ≥ 0.
 
     Returns:
@@ -97,18 +139,24 @@ def adagn(mean: float = 0.7, square: float = 0.9, eps: float = 1e-8) -> Policy:
 
     Source: arXiv:2502.17055, AdaGN.
     """
-    return Policy(Measure("tensor"), NormalisedNorm(mean, square, eps), Normalise(eps=0.0))
+    return Policy(
+        Measure("tensor"), NormalisedNorm(mean_decay, square_decay, eps), Normalise(eps=0.0)
+    )
 
 
-@recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
+@recipe(
+    kind="moment",
+    paper="Stable-SPAM, arXiv:2502.17055",
+    renamed={"mean": "mean_decay", "square": "square_decay"},
+)
 def stable_spam(
-    mean: float = 0.7, square: float = 0.9, decay: float = 0.999, eps: float = 1e-8
+    mean_decay: float = 0.7, square_decay: float = 0.9, decay: float = 0.999, eps: float = 1e-8
 ) -> Chain:
     """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
 
     Args:
-        mean: γ₁ of AdaGN, in [0, 1).
-        square: γ₂ of AdaGN, in [0, 1).
+        mean_decay: γ₁ of AdaGN, in [0, 1).
+        square_decay: γ₂ of AdaGN, in [0, 1).
         decay: γ₃ of AdaClip, in [0, 1).
         eps: of AdaGN, ≥ 0.
 
@@ -124,21 +172,21 @@ def stable_spam(
 
     Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
     """
-    return adaclip(decay) | adagn(mean, square, eps)
+    return adaclip(decay) | adagn(mean_decay, square_decay, eps)
 
 
 @recipe(kind="moment", paper="Zhang et al. 2020, arXiv:1912.03194")
 def acclip(
     alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
 ) -> Wrapped:
-    """Clip each value of the momentum at a moving average of the gradient's magnitude (ACClip).
+    """Clip each value of a momentum at a moving average of |g|; β weighs the old (ACClip).
 
     m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
 
     Args:
         alpha: α > 0.
-        beta1: β₁ in [0, 1).
-        beta2: β₂ in [0, 1).
+        beta1: β₁ in [0, 1), the weight of the old momentum.
+        beta2: β₂ in [0, 1), the weight of the old average.
         eps: ε ≥ 0.
 
     Returns:

@@ -47,14 +47,14 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
     kind="wrapper", sample=("norm:1.0",), paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
 )
 def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
-    """Clip the distance of a momentum from an estimate, and move the estimate (Clip21-SGD2M).
+    """Clip a momentum's distance from an estimate; β weighs the new (Clip21-SGD2M).
 
     v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); e is applied.
 
     Args:
         policy: what clips the distance, such as by_norm(1.0).
         beta1: β₁ in (0, 1], the weight of the new gradient; 1 is Clip21 without momentum.
-        beta2: β₂ in (0, 1].
+        beta2: β₂ in (0, 1], the share of the clipped distance that the estimate moves.
 
     Returns:
         The wrapped policy. Its memory is twice as large as the gradients.

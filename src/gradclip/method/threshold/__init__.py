@@ -2,16 +2,18 @@
 
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
-from .combined import After, Smallest
+from .combined import After, Leading, Smallest
 from .fixed import Fixed, RatioToWeight
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
+from .rolling import RollingMean
 from .statistics import MeanStd, MovingAverage, MovingBand, WindowZScore, ZScore
 
 __all__ = [
     "After",
     "Context",
     "Fixed",
+    "Leading",
     "Limits",
     "MeanStd",
     "MovingAverage",
@@ -22,6 +24,7 @@ __all__ = [
     "PowerAverage",
     "Quantile",
     "RatioToWeight",
+    "RollingMean",
     "SecondMoment",
     "Smallest",
     "State",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from ...checks import integer
 from .base import Context, Limits, State, Threshold, check_threshold
 
-__all__ = ["After", "Smallest"]
+__all__ = ["After", "Leading", "Smallest"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,40 @@ class After:
         early = state["count"] < self.steps
         high = xp.where(early, one.high + xp.zeros_like(norms), two.high + xp.zeros_like(norms))
         return Limits(high=high), {"first": first, "then": then, "count": state["count"] + 1}
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The limit that a threshold gives for the largest of the norms, for the first of them.
+
+    Args:
+        of_largest: the threshold, which sees only the largest norm.
+        rank: so many norms have the limit, from the first on, ≥ 1; None for all. Singular
+            values come in descending order.
+    """
+
+    of_largest: Threshold
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        check_threshold("of_largest", self.of_largest)
+        if self.rank is not None:
+            object.__setattr__(self, "rank", integer("rank", self.rank, low=1))
+
+    def init(self, norms: Any, xp: Any) -> State:
+        """Return the threshold's memory, as often as there are norms."""
+        return self.of_largest.init(norms, xp)
+
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
+        """Return the limit of the largest norm for the first norms, and the new memory."""
+        zeros = xp.zeros_like(norms)
+        largest = xp.max(norms) + zeros if math.prod(norms.shape) else norms
+        limits, new = self.of_largest.update(state, largest, context, xp)
+        if self.rank is None:
+            return limits, new
+        place = xp.cumulative_sum(xp.reshape(xp.ones_like(norms), (-1,))) - 1
+        leads = xp.reshape(place, norms.shape) < self.rank
+        high = None if limits.high is None else xp.where(leads, limits.high + zeros, zeros + xp.inf)
+        low = None if limits.low is None else xp.where(leads, limits.low + zeros, zeros)
+        return Limits(low, high), new

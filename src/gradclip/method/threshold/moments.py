@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import integer, number
+from ...checks import flag, integer, number
 from .base import Context, Limits, State, average, corrected
 
 __all__ = ["NormalisedNorm", "PowerAverage", "SecondMoment"]
@@ -19,17 +19,23 @@ class SecondMoment:
         theta: > 0.
         decay: of V, in [0, 1).
         warmup: no limit before this many steps.
+        corrected: whether V is rid of its start at zero, for the limit.
+        minimum: the least limit, ≥ 0.
     """
 
     theta: float
     decay: float
     warmup: int
+    corrected: bool = False
+    minimum: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse early."""
         object.__setattr__(self, "theta", number("theta", self.theta, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
+        object.__setattr__(self, "corrected", flag("corrected", self.corrected))
+        object.__setattr__(self, "minimum", number("minimum", self.minimum, low=0))
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return a second moment of nothing."""
@@ -45,7 +51,13 @@ class SecondMoment:
         """Return a multiple of the root mean square; one that was never non-zero has none."""
         moment, count = state["moment"], state["count"]
         ready = (count >= self.warmup) & (moment > 0)
-        high = xp.where(ready, xp.sqrt(self.theta * moment), xp.full_like(moment, xp.inf))
+        square = moment
+        if self.corrected:
+            square = corrected(moment, self.decay, xp.where(ready, count, xp.ones_like(count)))
+        high = xp.sqrt(self.theta * square)
+        if self.minimum:
+            high = xp.where(high > self.minimum, high, self.minimum * xp.ones_like(high))
+        high = xp.where(ready, high, xp.full_like(high, xp.inf))
         value = xp.where(norms > high, high, norms)
         return Limits(high=high), {
             "moment": average(moment, value * value, self.decay),

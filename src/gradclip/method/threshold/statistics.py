@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from ...checks import flag, integer, number
+from ...checks import choice, flag, integer, number
 from .base import Context, Limits, State, average, corrected
 from .quantile import places, push
 
@@ -124,12 +124,19 @@ class ZScore:
         decay: of the moving mean and variance, in [0, 1).
         warmup: norms that make the first mean and variance, and have no limit, ≥ 2.
         eps: added to the deviation, ≥ 0.
+        form: where a spike is cut to: "reciprocal", as above; "mean", to μ; "percentile", to
+            μ + z_max·s, and every norm above this limit is a spike.
+        factor: the limit of the form "reciprocal" is multiplied by it, > 0.
+        remember_spikes: whether a spike's limit enters the mean and the variance.
     """
 
     z_max: float
     decay: float
     warmup: int
     eps: float
+    form: Literal["reciprocal", "mean", "percentile"] = "reciprocal"
+    factor: float = 1.0
+    remember_spikes: bool = True
 
     def __post_init__(self) -> None:
         """Refuse early."""
@@ -137,6 +144,11 @@ class ZScore:
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
+        forms = ("reciprocal", "mean", "percentile")
+        object.__setattr__(self, "form", choice("form", self.form, forms))
+        object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
+        kept = flag("remember_spikes", self.remember_spikes)
+        object.__setattr__(self, "remember_spikes", kept)
 
     def init(self, norms: Any, xp: Any) -> State:
         """Return the statistics of nothing."""
@@ -157,15 +169,24 @@ class ZScore:
         known = ~warm & (deviation > 0)
         z = (norms - mean) / xp.where(known, deviation + self.eps, xp.ones_like(deviation))
         spike = known & (z > self.z_max)
-        cut = mean + deviation * self.z_max**2 / xp.where(spike, z, xp.ones_like(z))
+        if self.form == "percentile":
+            cut = mean + self.z_max * deviation
+            spike = known & (norms > cut)
+        elif self.form == "mean":
+            cut = mean
+        else:
+            cut = mean + deviation * self.z_max**2 / xp.where(spike, z, xp.ones_like(z))
+            cut = self.factor * cut
         high = xp.where(spike, cut, xp.full_like(cut, xp.inf))
         value = xp.where(spike, cut, norms)
         gain = xp.where(warm, 1 / (count + 1), (1 - self.decay) * xp.ones_like(count))
         moved = mean + gain * (value - mean)
         # Over the warm-up this is the plain variance, afterwards the moving one.
         square = xp.where(warm, (value - mean) * (value - moved), (value - moved) ** 2)
-        new = {"mean": moved, "variance": variance + gain * (square - variance)}
-        return Limits(high=high), {**new, "count": count + 1}
+        changed = variance + gain * (square - variance)
+        if not self.remember_spikes:
+            moved, changed = xp.where(spike, mean, moved), xp.where(spike, variance, changed)
+        return Limits(high=high), {"mean": moved, "variance": changed, "count": count + 1}
 
 
 @dataclass(frozen=True)

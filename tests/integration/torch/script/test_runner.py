@@ -17,6 +17,7 @@ import torch
 
 import gradclip.torch
 from gradclip.record import read_run
+from grads import grad_of
 from integration.sinks.test_sinks import events_in
 from integration.training import same
 
@@ -113,7 +114,7 @@ def test_the_record_of_a_loss_scaler_holds_unscaled_numbers(
     )
     # A scaler does not call step() of an optimizer that is not fused where it finds inf.
     for plain, fused in (norms, losses):
-        assert len(plain), len(fused) == (5, 6)
+        assert (len(plain), len(fused)) == (5, 6)
         np.testing.assert_allclose(fused[[0, 1, 2, 4, 5]], plain, rtol=1e-6)
     assert norms[1][3] == np.inf
     # The scaler makes the first two steps as if it were not there: compare with none.
@@ -121,7 +122,7 @@ def test_the_record_of_a_loss_scaler_holds_unscaled_numbers(
         model = train_all.net()
     loss = train_all.loss_of(model, 0)
     loss.backward()
-    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradients = torch.cat([grad_of(p).flatten() for p in model.parameters()])
     assert losses[0][0] == pytest.approx(float(loss.detach()))
     assert norms[0][0] == pytest.approx(float(gradients.double().norm()), rel=1e-6)
 
@@ -409,11 +410,12 @@ def test_torchrun_makes_one_record(code: int, write: Callable[..., Path], tmp_pa
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     ours = ["-m", "gradclip", "run", "--clip", "norm:1", "--record", "run.jsonl"]
-    for _ in range(5):
-        ran = python(*launch, *ours, "script.py", code, cwd=tmp_path)
+    ran = python(*launch, *ours, "script.py", code, cwd=tmp_path)
+    for _ in range(4):
         # Now and then torch 2.13 aborts while a gloo process ends, without gradclip just as often.
         if "terminate called without an active exception" not in ran.stderr:
             break
+        ran = python(*launch, *ours, "script.py", code, cwd=tmp_path)
     assert (ran.returncode == 0) == (code == 0), ran.stderr
     assert ran.stdout.count("equal True") == 2
     if code:

@@ -21,6 +21,7 @@ from gradclip.record import RecordWriter
 from gradclip.torch import Clipper
 from gradclip.torch.script.patches import watch
 from gradclip.torch.script.session import Session
+from grads import grad_of
 from integration.training import loss_at, net, weights
 
 Watched = Callable[..., tuple[Session, Run]]
@@ -230,7 +231,7 @@ def test_the_loss_of_a_step_that_a_scaler_left_out_is_dropped(watched: Watched) 
             loss = loss_at(model, step)
             scaler.scale(loss).backward()
             if step == 1:
-                model[0].weight.grad[0, 0] = float("inf")
+                grad_of(model.get_parameter("0.weight"))[0, 0] = float("inf")
             else:
                 losses.append(loss.item())
             scaler.step(optimizer)
@@ -258,7 +259,7 @@ def test_a_backward_that_is_no_loss_leaves_the_step_without(watched: Watched) ->
 
 NOTICED = {
     "function": lambda ps: torch.nn.utils.clip_grad_norm_(ps, 0.5),
-    "module": lambda ps: clip_grad.clip_grad_norm_(ps, max_norm=torch.tensor(0.5)),
+    "module": lambda ps: clip_grad.clip_grad_norm_(ps, max_norm=torch.tensor(0.5)),  # type: ignore[arg-type]
     "keywords": lambda ps: torch.nn.utils.clip_grad_norm_(parameters=ps, max_norm=0.5),
     "value": lambda ps: torch.nn.utils.clip_grad_value_(ps, clip_value=0.5),
     "with norm": lambda ps: torch.nn.utils.clip_grads_with_norm_(ps, 0.5, torch.tensor(9.0)),
@@ -424,7 +425,7 @@ def test_a_clipper_by_hand_is_observed_with_its_first_step(watched: Watched) -> 
 
 
 def test_clipping_equals_attach_for_two_optimizers(watched: Watched) -> None:
-    def train(model: nn.Module, attached: bool) -> None:
+    def train(model: nn.Sequential, attached: bool) -> None:
         optimizers = [
             torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9),
             torch.optim.AdamW(model[2].parameters(), lr=0.1, fused=True),
@@ -469,7 +470,8 @@ def test_memory_grows_neither_with_steps_nor_with_optimizers(watched: Watched) -
         optimizer = sgd(model)
         tracemalloc.start()
         for step in range(1600):
-            (model[2].bias.square().sum() * 0.1).backward()  # More than one loss a step.
+            # More than one loss a step.
+            (model.get_parameter("2.bias").square().sum() * 0.1).backward()
             one_step(model, optimizer)
             if step in (399, 1599):
                 gc.collect()

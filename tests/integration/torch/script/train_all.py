@@ -19,6 +19,10 @@ def loss_of(model, step):
     return 30 * (model(x) - y).square().mean()
 
 
+def grads(model):
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
 def plain(make, bad=()):
     def train(kept):
         model = net()
@@ -28,10 +32,10 @@ def plain(make, bad=()):
             optimizer.zero_grad()
             loss_of(model, step).backward()
             if step in bad:
-                model[0].weight.grad[0, 0] = bad[step]
+                grads(model)[0][0, 0] = bad[step]
             optimizer.step()
             schedule.step()
-            kept += [p.grad.clone() for p in model.parameters()]
+            kept += [grad.clone() for grad in grads(model)]
         kept += [p.detach() for p in model.parameters()]
         kept.append(optimizer.state_dict()["state"])
 
@@ -47,12 +51,12 @@ def scaled(make, unscale):
             optimizer.zero_grad()
             scaler.scale(loss_of(model, step)).backward()
             if step == 3:
-                model[0].weight.grad[0, 0] = float("inf")
+                grads(model)[0][0, 0] = float("inf")
             if unscale:
                 scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
-            kept += [p.grad.clone() for p in model.parameters()]
+            kept += [grad.clone() for grad in grads(model)]
         kept += [p.detach() for p in model.parameters()]
         kept += [optimizer.state_dict()["state"], scaler.state_dict()]
 
@@ -94,10 +98,12 @@ def odd_gradients(kept):
     for _ in range(STEPS):
         optimizer.zero_grad()
         (table(torch.tensor([1, 1, 5])).square().sum() + bias.sum()).backward()
-        before = table.weight.grad, bias.grad
+        rows, ones = table.weight.grad, bias.grad
         optimizer.step()
-        kept.append([table.weight.grad is before[0], bias.grad is before[1]])
-        kept.append([table.weight.grad.is_coalesced(), bias.grad.stride()])
+        assert rows is not None
+        assert ones is not None
+        kept.append([table.weight.grad is rows, bias.grad is ones])
+        kept.append([rows.is_coalesced(), ones.stride()])
     kept += [table.weight.detach(), bias.detach(), unused.grad]
 
 

@@ -22,6 +22,7 @@ from gradclip import ClipResult, NonFiniteError, by_name, by_norm
 from gradclip.torch import Clipper, attach, record
 from gradclip.torch.step.fused import Fold, refusal_of_gradients, seen_on
 from gradclip.torch.tensors.gradients import Gradients
+from grads import grad_of
 from integration.training import (
     FUSED,
     KINDS,
@@ -371,7 +372,7 @@ def test_what_cannot_be_folded_is_scaled_in_place_and_says_why(case: str) -> Non
         for m, opt in ((model, optimizer), (twin, other)):
             x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
             m.zero_grad()
-            (20 * m(x.to(m[0].weight.dtype))).square().mean().backward()
+            (20 * m(x.to(m.get_parameter("0.weight").dtype))).square().mean().backward()
             if opt is other:
                 judge.clip_()
             with Kernels() as kernels:
@@ -487,7 +488,7 @@ def test_closures_accumulation_schedules_and_groups(kind: str, writes: list[str]
             if step == 4:
                 optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.003})
 
-            def closure(step: int = step) -> Tensor:
+            def closure(step: int = step) -> Any:
                 model.zero_grad()
                 for part in range(2):  # Accumulated.
                     (loss_at(model, step + part) / 2).backward()
@@ -870,7 +871,7 @@ def test_an_error_of_the_clipper_leaves_the_next_step_right() -> None:
     model.zero_grad()
     scaler.scale(loss_at(model, LARGE)).backward()
     scaler.unscale_(optimizer)
-    model[0].weight.grad[0, 0] = NAN
+    grad_of(model.get_parameter("0.weight"))[0, 0] = NAN
     with pytest.raises(NonFiniteError):
         scaler.step(optimizer)
     scaler.update()
