@@ -16,9 +16,10 @@ from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.plan import Plan, plan
+from ..method.plan import Plan, Stage, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
+from ..method.response import ValueResponse
 from .processes.layout import GroupsLike
 from .processes.placements import as_parts, local
 from .processes.sharded import Sharded
@@ -305,6 +306,57 @@ class Clipper:
             memory=memory,
             lost=lost,
         )
+
+    @torch.no_grad()
+    def look(
+        self, grads: Grads, *, scale: Tensor | None = None, overflow: Tensor | None = None
+    ) -> Decision:
+        """Find out whether a step will be skipped, and change nothing: `decide`, ahead of time.
+
+        Of a policy that changes values on the way only the norm of the gradients is looked at.
+
+        Args:
+            grads: from `gradients`; not to be used again.
+            scale: see `decide`.
+            overflow: see `decide`.
+
+        Returns:
+            A decision, to be finished if the step is skipped, and else forgotten.
+        """
+        lost = _lost(overflow, grads)
+        norms_alone = all(
+            isinstance(stage, Stage)
+            and stage.policy.measure.scope in ("global", "tensor", "loss")
+            and not isinstance(stage.policy.response, ValueResponse)
+            for layer in self.plan
+            for stage in layer
+        )
+        if scale is not None and lost is not True:
+            grads.measure_divided_by(scale)
+        checked: NonFinite = "skip" if self.nonfinite in ("skip", "raise") else "propagate"
+        with np.errstate(all="ignore"):
+            remembered = self._recall(grads)
+            memory, factors, result = run(
+                self.plan if norms_alone else (),
+                remembered if norms_alone else init((), grads),
+                grads,
+                nonfinite="skip" if lost is True else checked,
+                loss=lambda: grads.mean_loss(None),
+                weights=grads.weights,
+            )
+        kept = memory if norms_alone else remembered
+        return Decision(grads, factors, None, completed(result, grads), kept, lost)
+
+    def skip_whole(self) -> None:
+        """Count a step of several evaluations that is left out after all of them.
+
+        Raises:
+            NonFiniteError: more than max_skips steps in a row were skipped.
+        """
+        assert self.last is not None
+        self.last = replace(self.last, skipped=torch.ones_like(self.last.skipped))
+        self._tally.count_skip()
+        self._tally.refuse_too_many(self.last, _UNTOUCHED)
 
     def finish(self, decision: Decision, *, folded: bool = False) -> ClipResult:
         """Remember, count and tell a step whose factors are applied: the last part of `clip_`.

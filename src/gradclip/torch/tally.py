@@ -66,6 +66,12 @@ class Tally:
         self._readable = not lost if host else self.steps % (self.max_skips + 1) == 0
         self._recent.append(result.total_norm)
 
+    def count_skip(self) -> None:
+        """Count a step, whose evaluations are counted, as a skip after all; reads the device."""
+        self._skipped = self.skipped + 1
+        self._in_a_row = int(self._in_a_row) + 1
+        self._readable = True
+
     def skips_in_a_row(self) -> int:
         """Return how many of the last steps were skipped; 0 if this is not the time to look.
 
