@@ -15,8 +15,10 @@ from .checks import choice
 from .engine.backend import Change, Measured, Relative, Spectrum, Units
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
+from .engine.saved import refuse_other_keys, sound_memory
 from .errors import NonFiniteError, PolicyError
 from .method.plan import Plan, WrappedStage, plan
+from .method.policy import AnyPolicy
 from .method.read import PolicyLike, as_policy, is_written
 
 __all__ = ["clip"]
@@ -55,7 +57,8 @@ def clip(
         not changed is returned as it is, not copied); the new state; and the result.
 
     Raises:
-        PolicyError: the policy or an argument is wrong, or the state is of other gradients.
+        PolicyError: the policy or an argument is wrong, or the state is of other gradients, or is
+            none that this policy could have left.
         NonFiniteError: a gradient is not finite and nonfinite="raise".
 
     Numerics: norms accumulate in float64 and are safe from overflow; a gradient at or under
@@ -70,6 +73,8 @@ def clip(
     choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
     named = _named(grads)
     policy = as_policy(policy)
+    if state is not None:
+        _refuse_other_state(state, policy, list(named))
     shapes = _shapes(named, weights, {} if state is None else state.get("shapes", {}))
     arrays = _Arrays(named, shapes, replace_nonfinite=nonfinite == "zero")
     known = None if weights is None else _Arrays(_matching(weights, named), shapes)
@@ -78,19 +83,14 @@ def clip(
     layers = plan(policy, arrays.names)
     with np.errstate(all="ignore"):
         about = {"policy": str(policy), "names": list(named)}
-        if state is None:
-            state = {**about, "memory": init(layers, arrays)}
-        if not is_written(policy, state["policy"]):
-            remedy = f"the state was made for {state['policy']!r}"
-            raise PolicyError.of("policy", str(policy), remedy)
-        if state["names"] != list(named):
-            remedy = f"the state was made for {state['names']!r}"
-            raise PolicyError.of("names", list(named), remedy)
-        _refuse_late_units(layers, state.get("shapes", shapes), shapes)
+        before = init(layers, arrays)
+        if state is not None:
+            _refuse_late_units(layers, state.get("shapes", shapes), shapes)
+            before = sound_memory(layers, state["memory"], before, np, _sound_array)
         decision: NonFinite = "skip" if nonfinite == "skip" else "propagate"
         memory, factors, result = run(
             layers,
-            state["memory"],
+            before,
             arrays,
             nonfinite=decision,
             loss=lambda: None if loss is None else np.float64(np.reshape(loss, ())),
@@ -103,6 +103,35 @@ def clip(
     if isinstance(grads, Mapping):
         return clipped, new, result  # type: ignore[return-value]
     return list(clipped.values()), new, result  # type: ignore[return-value]
+
+
+def _refuse_other_state(state: object, policy: AnyPolicy, names: list[str]) -> None:
+    """Refuse a state that was made for another policy or for other gradients."""
+    known = ("policy", "names", "memory")
+    shaped = isinstance(state, Mapping) and "shapes" in state  # Older states have none.
+    refuse_other_keys("state", state, (*known, "shapes") if shaped else known)
+    assert isinstance(state, Mapping)
+    written, found = state["policy"], state["names"]
+    shapes = state.get("shapes", {})
+    if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
+        raise PolicyError.of("state.shapes", shapes, "give the shape of each gradient by name")
+    if not all(shape is None or isinstance(shape, tuple) for shape in shapes.values()):
+        raise PolicyError.of("state.shapes", shapes, "a shape is a tuple of whole numbers, or None")
+    if not isinstance(written, str) or not is_written(policy, written):
+        raise PolicyError.of("policy", str(policy), f"the state was made for {written!r}")
+    same = isinstance(found, list) and list(map(type, found)) == list(map(type, names))
+    if not same or found != names:
+        raise PolicyError.of("names", names, f"the state was made for {found!r}")
+
+
+def _sound_array(where: str, value: object, like: Array, _member: int | None) -> Array:
+    """Return an entry of a state, if this is an array of floats like another."""
+    floats = (np.dtype(np.float32), np.dtype(np.float64), like.dtype)
+    if not isinstance(value, np.ndarray) or value.dtype not in floats:
+        raise PolicyError.of(where, value, f"give an array of {like.dtype}, as it was returned")
+    if value.shape != like.shape:
+        raise PolicyError.of(where, value.shape, f"its shape is {like.shape} here")
+    return value.astype(like.dtype, copy=False)
 
 
 class _Arrays:
