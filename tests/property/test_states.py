@@ -88,14 +88,14 @@ def mutate(state: Any, rng: random.Random) -> None:
     """Change one thing anywhere in a state."""
     holder, key = rng.choice(list(_places(state)))
     value = holder[key]
-    changes: list[Callable[[], Any]] = [lambda: rng.choice(JUNK)]
+    changes: list[Callable[[], Any]] = [lambda: copy.deepcopy(rng.choice(JUNK))]
     if isinstance(holder, dict):
         changes.append(lambda: holder.pop(key))
         changes.append(lambda: holder.__setitem__(rng.choice(["new", "9", 7, None]), value))
     else:
         changes.append(lambda: holder.append(value))
         changes.append(lambda: holder.pop())
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
         changes += 3 * [lambda: _changed(value, rng)]
     before = len(holder)
     new = rng.choice(changes)()
@@ -120,7 +120,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
         flat[rng.randrange(flat.size)] = rng.choice(BAD_VALUES)
         if kind == 3:
             flat[:] = flat[rng.randrange(flat.size)]
-    return torch.from_numpy(array.copy()) if is_torch else array
+    return torch.from_numpy(np.array(array)) if is_torch else array
 
 
 @pytest.mark.parametrize("name", POLICIES)
