@@ -41,8 +41,8 @@ def attach(
     (clipped each time the closure returns), with a GradScaler (the unscaled gradients are
     clipped; a step that the scaler itself skips counts as no skip of the clipper's), with
     schedulers and wrappers. Attach once to each optimizer; the norm covers all parameter groups
-    of that optimizer, and follows `add_param_group`. A copy of the optimizer (`copy.deepcopy`,
-    pickle) is not attached: torch copies no hooks.
+    of that optimizer, and follows `add_param_group`, with what is remembered. A copy of the
+    optimizer, or of the clipper (`copy.deepcopy`, pickle), is not attached.
 
     Where there is one factor for all gradients, a fused SGD, Adam, AdamW or Adagrad applies it in
     its own pass (`result.ran` ends in "+fold"): until the step is over `.grad` holds unclipped

@@ -25,6 +25,7 @@ __all__ = [
     "follows_shapes",
     "memory_for_others",
     "memory_to_save",
+    "origins",
     "saved_memory",
     "sound_tensor",
 ]
@@ -66,7 +67,7 @@ def memory_for_others(
     return carry_over(
         Remembered(plan_before, memory, lambda axis: _unit_counts(before, axis)),
         Remembered(plan, begin(plan, params.shapes()), lambda axis: _unit_counts(params, axis)),
-        _origin(before, params),
+        origins(before, params),
         devices,
         same_policy=before is not params,
     )
@@ -137,7 +138,7 @@ def _unit_counts(params: Parameters, axis: Axis) -> Sequence[int]:
     return params.shapes().unit_norms(everything, 2.0, axis).counts
 
 
-def _origin(before: Parameters, now: Parameters) -> dict[int, int]:
+def origins(before: Parameters, now: Parameters) -> dict[int, int]:
     """Return from the place of each parameter now to the place that it had."""
     places = {id(tensor): place for place, tensor in enumerate(before.tensors)}
     found = {i: places[id(t)] for i, t in enumerate(now.tensors) if id(t) in places}
