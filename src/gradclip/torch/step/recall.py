@@ -66,7 +66,7 @@ def memory_for_others(
     devices = [form.device for form in params.forms]
     return carry_over(
         Remembered(plan_before, memory, lambda axis: _unit_counts(before, axis)),
-        Remembered(plan, begin(plan, params.shapes()), lambda axis: _unit_counts(params, axis)),
+        Remembered(plan, _empty(plan, params), lambda axis: _unit_counts(params, axis)),
         origins(before, params),
         devices,
         same_policy=before is not params,
@@ -93,7 +93,7 @@ def saved_memory(saved: object, plan: Plan, params: Parameters, where: str = "me
         return sound_tensor(where, value, like, None if member is None else devices[member])
 
     with torch.no_grad():
-        return sound_memory(plan, saved, begin(plan, params.shapes()), torch_xp, convert, where)
+        return sound_memory(plan, saved, _empty(plan, params), torch_xp, convert, where)
 
 
 def sound_tensor(
@@ -131,6 +131,11 @@ def memory_to_save(memory: Memory, plan: Plan, params: Parameters) -> Memory:
             memory = begin(plan, zeros)  # A distributed checkpoint is read into what is there.
         memory = as_parts(map_arrays(memory, torch.as_tensor), params.tensors)
     return map_arrays(memory, lambda array: torch.as_tensor(array).clone())
+
+
+def _empty(plan: Plan, params: Parameters) -> Memory:
+    """Return the memory of before the first step as tensors, of which shapes and dtypes count."""
+    return map_arrays(begin(plan, params.shapes()), torch.as_tensor)
 
 
 def _unit_counts(params: Parameters, axis: Axis) -> Sequence[int]:
