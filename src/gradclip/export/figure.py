@@ -1,4 +1,4 @@
-"""Write a figure for a paper: one column wide, its text as text."""
+"""Write a figure for a paper: one column wide, with its text as text and not as curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
 FORMATS = ("svg", "pdf", "png")
 
 LETTERS = 17
-"""Letters of the legend that fit into an inch."""
+"""The number of letters of the legend in one inch."""
 
 
 def write_figure(
@@ -144,12 +144,12 @@ def _figure(
 
 
 def _height(trace: Trace | None) -> float:
-    """Return the inches of one panel."""
+    """Return the height of one panel in inches."""
     return 1.35 if trace is None else min(0.5 + 0.1 * len(trace.norms.names), 2.1)
 
 
 def _join(every: Sequence[Axes], traces: Sequence[Trace]) -> None:
-    """Give all of `every` the same steps, and write the steps under the lowest."""
+    """Give all axes the same range of steps, and write the steps under the lowest axes."""
     steps = [trace.steps for trace in traces if len(trace.steps)]
     first = min((one[0] for one in steps), default=0.0)
     last = max((one[-1] for one in steps), default=1.0)
@@ -165,7 +165,7 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **line_style(index)) for index in range(len(traces))]
-    # Placeholders first: Matplotlib leaves out a label that begins with an underscore.
+    # Use placeholders first: Matplotlib ignores a label that begins with an underscore.
     legend = figure.legend(
         handles, ["name"] * len(handles), loc="outside upper left", frameon=False, handlelength=3.2
     )

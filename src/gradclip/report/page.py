@@ -83,7 +83,7 @@ def _render(traces: Sequence[Trace]) -> str:
 
 
 def _legend(panel: Panel) -> list[tuple[str, str, str]]:
-    """Return name, text and swatch of each kind of mark, where they need telling apart."""
+    """Return the name, the text and the swatch of each kind of mark, if a legend needs them."""
     if len(panel.marks) < 2 and panel.trace is None:
         return []
     return [(mark.name, mark.text, mark_swatch(mark)) for mark in panel.marks]
