@@ -55,14 +55,14 @@ class State:
             self.outcomes = {trial: Outcome.from_dict(row) for trial, row in outcomes.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GradclipError(
-                f"{self.path} cannot be gone on with ({error}): give --fresh to begin anew, or "
-                "another --out"
+                f"the tuning cannot continue from {self.path} ({error}): give --fresh to begin "
+                "again, or another --out"
             ) from error
         if schema != SCHEMA or found != self.setting:
             changed = [key for key in self.setting if found.get(key) != self.setting[key]]
             raise GradclipError(
-                f"{self.path} is of another tuning ({', '.join(changed) or 'schema'} differ"
-                f"{'s' * (len(changed) < 2)}): give --fresh to begin anew, or another --out"
+                f"{self.path} belongs to another tuning ({', '.join(changed) or 'schema'} differ"
+                f"{'s' * (len(changed) < 2)}): give --fresh to begin again, or another --out"
             )
 
     def _write(self) -> None:
