@@ -15,13 +15,17 @@ from .checks import choice
 from .engine.backend import Change, Measured, Relative, Spectrum, Units
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
+from .engine.saved import refuse_other_keys, sound_memory
 from .errors import NonFiniteError, PolicyError
-from .method.plan import plan
+from .method.plan import Plan, WrappedStage, plan
+from .method.policy import AnyPolicy
 from .method.read import PolicyLike, as_policy, is_written
 
 __all__ = ["clip"]
 
 Grads = TypeVar("Grads", Sequence[Values], Mapping[str, Values])
+Shapes = dict[str, tuple[int, ...] | None]
+"""The shape of each gradient by name; None where no step had the gradient, nor its weight."""
 
 
 def clip(
@@ -53,7 +57,8 @@ def clip(
         not changed is returned as it is, not copied); the new state; and the result.
 
     Raises:
-        PolicyError: the policy or an argument is wrong, or the state is of other gradients.
+        PolicyError: the policy or an argument is wrong, or the state is of other gradients, or is
+            none that this policy could have left.
         NonFiniteError: a gradient is not finite and nonfinite="raise".
 
     Numerics: norms accumulate in float64 and are safe from overflow; a gradient at or under
@@ -68,37 +73,65 @@ def clip(
     choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
     named = _named(grads)
     policy = as_policy(policy)
-    arrays = _Arrays(named, replace_nonfinite=nonfinite == "zero")
-    known = None if weights is None else _Arrays(_matching(weights, named))
+    if state is not None:
+        _refuse_other_state(state, policy, list(named))
+    shapes = _shapes(named, weights, {} if state is None else state.get("shapes", {}))
+    arrays = _Arrays(named, shapes, replace_nonfinite=nonfinite == "zero")
+    known = None if weights is None else _Arrays(_matching(weights, named), shapes)
     if nonfinite == "raise":
         _refuse_nonfinite(arrays)
     layers = plan(policy, arrays.names)
     with np.errstate(all="ignore"):
         about = {"policy": str(policy), "names": list(named)}
-        if state is None:
-            state = {**about, "memory": init(layers, arrays)}
-        if not is_written(policy, state["policy"]):
-            remedy = f"the state was made for {state['policy']!r}"
-            raise PolicyError.of("policy", str(policy), remedy)
-        if state["names"] != list(named):
-            remedy = f"the state was made for {state['names']!r}"
-            raise PolicyError.of("names", list(named), remedy)
+        before = init(layers, arrays)
+        if state is not None:
+            _refuse_late_units(layers, state.get("shapes", shapes), shapes)
+            before = sound_memory(layers, state["memory"], before, np, _sound_array)
         decision: NonFinite = "skip" if nonfinite == "skip" else "propagate"
         memory, factors, result = run(
             layers,
-            state["memory"],
+            before,
             arrays,
             nonfinite=decision,
-            loss=lambda: loss,
+            loss=lambda: None if loss is None else np.float64(np.reshape(loss, ())),
             weights=None if known is None else lambda: known,
         )
         arrays.scale(factors)
     result = replace(result, ran="numpy")
     clipped = {name: None if named[name] is None else arrays.values[name] for name in named}
-    new = {**about, "memory": memory}
+    new = {**about, "shapes": shapes, "memory": memory}
     if isinstance(grads, Mapping):
         return clipped, new, result  # type: ignore[return-value]
     return list(clipped.values()), new, result  # type: ignore[return-value]
+
+
+def _refuse_other_state(state: object, policy: AnyPolicy, names: list[str]) -> None:
+    """Refuse a state that was made for another policy or for other gradients."""
+    known = ("policy", "names", "memory")
+    shaped = isinstance(state, Mapping) and "shapes" in state  # Older states have none.
+    refuse_other_keys("state", state, (*known, "shapes") if shaped else known)
+    assert isinstance(state, Mapping)
+    written, found = state["policy"], state["names"]
+    shapes = state.get("shapes", {})
+    if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
+        raise PolicyError.of("state.shapes", shapes, "give the shape of each gradient by name")
+    if not all(shape is None or isinstance(shape, tuple) for shape in shapes.values()):
+        raise PolicyError.of("state.shapes", shapes, "a shape is a tuple of whole numbers, or None")
+    if not isinstance(written, str) or not is_written(policy, written):
+        raise PolicyError.of("policy", str(policy), f"the state was made for {written!r}")
+    same = isinstance(found, list) and list(map(type, found)) == list(map(type, names))
+    if not same or found != names:
+        raise PolicyError.of("names", names, f"the state was made for {found!r}")
+
+
+def _sound_array(where: str, value: object, like: Array, _member: int | None) -> Array:
+    """Return an entry of a state, if this is an array of floats like another."""
+    floats = (np.dtype(np.float32), np.dtype(np.float64), like.dtype)
+    if not isinstance(value, np.ndarray) or value.dtype not in floats:
+        raise PolicyError.of(where, value, f"give an array of {like.dtype}, as it was returned")
+    if value.shape != like.shape:
+        raise PolicyError.of(where, value.shape, f"its shape is {like.shape} here")
+    return value.astype(like.dtype, copy=False)
 
 
 class _Arrays:
@@ -108,8 +141,11 @@ class _Arrays:
     values_xp: Namespace = np
     host = True
 
-    def __init__(self, named: Mapping[str, Values], *, replace_nonfinite: bool = False) -> None:
+    def __init__(
+        self, named: Mapping[str, Values], shapes: Shapes, *, replace_nonfinite: bool = False
+    ) -> None:
         self.names = tuple(named)
+        self._shapes = shapes
         self.values: dict[str, np.ndarray] = {}
         for name, grad in named.items():
             array = np.zeros(0) if grad is None else np.asarray(grad)
@@ -144,7 +180,7 @@ class _Arrays:
     def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
         norms, sizes, counts = [], [], []
         for member in members:
-            rows = _rows(self._get(member), axis)
+            rows = self._rows(member, axis)
             norms += [_norm(row, order) for row in rows]
             sizes += [float(rows.shape[1])] * len(rows)
             counts.append(len(rows))
@@ -163,10 +199,10 @@ class _Arrays:
                 self.values[name] = _times(self.values[name], factor)
 
     def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
-        counts = [len(_rows(self._get(m), axis)) for m in members]
+        counts = [len(self._rows(m, axis)) for m in members]
         for member, mine in zip(members, np.split(factors, np.cumsum(counts)[:-1]), strict=True):
             array = self._get(member)
-            if np.any(mine != 1):
+            if self._present[member] and np.any(mine != 1):
                 shape = [1] * array.ndim
                 if array.ndim > 1:
                     shape[axis or 0] = -1
@@ -205,6 +241,14 @@ class _Arrays:
                 remedy = "values of complex gradients have no order: clip them by norm"
                 raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(dtype), remedy)
 
+    def _rows(self, member: int, axis: int | None) -> np.ndarray:
+        """Return the units as rows; a missing gradient has as many, without a value."""
+        name = self.names[member]
+        shape = self._shapes[name]
+        if self._present[member] or shape is None:
+            return _rows(self.values[name], axis, name)
+        return np.zeros((len(_rows(np.empty(shape), axis, name)), 0))
+
     def _get(self, member: int) -> np.ndarray:
         return self.values[self.names[member]]
 
@@ -240,10 +284,45 @@ def _matching(
     return {name: None if named[name] is None else given[name] for name in named}
 
 
-def _rows(array: np.ndarray, axis: int | None) -> np.ndarray:
+def _shapes(
+    named: Mapping[str, Values],
+    weights: Sequence[Values] | Mapping[str, Values] | None,
+    before: Shapes,
+) -> Shapes:
+    """Return the gradients' shapes, those of missing ones from the weights or an earlier step."""
+    known = {} if weights is None else _named(weights)
+    shapes: Shapes = {}
+    for name, grad in named.items():
+        old = before.get(name)
+        like = known.get(name) if grad is None else grad
+        shapes[name] = old if like is None else np.shape(like)
+        if old is not None and shapes[name] != old:
+            remedy = f"it was {old} in an earlier step"
+            raise PolicyError.of(f"grads[{name}].shape", shapes[name], remedy)
+    return shapes
+
+
+def _refuse_late_units(layers: Plan, before: Shapes, shapes: Shapes) -> None:
+    """Refuse a gradient whose units the memory does not know, since its shape was not known."""
+    names = list(shapes)
+    late = [n for n, shape in shapes.items() if before.get(n) is None and len(shape or ()) > 1]
+    stages = [stage for layer in layers for stage in layer]
+    for stage in stages:
+        if isinstance(stage, WrappedStage):
+            _refuse_late_units(stage.inner, before, shapes)
+        elif stage.policy.measure.scope == "unit" and stage.policy.threshold.init(np.ones(1), np):
+            for name in (names[m] for m in stage.members if names[m] in late):
+                remedy = "the first step did not have it: give zeros or its weight there"
+                raise PolicyError.of(f"grads[{name}]", "a late gradient", remedy)
+
+
+def _rows(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
     """Return the units as rows, shape (units, values in each); a vector is one unit."""
     if array.ndim < 2:
         return array.reshape(1, -1)
+    if not -array.ndim <= (axis or 0) < array.ndim:
+        remedy = f"the gradient {name} has {array.ndim} axes: give others a policy of their own"
+        raise PolicyError.of("axis", axis, f"{remedy}, by name")
     rows = np.moveaxis(array, axis or 0, 0)
     return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
 
@@ -255,7 +334,8 @@ def _norm(flat: np.ndarray, order: float) -> float:
     largest = float(wide.max()) if wide.size else 0.0
     if math.isinf(order) or largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * float(np.sum((wide / largest) ** order)) ** (1.0 / order)
+    # NumPy's power, not Python's: for a tiny p the norm itself is beyond float64, and so inf.
+    return largest * float(np.sum((wide / largest) ** order) ** (1.0 / order))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -272,16 +352,25 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def _times(array: np.ndarray, factor: Factors) -> np.ndarray:
     """Return array·factor, computed in at least float64 and rounded once; 1 keeps the bits."""
-    kind = np.complex128 if array.dtype.kind == "c" else np.float64
-    return np.where(factor == 1, array, (array.astype(kind) * factor).astype(array.dtype))
+    if array.dtype.kind == "c":
+        return np.where(factor == 1, array, (array * factor).astype(array.dtype))
+    product = (array.astype(np.float64) * factor).astype(array.dtype)
+    # A response that enlarges makes no finite value inf.
+    over = np.isfinite(array) & np.isinf(product)
+    most = np.copysign(_most(array.dtype), product)
+    return np.where(factor == 1, array, np.where(over, most, product))
 
 
 def _stored(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
     new = value.astype(dtype)
     over = np.isfinite(value) & ~np.isfinite(new)
-    most = np.nextafter(np.asarray(np.inf, dtype), np.zeros((), dtype))
-    return np.where(over, np.copysign(most, new), new)
+    return np.where(over, np.copysign(_most(dtype), new), new)
+
+
+def _most(dtype: np.dtype) -> np.ndarray:
+    """Return the largest finite value of a dtype, those of other packages too."""
+    return np.nextafter(np.asarray(np.inf, dtype), np.zeros((), dtype))
 
 
 def _refuse_nonfinite(arrays: _Arrays) -> None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..arrays import Factors, Flag, Namespace, Norms, Scalar, Values
+from ..arrays import Array, Factors, Flag, Namespace, Norms, Scalar, Values
 from ..checks import choice, number
 from .threshold.base import Limits
 
@@ -97,18 +97,25 @@ class Smooth:
 
     def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
         """Return one factor per norm; without a limit the factor is 1."""
-        ratio = norms / limits.high
+        one = xp.ones_like(norms)
+        small = norms <= limits.high
+        # n/τ of a small norm, τ/n of a large one: neither is above 1, so that nothing overflows.
+        # A limit or a norm of 0 divides nothing; NaN counts as large and stays NaN.
+        limit = limits.high * one
+        ratio = xp.where(small, norms, limit) / xp.where(small, _nonzero(limit, xp), norms)
         if self.shape == "linear":
-            return 1 / (1 + ratio)
+            return xp.where(small, 1 / (1 + ratio), ratio / (1 + ratio))
         if self.shape == "root":
-            # 1/√(1+r²) for r ≤ 1, (1/r)/√(1+1/r²) above: no square overflows.
-            big = ratio > 1
-            inverse = 1 / xp.where(big, ratio, xp.ones_like(ratio))
-            small = xp.where(big, xp.zeros_like(ratio), ratio)
-            near = 1 / xp.sqrt(1 + small * small)
-            return xp.where(big, inverse / xp.sqrt(1 + inverse * inverse), near)
-        some = xp.where(ratio > 0, ratio, xp.ones_like(ratio))
-        return xp.where(ratio > 0, xp.tanh(some) / some, xp.ones_like(ratio) + 0 * ratio)
+            root = xp.sqrt(1 + ratio * ratio)
+            return xp.where(small, 1 / root, ratio / root)
+        far = ratio * xp.tanh(1 / _nonzero(ratio, xp))
+        near = xp.where(ratio > 0, xp.tanh(ratio) / _nonzero(ratio, xp), one)
+        return xp.where(small, near, far)
+
+
+def _nonzero(values: Array, xp: Namespace) -> Array:
+    """Return the values with 1 for each 0, to divide by."""
+    return xp.where(values == 0, xp.ones_like(values), values)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,11 @@ class Normalise:
         """Return one factor per norm."""
         one = xp.ones_like(norms)
         zero = norms == 0
-        return xp.where(zero, one, limits.high * one / xp.where(zero, one, norms + self.eps))
+        factors = limits.high * one / xp.where(zero, one, norms + self.eps)
+        # A quotient beyond its dtype would make the gradient inf.
+        most = xp.finfo(one.dtype).max
+        factors = xp.where((factors > most) & (norms > 0), most * one, factors)
+        return xp.where(zero, one, factors)
 
 
 @dataclass(frozen=True)
@@ -188,8 +199,7 @@ class Clamp:
 
     def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:  # noqa: ARG002
         """Return `x` with each value moved into its limits."""
-        low = -math.inf if limits.low is None else limits.low
-        high = math.inf if limits.high is None else limits.high
+        low, high = _held_by(limits, xp.finfo(x.dtype))
         x = xp.where(x > high, high + xp.zeros_like(x), x)
         return xp.where(x < low, low + xp.zeros_like(x), x)
 
@@ -251,6 +261,20 @@ class Power:
         ratio = limits.high / (size + (size == 0))
         over = xp.zeros_like(x) + ratio < 1
         return xp.where(over, xp.astype(shaped * ratio, x.dtype), shaped)
+
+
+def _held_by(limits: Limits, info: object) -> tuple[Array, Array]:
+    """Return the limits; a number that the dtype cannot hold becomes the nearest one that it can.
+
+    So that inf goes to the largest value within the limit. An infinite limit stays infinite.
+    """
+    low = -math.inf if limits.low is None else limits.low
+    high = math.inf if limits.high is None else limits.high
+    if isinstance(low, float) and math.isfinite(low):
+        low = min(max(low, float(info.min)), float(info.max))
+    if isinstance(high, float) and math.isfinite(high):
+        high = min(max(high, float(info.min)), float(info.max))
+    return low, high
 
 
 FactorResponse = Rescale | Smooth | Normalise | Zero | Skip

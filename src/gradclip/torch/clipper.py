@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,24 +15,27 @@ from torch import Tensor
 from ..arrays import Flag, Memory
 from ..checks import choice, integer
 from ..engine.result import ClipResult
-from ..engine.run import NonFinite, init, run
-from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.plan import Plan, plan
+from ..engine.run import NonFinite, run
+from ..errors import GradclipWarning, NonFiniteError
+from ..method.plan import Plan, Stage, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
+from ..method.response import ValueResponse
 from .processes.layout import GroupsLike
-from .processes.placements import as_parts, local
-from .processes.sharded import Sharded
+from .processes.placements import local
 from .processes.verify import checksums, compare
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import Decision, completed, unscaled
 from .step.parameters import Grads, Parameters, Params
+from .step.recall import begin, follows_shapes, memory_for_others, memory_to_save, saved_memory
 from .step.skip import may_skip, refuse_local_skips
-from .tally import Tally, blame
-from .tensors.memory import alike, holds_anything, map_arrays
+from .tally import COUNTERS, Tally, blame
+from .tensors.memory import alike, holds_anything
 
 __all__ = ["Attachment", "Clipper"]
 
+_NONFINITE = ("skip", "zero", "raise", "propagate")
+_SETTABLE = ("policy", "nonfinite", "max_skips", "observers", "attachment", "host")
 _UNTOUCHED = "the gradients and the weights are untouched"
 
 
@@ -85,12 +89,10 @@ class Clipper:
         (True, 1.0)
 
     Attributes:
-        last: the result of the last step.
         observers: called with each result, in order; of a fused step, before the optimizer has
             applied the factor.
         attachment: what `attach` made: the hooks on an optimizer; None for a clipper that is called
             by hand.
-        plan: the policy's stages, over these parameters.
         host: whether the last step was decided on the host, not on an accelerator.
 
     Source: the engine; each policy names its own.
@@ -108,11 +110,12 @@ class Clipper:
     ) -> None:
         if verify is not None:
             choice("verify", verify, ("first-step",))
-        choice("nonfinite", nonfinite, ("skip", "zero", "raise", "propagate"))
-        self.policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
-        self.nonfinite: NonFinite = nonfinite
-        self.groups = groups
-        self.last: ClipResult | None = None
+        choice("nonfinite", nonfinite, _NONFINITE)
+        self._policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
+        self._nonfinite: NonFinite = nonfinite
+        self._groups = groups
+        self._last: ClipResult | None = None
+        self._is_copy = False
         self.observers: list[Callable[[ClipResult], None]] = []
         self.attachment: Attachment | None = None
         self.host = True
@@ -121,11 +124,73 @@ class Clipper:
         self._warned = False
         self._memory: Memory = None
         self._place: tuple[bool, torch.device] | None = None
-        self.rebind(params)
+        self._bind(Parameters(params, groups))
 
     def __repr__(self) -> str:
         """Return what one would type."""
-        return f"Clipper(<{len(self.params)} parameters>, {self.policy!r})"
+        copied = "; a copy, not attached" if self._is_copy else ""
+        return f"Clipper(<{len(self.params)} parameters>, {self.policy!r}{copied})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to set what would be ignored."""
+        if not name.startswith("_") and name not in _SETTABLE:
+            remedy = f"set one of {', '.join(_SETTABLE[:3])}, or make a new Clipper"
+            raise AttributeError(f"{name!r} of a Clipper cannot be set: {remedy}")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: it is attached to no optimizer, and nobody observes it."""
+        is_copy = self._is_copy or self.attachment is not None
+        own = {"attachment": None, "observers": [], "_last": None, "_warned": False}
+        return {**self.__dict__, **own, "_is_copy": is_copy, "_tally": copy.deepcopy(self._tally)}
+
+    @property
+    def policy(self) -> AnyPolicy:
+        """What is applied.
+
+        Another policy can be set, as a policy, its text form or rules by name; None measures only.
+        What is remembered stays where the new policy remembers the same of the same parameters.
+        """
+        return self._policy
+
+    @policy.setter
+    def policy(self, value: PolicyLike | None) -> None:
+        policy = Chain() if value is None else as_policy(value)
+        if policy != self._policy:
+            self._bind(self._parameters, policy)
+
+    @property
+    def nonfinite(self) -> NonFinite:
+        """What a gradient with inf or NaN does; can be set."""
+        return self._nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: NonFinite) -> None:
+        choice("nonfinite", value, _NONFINITE)
+        self._nonfinite = value
+
+    @property
+    def groups(self) -> GroupsLike | None:
+        """Over which processes parameters are spread that are no DTensors."""
+        return self._groups
+
+    @property
+    def plan(self) -> Plan:
+        """The policy's stages, over these parameters."""
+        return self._plan
+
+    @property
+    def last(self) -> ClipResult | None:
+        """The result of the last step."""
+        if self._last is None and self._is_copy and not self._warned:
+            self._warned = True
+            text = (
+                "this clipper is a copy of an attached one, and no optimizer's steps reach it: "
+                "call gradclip.torch.attach with the copied optimizer, and load_state_dict() "
+                "what state_dict() of this copy returns"
+            )
+            warnings.warn(text, GradclipWarning, stacklevel=2)
+        return self._last
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,8 +204,12 @@ class Clipper:
 
     @property
     def max_skips(self) -> int:
-        """How many steps in a row may be skipped."""
+        """How many steps in a row may be skipped; can be set."""
         return self._tally.max_skips
+
+    @max_skips.setter
+    def max_skips(self, value: int) -> None:
+        self._tally.allow(integer("max_skips", value, low=0))
 
     @property
     def steps(self) -> int:
@@ -178,21 +247,31 @@ class Clipper:
         return not self.plan and self.nonfinite != "zero"
 
     def rebind(self, params: Params) -> None:
-        """Take other parameters from now on, as long as nothing is remembered of the old ones.
+        """Take other parameters from now on.
+
+        One memory for the whole model, or for a group of names, stays as it is. What is remembered
+        of a parameter stays with the same tensor, or, if that is gone, with its name; what is new
+        begins anew.
 
         Raises:
-            PolicyError: the policy has a memory, or a name matches no rule.
+            PolicyError: a name matches no rule.
         """
-        found = Parameters(params, self.groups)
-        if holds_anything(self._memory):
-            changed = sorted(set(found.names) ^ set(self.names)) or ["the order of the names"]
-            remedy = "the policy remembers the parameters it began with: make a new Clipper"
-            raise PolicyError.of("params", changed, remedy)
-        layers = plan(self.policy, found.names)
+        self._bind(Parameters(params, self._groups))
+
+    def _bind(self, found: Parameters, policy: AnyPolicy | None = None) -> None:
+        """Take parameters, and perhaps another policy, with all that is known of them."""
+        policy = self._policy if policy is None else policy
+        layers = plan(policy, found.names)
         if found.layout is not None:
             refuse_local_skips(layers)
-        self.plan: Plan = layers
-        self._parameters, self._memory = found, None
+        memory = None
+        if holds_anything(self._memory):
+            memory = memory_for_others(
+                self._memory, (self._plan, self._parameters), (layers, found)
+            )
+        self._policy, self._plan, self._parameters = policy, layers, found
+        self._memory, self._place = memory, None
+        self._follows_shapes = found.layout is None and follows_shapes(layers)
 
     @torch.no_grad()
     def clip_(self, *, loss: Tensor | float | None = None) -> ClipResult:
@@ -243,6 +322,8 @@ class Clipper:
         """Return the gradients that there are now: the first part of `clip_`."""
         if self.attachment is None and not self._warned:
             self._warn_if_empty()
+        if self._follows_shapes and self._memory is not None and self._parameters.changed_form():
+            self.rebind(list(zip(self.names, self.params, strict=True)))
         return self._parameters.gradients()
 
     def decide(
@@ -306,6 +387,57 @@ class Clipper:
             lost=lost,
         )
 
+    @torch.no_grad()
+    def look(
+        self, grads: Grads, *, scale: Tensor | None = None, overflow: Tensor | None = None
+    ) -> Decision:
+        """Find out whether a step will be skipped, and change nothing: `decide`, ahead of time.
+
+        Of a policy that changes values on the way only the norm of the gradients is looked at.
+
+        Args:
+            grads: from `gradients`; not to be used again.
+            scale: see `decide`.
+            overflow: see `decide`.
+
+        Returns:
+            A decision, to be finished if the step is skipped, and else forgotten.
+        """
+        lost = _lost(overflow, grads)
+        norms_alone = all(
+            isinstance(stage, Stage)
+            and stage.policy.measure.scope in ("global", "tensor", "loss")
+            and not isinstance(stage.policy.response, ValueResponse)
+            for layer in self.plan
+            for stage in layer
+        )
+        if scale is not None and lost is not True:
+            grads.measure_divided_by(scale)
+        checked: NonFinite = "skip" if self.nonfinite in ("skip", "raise") else "propagate"
+        with np.errstate(all="ignore"):
+            remembered = self._recall(grads)
+            memory, factors, result = run(
+                self.plan if norms_alone else (),
+                remembered if norms_alone else [],
+                grads,
+                nonfinite="skip" if lost is True else checked,
+                loss=lambda: grads.mean_loss(None),
+                weights=grads.weights,
+            )
+        kept = memory if norms_alone else remembered
+        return Decision(grads, factors, None, completed(result, grads), kept, lost)
+
+    def skip_whole(self) -> None:
+        """Count a step of several evaluations that is left out after all of them.
+
+        Raises:
+            NonFiniteError: more than max_skips steps in a row were skipped.
+        """
+        assert self._last is not None
+        self._last = replace(self._last, skipped=torch.ones_like(self._last.skipped))
+        self._tally.count_skip()
+        self._tally.refuse_too_many(self._last, _UNTOUCHED)
+
     def finish(self, decision: Decision, *, folded: bool = False) -> ClipResult:
         """Remember, count and tell a step whose factors are applied: the last part of `clip_`.
 
@@ -323,7 +455,7 @@ class Clipper:
         if folded:
             result = replace(result, ran=f"{result.ran}+fold")
         self.host = decision.grads.host
-        self._memory, self.last = decision.memory, result
+        self._memory, self._last = decision.memory, result
         self._tally.count(result, host=self.host, lost=lost)
         for observe in self.observers:
             observe(result)
@@ -349,17 +481,21 @@ class Clipper:
         return {
             **describe_state(self.policy, self.names),
             **self._tally.state_dict(),
-            "memory": self._memory_to_save(),
+            "memory": memory_to_save(self._memory, self._plan, self._parameters),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; the state is not mutated.
+        """Go on from what `state_dict` returned, with all of it or, after an error, with nothing.
+
+        Args:
+            state: not mutated.
 
         Raises:
-            PolicyError: it was made by another schema, another policy or other parameters.
+            PolicyError: it was made by another schema, another policy or other parameters, or an
+                entry is none that this policy could have left; names the entry.
         """
-        refuse_other_state(state, self.policy, self.names)
-        memory = map_arrays(state["memory"], lambda array: local(array).clone())
+        refuse_other_state(state, self.policy, self.names, (*COUNTERS, "memory"))
+        memory = saved_memory(state["memory"], self._plan, self._parameters)
         self._tally.load_state_dict(state)
         self._memory, self._place = memory, None
 
@@ -367,24 +503,10 @@ class Clipper:
         """Return the memory in the libraries in which this step decides."""
         place = (grads.host, grads.device)
         if self._memory is None or self._place != place:
-            fresh = self._empty(grads)
+            fresh = begin(self._plan, grads)
             self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
-
-    def _empty(self, grads: Grads) -> Memory:
-        """Return the memory of before the first step."""
-        return init(self.plan, grads.unexchanged() if isinstance(grads, Sharded) else grads)
-
-    def _memory_to_save(self) -> Memory:
-        """Return the memory as tensors; of sharded parameters as a checkpoint can divide it."""
-        memory = self._memory
-        if self._parameters.layout is not None:
-            zeros = self._parameters.zeros()
-            if memory is None and zeros is not None:
-                memory = self._empty(zeros)  # A distributed checkpoint is read into what is there.
-            memory = as_parts(map_arrays(memory, torch.as_tensor), self.params)
-        return map_arrays(memory, lambda array: torch.as_tensor(array).clone())
 
     def _warn_if_empty(self) -> None:
         """Say once that there is nothing to clip, where that is likely to be a mistake."""

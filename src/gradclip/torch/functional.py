@@ -56,7 +56,8 @@ def clip_grad_norm_(
             as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
 
     Returns:
-        The norm before clipping, shape (), float32, or float64 if a gradient is float64.
+        The norm before clipping, shape (), float32, or float64 if a gradient is float64; inf where
+        that dtype cannot hold the norm, which has clipped rightly all the same.
 
     Raises:
         PolicyError: max_norm is negative or NaN, or norm_type is not positive.
@@ -137,7 +138,8 @@ def get_total_norm(
             as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
 
     Returns:
-        The norm, shape (), float32, or float64 if a tensor is float64.
+        The norm, shape (), float32, or float64 if a tensor is float64; inf where that dtype cannot
+        hold the norm.
 
     Raises:
         PolicyError: norm_type is not positive.
@@ -252,10 +254,13 @@ def _rescale(grads: Grads, total: Scalar, limit: Scalar | float) -> None:
 
 def _refuse_nonfinite(grads: Grads, total: Scalar, norm_type: float, asked: bool) -> None:
     if asked and not bool(grads.xp.isfinite(total)):
+        # The first two sentences are torch's, which tests and log filters look for.
         raise NonFiniteError(
-            f"The total norm of order {norm_type} is {float(total)}: a gradient holds inf or NaN; "
-            "nothing was changed. Find it with gradclip.torch.Clipper(model.named_parameters(), "
-            "...), or pass error_if_nonfinite=False"
+            f"The total norm of order {float(norm_type)} for gradients from `parameters` is "
+            "non-finite, so it cannot be clipped. To disable this error and scale the gradients by "
+            "the non-finite norm anyway, set `error_if_nonfinite=False`. "
+            f"The norm is {float(total)}: a gradient holds inf or NaN; nothing was changed. Find "
+            "that gradient with gradclip.torch.Clipper(model.named_parameters(), ...)"
         )
 
 
@@ -263,5 +268,6 @@ def _returned(total: Scalar, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
     kind = torch.float64 if grads.double else torch.float32
     if grads.host:
-        return torch.scalar_tensor(float(total), dtype=kind, device="cpu")
+        # In two steps: a norm beyond float32 becomes inf, and is not an error.
+        return torch.scalar_tensor(float(total), dtype=torch.float64, device="cpu").to(kind)
     return torch.as_tensor(total).to(kind)

@@ -7,7 +7,11 @@ after backward clips nothing.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import array_api_compat.torch as torch_xp
@@ -20,7 +24,7 @@ from ..arrays import Memory
 from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import init, run
-from ..errors import NonFiniteError
+from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.measure import combine
 from ..method.plan import plan
 from ..method.policy import AnyPolicy
@@ -30,10 +34,11 @@ from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import completed
 from .step.hooks import Args, Kwargs, uncompiled
 from .step.joined import join_results, result_of_scaling
-from .step.parameters import empty_like_units
+from .step.parameters import Parameters, empty_like_units
 from .step.parts import Part, looks_at_each_tensor, only_order, parts_of, refuse_twice
+from .step.recall import saved_memory, sound_tensor
 from .step.skip import keep_from_weights
-from .tally import Tally
+from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
 from .tensors.memory import alike, map_arrays
@@ -109,7 +114,6 @@ class InBackward:
         policy: what is applied.
         names: of all parameters.
         exact: whether each gradient becomes what clipping after backward would have made of it.
-        last: what the last whole backward did, over all optimizers that stepped in it.
         handles: what `detach` removes.
     """
 
@@ -127,12 +131,14 @@ class InBackward:
         flat = [pair for pairs in named for pair in pairs]
         refuse_twice(flat)
         self.names = tuple(name for name, _ in flat)
+        self._parameters = Parameters(flat)
         self._sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
         self._plan = plan(policy, self.names)
         self.exact = looks_at_each_tensor(self._plan)
         self._order = 2.0 if self.exact else only_order(self._plan, policy)
         self._parts = parts_of(named, self._plan if self.exact else ())
-        self.last: ClipResult | None = None
+        self._last: ClipResult | None = None
+        self._is_copy = False
         self._tally = Tally(max_skips, "backwards")
         self._memory: Memory = None
         self._factors: Tensor | None = None
@@ -146,7 +152,39 @@ class InBackward:
 
     def __repr__(self) -> str:
         """Return what it is for."""
-        return f"InBackward(<{len(self._parts)} optimizers>, {self.policy!r})"
+        copied = "; a copy, not attached" if self._is_copy else ""
+        return f"InBackward(<{len(self._parts)} optimizers>, {self.policy!r}{copied})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to set what would be ignored."""
+        if not name.startswith("_") and "handles" in self.__dict__:
+            remedy = "call detach(), and attach_in_backward again"
+            raise AttributeError(f"{name!r} of an InBackward cannot be set: {remedy}")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: it is in no optimizer's steps."""
+        return {
+            **self.__dict__,
+            "handles": [],
+            "_last": None,
+            "_is_copy": self._is_copy or bool(self.handles),
+            "_done": {},
+            "_parts": [replace(part, undo=ExitStack()) for part in self._parts],
+            "_tally": copy.deepcopy(self._tally),
+        }
+
+    @property
+    def last(self) -> ClipResult | None:
+        """What the last whole backward did, over all optimizers that stepped in it."""
+        if self._is_copy:
+            text = (
+                "this InBackward is a copy, and no optimizer's steps reach it: call "
+                "gradclip.torch.attach_in_backward with the copied optimizers, and "
+                "load_state_dict() what state_dict() of this copy returns"
+            )
+            warnings.warn(text, GradclipWarning, stacklevel=2)
+        return self._last
 
     @property
     def max_skips(self) -> int:
@@ -190,22 +228,54 @@ class InBackward:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned; the state is not mutated.
+        """Go on from what `state_dict` returned, with all of it or, after an error, with nothing.
+
+        Args:
+            state: not mutated.
 
         Raises:
-            PolicyError: it was made by another schema, another policy or other parameters.
+            PolicyError: it was made by another schema, another policy or other parameters, or an
+                entry is none that this policy could have left; names the entry.
         """
-        refuse_other_state(state, self.policy, self.names)
-        names = ("memory", "parts", "factors", "limit")
-        arrays = map_arrays({n: state[n] for n in names}, lambda array: array.clone())
-        parts = list(zip(self._parts, arrays["parts"], strict=True))
+        keys = ("memory", "parts", "factors", "limit")
+        refuse_other_state(state, self.policy, self.names, (*COUNTERS, *keys))
+        memory = saved_memory(state["memory"], () if self.exact else self._plan, self._parameters)
+        parts = state["parts"]
+        if not isinstance(parts, list) or len(parts) != len(self._parts):
+            remedy = f"give a list of {len(self._parts)}, as it was saved"
+            raise PolicyError.of("parts", parts, remedy)
+        found = [
+            saved_memory(saved, part.plan, self._parameters_of(part), f"parts[{i}]")
+            for i, (part, saved) in enumerate(zip(self._parts, parts, strict=True))
+        ]
+        factors, limit = self._saved_factors(state["factors"], state["limit"])
         self._tally.load_state_dict(state)
-        self._memory, self._factors, self._limit = (
-            arrays[name] for name in ("memory", "factors", "limit")
-        )
-        for part, memory in parts:
-            part.memory = memory
+        self._memory, self._factors, self._limit = memory, factors, limit
+        for part, saved in zip(self._parts, found, strict=True):
+            part.memory = saved
         self._done.clear()
+
+    def _parameters_of(self, part: Part) -> Parameters:
+        names = [self.names[member] for member in part.members]
+        return Parameters(list(zip(names, part.params, strict=True)))
+
+    def _saved_factors(
+        self, factors: object, limit: object
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return copies of the saved factors and of their limit; refuse what they never are."""
+        if factors is None and limit is None:
+            return None, None
+        one = torch.zeros((), dtype=torch.float64)
+        found = sound_tensor("factors", factors, one.expand(len(self.names)))
+        bound = sound_tensor("limit", limit, one)
+        unsound = found < 0
+        if self.nonfinite != "propagate":
+            unsound |= ~torch.isfinite(found)
+        if bool(unsound.any()):
+            raise PolicyError.of("factors", found, "a factor is a finite number >= 0")
+        if bool(bound < 0):
+            raise PolicyError.of("limit", bound, "a limit is never negative")
+        return found, bound
 
     def _hooks(self, index: int) -> tuple[Hook, Hook]:
         """Return what runs before and after the steps of one optimizer."""
@@ -283,12 +353,12 @@ class InBackward:
         if not self._done:
             return
         results = list(self._done.values())
-        self.last = join_results(results, self._order, self._limit)
+        self._last = join_results(results, self._order, self._limit)
         if not self.exact:
             self._look_back(results[0].total_norm.device)
         self._done.clear()
-        self._tally.count(self.last, host=self.last.skipped.device.type == "cpu")
-        self._tally.refuse_too_many(self.last, "the weights of the steps left out are untouched")
+        self._tally.count(self._last, host=self._last.skipped.device.type == "cpu")
+        self._tally.refuse_too_many(self._last, "the weights of the steps left out are untouched")
 
     def _look_back(self, device: torch.device) -> None:
         """Run the policy on the norms of this backward, which are all known now."""

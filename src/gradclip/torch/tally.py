@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from numbers import Integral
 
 from torch import Tensor
 
 from ..arrays import Flag, Scalar
 from ..engine.result import ClipResult
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, PolicyError
 
-__all__ = ["Tally", "blame"]
+__all__ = ["COUNTERS", "Tally", "blame"]
+
+COUNTERS = ("steps", "clipped", "skipped", "in_a_row")
+"""The keys of a saved tally."""
 
 
 class Tally:
@@ -66,6 +70,12 @@ class Tally:
         self._readable = not lost if host else self.steps % (self.max_skips + 1) == 0
         self._recent.append(result.total_norm)
 
+    def count_skip(self) -> None:
+        """Count a step, whose evaluations are counted, as a skip after all; reads the device."""
+        self._skipped = self.skipped + 1
+        self._in_a_row = int(self._in_a_row) + 1
+        self._readable = True
+
     def skips_in_a_row(self) -> int:
         """Return how many of the last steps were skipped; 0 if this is not the time to look.
 
@@ -100,10 +110,31 @@ class Tally:
             "in_a_row": int(self._in_a_row),
         }
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what `state_dict` returned; other keys are ignored."""
-        names = ("steps", "clipped", "skipped", "in_a_row")
-        self.steps, self._clipped, self._skipped, self._in_a_row = (int(state[n]) for n in names)
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state_dict` returned; other keys are ignored.
+
+        Raises:
+            PolicyError: a counter is no whole number, or more than what it is a part of.
+        """
+        whole = {name: _count(name, state.get(name)) for name in COUNTERS}
+        for part, total in (("clipped", "steps"), ("skipped", "steps"), ("in_a_row", "skipped")):
+            if whole[part] > whole[total]:
+                raise PolicyError.of(part, whole[part], f"{total} is only {whole[total]}")
+        self.steps, self._clipped, self._skipped, self._in_a_row = whole.values()
+        self._readable = False
+        self._recent.clear()
+
+    def allow(self, max_skips: int) -> None:
+        """Take another number of skips in a row from now on."""
+        self.max_skips = max_skips
+        self._recent = deque(self._recent, maxlen=max_skips + 1)
+
+
+def _count(name: str, value: object) -> int:
+    whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else -1
+    if not 0 <= whole <= 2**53:
+        raise PolicyError.of(name, value, "give a whole number from 0 to 2^53, as it was saved")
+    return whole
 
 
 def blame(result: ClipResult) -> str:

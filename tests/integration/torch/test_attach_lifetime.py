@@ -193,21 +193,23 @@ class _Strict(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("then", ["step", "detach", "new gradients"])
-def test_an_error_in_a_skipped_step_loses_no_gradient(then: str) -> None:
+def test_a_skipped_step_is_not_even_called(then: str) -> None:
     model = net()
     optimizer = _Strict(model.parameters())
     clipper = attach(optimizer, "norm:0.5")
     scripted_gradients(model, 0, float("nan"))
     before = snapshot(optimizer)
-    with pytest.raises(LookupError):
-        optimizer.step()
+    optimizer.step()
+    assert same(snapshot(optimizer), before)
     if then == "detach":
         clipper.detach()
         assert same(snapshot(optimizer), before)
-    elif then == "step":
-        with pytest.raises(LookupError):  # The same gradients, skipped once more.
+        optimizer.zero_grad()
+        with pytest.raises(LookupError):
             optimizer.step()
-        clipper.detach()
+    elif then == "step":
+        optimizer.step()  # The same gradients, skipped once more.
+        assert clipper.skipped == 2
         assert same(snapshot(optimizer), before)
     else:
         scripted_gradients(model, 1)
@@ -224,22 +226,31 @@ class _Twice(torch.optim.SGD):
         closure()
 
 
-def test_an_error_in_a_closure_after_a_skipped_evaluation_leaves_the_gradients() -> None:
+def test_an_error_in_a_closure_after_a_bad_evaluation_leaves_the_gradients() -> None:
     model = net()
     optimizer = _Twice(model.parameters(), lr=0.1)
-    attach(optimizer, "norm:0.5")
+    clipper = attach(optimizer, "norm:0.5")
     scripted_gradients(model, 0, float("nan"))
     before = snapshot(optimizer)
-    errors = iter([None, KeyError("no batch")])
+    calls = []
 
     def closure() -> None:
-        assert same(snapshot(optimizer), before)  # A closure sees the gradients, too.
+        assert same(snapshot(optimizer), before)
+        calls.append(1)
+
+    optimizer.step(closure)
+    assert len(calls) == 1  # A step that begins with a bad gradient is over then.
+    assert clipper.skipped == 1
+    errors = iter([None, KeyError("no batch")])
+
+    def second() -> None:
         if error := next(errors):
             raise error
+        scripted_gradients(model, 0)
 
     with pytest.raises(KeyError, match="no batch"):
-        optimizer.step(closure)
-    assert same(snapshot(optimizer), before)
+        optimizer.step(second)
+    assert same(snapshot(optimizer)["weights"], before["weights"])
 
 
 # ---- the warning at exit -------------------------------------------------------------------

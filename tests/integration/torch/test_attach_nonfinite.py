@@ -135,8 +135,6 @@ def test_lbfgs_leaves_the_weights() -> None:
     optimizer.step(closure)
     after = snapshot(optimizer)
     assert same(after["weights"], before["weights"])
-    evaluations = [s["state"]["state"][0].pop("func_evals") for s in (before, after)]
-    assert evaluations[1] == evaluations[0] + 1  # The one thing that it counts all the same.
     assert same(after["state"], before["state"])
     assert (clipper.steps - steps, clipper.skipped) == (1, 1)
     bad = None

@@ -429,18 +429,20 @@ def test_a_state_that_an_older_version_saved_is_read() -> None:
     clipper.load_state_dict(state)
     assert (clipper.steps, clipper.clipped, clipper.skipped) == (7, 3, 2)
     assert clipper.state_dict() == state
-    with pytest.raises(KeyError):
+    with pytest.raises(PolicyError, match=r"these keys are missing: \['memory'\]"):
         clipper.load_state_dict({k: v for k, v in state.items() if k != "memory"} | {"steps": 9})
     assert clipper.steps == 7  # What cannot be read changes nothing.
 
 
-def test_other_parameters_are_refused_once_something_is_remembered(running: Policy) -> None:
+def test_what_is_remembered_of_a_parameter_follows_it(running: Policy) -> None:
     clipper, params = _fresh(running)
-    clipper.rebind([("a", params[0]), ("b", params[1])])
-    _train(clipper, params, list(_steps())[:1])
-    with pytest.raises(PolicyError, match=r"params=\['b', 'c'\] .* make a new Clipper"):
-        clipper.rebind([("a", params[0]), ("c", params[1])])
-    assert clipper.names == ("a", "b")
+    _train(clipper, params, list(_steps())[:3])
+    a, b = clipper.state_dict()["memory"][0][0]["sum"].tolist()
+    clipper.rebind([("new", _param(1.0)), ("b", params[1]), ("a", params[0])])
+    assert clipper.names == ("new", "b", "a")
+    memory = clipper.state_dict()["memory"][0][0]
+    assert memory["sum"].tolist() == [0, b, a]
+    assert memory["count"].tolist() == [0, 3, 3]
 
 
 # ---- a loss scaler's gradients -------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...arrays import Namespace, Norms, Scalar
 from ...errors import PolicyError
 from ...method.measure import combine
+from ..tensors.units import split
 from . import placements as shards
 from .reduce import Group, Powers, all_reduce, norms_over
 
@@ -161,8 +162,8 @@ class Layout:
 
     def units(self, member: int, axis: int | None) -> int:
         """Return how many units the whole parameter has."""
-        shape = self.pieces[member].shape
-        return 1 if len(shape) < 2 else shape[axis or 0]
+        piece = self.pieces[member]
+        return split(piece.shape, axis, piece.name)[0]
 
     def _agree(self) -> None:
         """Compare, once, the lists of parameters: sums of different ones would be nonsense."""

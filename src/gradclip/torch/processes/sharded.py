@@ -20,7 +20,7 @@ from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, S
 from ...engine.backend import Change, ClampTo, Decompose, Measured, Relative, Spectrum, Units
 from ...errors import PolicyError
 from ...method.threshold import Limits
-from ..tensors.gradients import Gradients
+from ..tensors.gradients import Gradients, floats, one_value
 from ..tensors.norms import decomposed
 from . import placements as shards
 from .exchange import over_all
@@ -123,8 +123,8 @@ class Sharded:
             loss: of this process, or None.
         """
         if not self._layout.groups:
-            return loss
-        value = torch.as_tensor(0.0 if loss is None else loss).reshape(()).double()
+            return self._inner.mean_loss(loss)
+        value = one_value("loss", torch.as_tensor(0.0 if loss is None else loss))
         known = value.new_tensor(float(loss is not None))
         both = torch.stack([value.to(self.device), known.to(self.device)])
         total, count = self._layout.anywhere(both)
@@ -132,7 +132,7 @@ class Sharded:
 
     def weights(self) -> Sharded:
         """Return the parameters themselves, as something to measure."""
-        return Sharded(self._owners, self._owners, self._layout)
+        return Sharded([floats(owner) for owner in self._owners], self._owners, self._layout)
 
     def array(self, values: list[float]) -> Array:
         """Return numbers where the decisions are made."""

@@ -41,7 +41,9 @@ def watch(session: Session) -> ExitStack:
     Nothing that is computed changes. Under `torch.compile` the wrappers look away.
     """
     undo = ExitStack()
-    undo.callback(register_optimizer_step_pre_hook(uncompiled(session.on_step)).remove)
+    on_step = uncompiled(session.on_step)
+    vars(on_step)["only_looks"] = True
+    undo.callback(register_optimizer_step_pre_hook(on_step).remove)
     _watch_backward(session, undo)
     _watch_scaler(session, undo)
     for name, limit in _CLIPPING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ...engine.saved import refuse_other_keys
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ...method.read import is_written
@@ -19,26 +20,31 @@ def describe_state(policy: AnyPolicy, names: Sequence[str]) -> dict[str, object]
 
 
 def refuse_other_state(
-    state: Mapping[str, object], policy: AnyPolicy, names: Sequence[str]
+    state: object, policy: AnyPolicy, names: Sequence[str], keys: Sequence[str]
 ) -> None:
     """Refuse a state of another schema, another policy or other parameters.
 
     Args:
-        state: a saved state; not mutated.
+        state: whatever was saved; not mutated.
         policy: the policy that would go on from it.
         names: the parameters' names, in their order.
+        keys: the keys of the state that tell what is remembered.
 
     Raises:
         PolicyError: names the key that differs.
     """
-    schema, saved = state.get("schema"), state.get("policy")
-    if schema != _SCHEMA:
+    schema = state.get("schema") if isinstance(state, Mapping) else _SCHEMA
+    if type(schema) is not int or schema != _SCHEMA:
         raise PolicyError.of("schema", schema, f"this version reads schema {_SCHEMA}")
-    if not is_written(policy, saved):
+    refuse_other_keys("state", state, (*describe_state(policy, names), *keys))
+    assert isinstance(state, Mapping)
+    saved, given = state["policy"], state["names"]
+    if not isinstance(saved, str) or not is_written(policy, saved):
         remedy = f"this clipper's policy is {str(policy)!r}: make it with the saved one"
         raise PolicyError.of("policy", saved, remedy)
-    given = state["names"]
-    found = list(given) if isinstance(given, (list, tuple)) else []
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(name, str) for name in found):
+        raise PolicyError.of("names", given, "give a list of names, as it was saved")
     if found != list(names):
         changed = sorted(set(found) ^ set(names)) or ["the order of the names"]
         remedy = "the saved parameters are others than this clipper's: rebuild it with them"

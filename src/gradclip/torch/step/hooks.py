@@ -13,41 +13,46 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from operator import is_
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+from ...errors import PolicyError
 from ..clipper import Clipper
-from .fused import Fold, refusal, refusal_of_gradients, zero_momentum
+from .classes import ready_level, run_hooks_in
+from .decision import Decision
+from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
+from .gate import Args, Gate, Kwargs, LeaveOut, uncompiled
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
 from .skip import keep_from_weights
+from .whole import Whole
 
 __all__ = ["Args", "Kwargs", "StepHooks", "uncompiled"]
 
 Named: TypeAlias = list[tuple[str, Tensor]]
-Args: TypeAlias = tuple[Any, ...]
-Kwargs: TypeAlias = dict[str, Any]
-Hook = TypeVar("Hook", bound=Callable[..., object])
 
 # Descriptions, not clippers: these outlive the clipper, which must not live on for them.
 _unseen: Counter[str] = Counter()
 
 
 class StepHooks:
-    """Clips an optimizer's gradients before each step, and keeps skipped steps from its weights.
+    """Clips an optimizer's gradients before each step, and leaves steps out that are to be skipped.
 
     Where the optimizer can apply the clip factor, it gets the factor (see `fused`).
 
-    In a compiled step the hooks run as they are. What is changed for the length of one step is
-    undone by `_undo`: after the step, before a closure makes new gradients, and, if the step
-    raised, at the next one or at `remove`.
+    A gate stands before the optimizer's `step`. Behind the gate the hooks do what has to wait
+    until the gradients are there: until a closure returns, until hooks of others have run, until
+    the optimizer's class has changed them (see `classes`). In a compiled step gate and hooks run
+    as they are. What is changed for the length of one step is undone by `_undo`.
 
     Args:
         clipper: clips; its parameters are the optimizer's. It gets these hooks as its attachment.
-        optimizer: whose steps these will be; gets two hooks. It is not kept, so that it can be
-            freed.
+        optimizer: whose steps these will be; gets two hooks and a gate. It is not kept, so that it
+            can be freed.
         named: returns the optimizer's named parameters, which may have become more.
         on: "gradient", or "update": what the step did to the parameters is clipped after it.
 
@@ -71,8 +76,13 @@ class StepHooks:
         self._undo = ExitStack()
         self._leftover: LeftoverScale | None = None
         self._clipped: GradVersions | None = None
+        self._now: Step | None = None
+        self._nested = 0
+        run_hooks_in(type(optimizer))
+        self._level = ready_level(type(optimizer))
         self._before = optimizer.register_step_pre_hook(uncompiled(self.before))
         self._after = optimizer.register_step_post_hook(uncompiled(self.after))
+        self._gate = Gate(optimizer, self)
         self._waiting: str | None = repr(clipper)
         _unseen[self._waiting] += 1
         self.scaled_because: str | None = None
@@ -83,16 +93,21 @@ class StepHooks:
         self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs] | None:
         """Clip now, or, where a closure makes the gradients, each time it returns."""
+        step = self._now
         self._stop_waiting()
-        if self._leftover is not None:
-            clear_leftovers(optimizer, self._leftover)
-            self._leftover = None
+        if step is None:  # Somebody calls the class's step, and not the optimizer's.
+            self._clear(optimizer)
+        else:
+            step.depth += 1
+            if step.depth <= self._level or (step.is_done and step.depth == 1):
+                return None
+            if step.depth == self._level + 1:
+                step.was_reached = True
         if self._on == "update":
-            self._follow(optimizer)
-            self._weights = [p.detach().clone() for p in self._clipper.params]
+            self._keep_weights()
             return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):
+        closure = _closure(args, kwargs)
+        if closure is None:
             self._clip(optimizer)
             return None
 
@@ -100,7 +115,7 @@ class StepHooks:
         def clipped_closure(*inner: object, **named: object) -> object:
             self._undo.close()
             loss = closure(*inner, **named)
-            self._clip(optimizer)
+            self._clip(optimizer, loss)
             return loss
 
         if len(args) > 1:
@@ -108,10 +123,13 @@ class StepHooks:
         return args, {**kwargs, "closure": clipped_closure}
 
     def after(self, _optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
-        """Undo what was for this step only; clip the update, if that is what is clipped."""
-        if self._weights is not None:
-            self._clipper.clip_updates_(self._weights)
-            self._weights = None
+        """End a step that did not come through the gate, which else does this."""
+        if self._now is not None:
+            self._now.depth -= 1
+            if self._now.depth == 0:  # A hook of somebody else finds all as it was.
+                self._undo.close()
+            return
+        self._clip_update()
         self._undo.close()
         self._clipped = self._leftover = None
 
@@ -128,29 +146,186 @@ class StepHooks:
         """Let go of the optimizer; `Clipper.detach` calls this."""
         self._before.remove()
         self._after.remove()
+        self._gate.remove()
         self._stop_waiting()
         self._undo.close()
         self._clipped = None
 
-    @torch.no_grad()
-    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
-        # A subclass's step() that calls its parent's runs the hooks twice in one step.
-        if self._clipped is not None and self._clipped.same(GradVersions.of(self._clipper.params)):
+    def begin(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> bool:
+        """At the gate, before the step is called: clip, where that can be done now.
+
+        Returns:
+            Whether this is a step of its own, of an optimizer that is still attached.
+
+        Raises:
+            LeaveOut: the step is to be skipped.
+        """
+        if self._now is not None:
+            self._nested += 1
+            return False
+        _tell_onlookers(optimizer, args, kwargs)
+        if self._clipper.attachment is not self:
+            self._nested += 1
+            return False
+        self._now = step = Step(_closure((self, *args), kwargs))
+        self._stop_waiting()
+        self._clear(optimizer)
+        if self._may_need_whole(optimizer, step):
+            step.whole = Whole(optimizer)
+        if step.closure is None and self._on == "gradient" and self._level == 0:
+            self._clip_before_the_call(optimizer, step)
+        return True
+
+    def check(self, optimizer: torch.optim.Optimizer, value: object) -> None:
+        """At the gate, after the step: clip the update, or see what came of the evaluations.
+
+        Raises:
+            LeaveOut: the step is to be skipped after all.
+        """
+        if self._now is None:  # Detached by the step itself.
             return
+        if self._on == "update":
+            self._clip_update()
+        else:
+            self._look_back(optimizer, self._now, value)
+        self._leftover = None
+
+    def put_back(self) -> None:
+        """At the gate: undo what the step has done already."""
+        if self._now is not None and self._now.whole is not None:
+            self._now.whole.put_back()
+
+    def end(self, optimizer: torch.optim.Optimizer) -> None:
+        """At the gate, however the step ended: undo what was for this step only."""
+        if self._nested:
+            self._nested -= 1
+            return
+        self._now = self._weights = self._clipped = None
+        self._undo.close()
+        if self._leftover is not None:  # What is there now is what a step that raised leaves.
+            self._leftover = LeftoverScale.on(optimizer, self._leftover.base)
+
+    def _clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clear what a step that raised may have left, and follow the optimizer."""
+        if self._leftover is not None:
+            clear_leftovers(optimizer, self._leftover)
+            self._leftover = None
+        self._undo.close()
+        if self._on == "update":
+            self._follow(optimizer)
+
+    def _may_need_whole(self, optimizer: torch.optim.Optimizer, step: Step) -> bool:
+        """Whether something may have changed by the time at which the step is to be left out."""
+        if not self._clipper.may_skip:
+            return False
+        late = step.closure is not None and not _asks_first(optimizer)
+        return late or self._level > 0 or self._on == "update"
+
+    def _clip_before_the_call(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        """Clip at the gate; if others may change the gradients yet, only leave out what is bad."""
+        if self._gate.is_direct and not self._others_come_first(optimizer):
+            self._clip(optimizer)
+            step.is_done = True
+        elif self._gate.is_direct and self._clipper.may_skip:
+            self._leave_out_early(optimizer)
+
+    def _others_come_first(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether hooks of others run before ours, and may change the gradients."""
+        first = next(iter(optimizer._optimizer_step_pre_hooks), self._before.id)
+        return first != self._before.id or any(
+            not getattr(hook, "only_looks", False) for hook in _global_optimizer_pre_hooks.values()
+        )
+
+    @torch.no_grad()
+    def _leave_out_early(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the step out if that can be said before the hooks of others have run."""
+        self._follow(optimizer)
+        scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
+        grads = self._clipper.gradients()
+        if not grads.host and honours_found_inf(optimizer):
+            return
+        decision = self._clipper.look(grads, scale=scale, overflow=overflow)
+        if bool(decision.result.skipped):
+            self._clipper.finish(decision)
+            raise LeaveOut
+
+    def _look_back(self, optimizer: torch.optim.Optimizer, step: Step, value: object) -> None:
+        """After a step: leave the whole of the step out after all, if an evaluation spoilt it.
+
+        Raises:
+            PolicyError: the step went by the clipper.
+        """
+        if self._level and not step.was_reached:
+            kind = type(optimizer).__name__
+            remedy = (
+                "its step() did not call its parent's, where the gradients would have been "
+                "clipped: clip with a Clipper, inside of that step()"
+            )
+            raise PolicyError.of("optimizer", kind, remedy)
+        if step.whole is None or not step.passed:
+            return
+        if step.last_refused or step.whole.is_spoilt():
+            self._clipper.skip_whole()
+            raise LeaveOut(value)
+
+    def _keep_weights(self) -> None:
+        if self._weights is None:
+            self._weights = [p.detach().clone() for p in self._clipper.params]
+
+    def _clip_update(self) -> None:
+        """Clip what the step did, if that is what is clipped."""
+        if self._weights is None:
+            return
+        before, self._weights = self._weights, None
+        result = self._clipper.clip_updates_(before)
+        if self._now is not None and self._now.whole is not None and bool(result.skipped):
+            raise LeaveOut
+
+    @torch.no_grad()
+    def _clip(self, optimizer: torch.optim.Optimizer, loss: object = None) -> None:
+        if self._clipped is not None:
+            # A subclass's step() that calls its parent's runs the hooks twice in one step.
+            if self._clipped.same(GradVersions.of(self._clipper.params)):
+                return
+            self._refuse_a_change(optimizer)
         self._undo.close()
         self._follow(optimizer)
         self.refresh(optimizer)
-        divides = self.scaled_because is None
         scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
+        self._leftover = None
         try:
-            self._clip_scaled(optimizer, scale, overflow)
-        finally:
-            if divides:
-                base = None if overflow is not None else scale
-                self._leftover = LeftoverScale.on(optimizer, base)
+            self._clip_scaled(optimizer, scale, overflow, loss)
+        except LeaveOut:  # As after a step: a scaler takes off what it has put there.
+            raise
+        except BaseException:
+            self._leave(optimizer, scale, overflow)
+            raise
+        self._leave(optimizer, scale, overflow)
+
+    def _leave(
+        self, optimizer: torch.optim.Optimizer, scale: Tensor | None, overflow: Tensor | None
+    ) -> None:
+        """Note what the optimizer is left with, should the step raise."""
+        base = None if overflow is not None else scale
+        self._leftover = LeftoverScale.on(optimizer, base)
+
+    def _refuse_a_change(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse to clip twice in one step: the gradients were changed after they were clipped."""
+        step = self._now
+        if step is None or step.closure is not None or step.depth < 2:
+            return
+        remedy = (
+            "its step() changes the gradients after they were clipped, before it calls its "
+            "parent's: clip with a Clipper, inside of that step()"
+        )
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
     def _clip_scaled(
-        self, optimizer: torch.optim.Optimizer, scale: Tensor | None, overflow: Tensor | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        scale: Tensor | None,
+        overflow: Tensor | None,
+        loss: object,
     ) -> None:
         """Clip gradients that may be scaled, and give the optimizer what it needs to do its part.
 
@@ -158,23 +333,31 @@ class StepHooks:
             optimizer: about to step; mutated until `_undo` is closed.
             scale: its `grad_scale`, which a GradScaler or the user has set.
             overflow: its `found_inf`, which a GradScaler has set.
+            loss: what the closure has returned, if there is one.
         """
         clipper = self._clipper
         grads = clipper.gradients()
         if self.scaled_because is None:
             self.scaled_because = refusal_of_gradients(grads)
         divide = self.scaled_because is not None
-        decision = clipper.decide(grads, scale=scale, overflow=overflow, divide=divide)
+        value = loss if _is_number(loss) else None
+        decision = clipper.decide(grads, loss=value, scale=scale, overflow=overflow, divide=divide)
+        on_device = not grads.host and honours_found_inf(optimizer)
+        at_gate = clipper.may_skip and not on_device and self._now is not None
+        if at_gate and self._now is not None:
+            decision = self._pass_if_on_the_way(self._now, decision)
         fold = None if divide else Fold.of(decision.factors, scale)
         if fold is None:
             decision.apply()
             if not divide:
                 self.scaled_because = "float32 cannot hold the factor"
         result = clipper.finish(decision, folded=fold is not None)
+        if at_gate and bool(result.skipped):  # Waits for an accelerator: there is no other way.
+            raise LeaveOut(loss)
         divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
         if divisor is not scale:
             set_for_step(self._undo, optimizer, "grad_scale", divisor)
-        if clipper.may_skip:
+        if clipper.may_skip and not at_gate:
             keep_from_weights(
                 self._undo,
                 optimizer,
@@ -183,10 +366,28 @@ class StepHooks:
                 host=grads.host,
                 overflow=overflow,
             )
-        elif overflow is not None and not clipper.measures_only:
+        elif overflow is not None and not clipper.may_skip and not clipper.measures_only:
             zero_momentum(optimizer)  # The scaler may skip the first step.
         # With the factor given away, gradients that are seen again are not clipped ones.
         self._clipped = GradVersions.of(clipper.params) if fold is None else None
+
+    def _pass_if_on_the_way(self, step: Step, decision: Decision) -> Decision:
+        """Let an evaluation through that is to be skipped, if the closure was called before.
+
+        What a line search makes of a bad point is its own business: it steps back. `_look_back`
+        sees what came of that.
+        """
+        if step.closure is None:
+            return decision
+        first, step.evaluations = step.evaluations == 0, step.evaluations + 1
+        step.last_refused = False
+        result = decision.result
+        if first or self._clipper.nonfinite == "raise" or not bool(result.skipped):
+            return decision
+        step.passed = True
+        step.last_refused = not result.nonfinite and bool(torch.isfinite(result.total_norm))
+        unskipped = replace(result, skipped=torch.zeros_like(result.skipped))
+        return decision._replace(result=unskipped, lost=True)
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Notice parameters that were added to the optimizer since the last step."""
@@ -201,9 +402,54 @@ class StepHooks:
             self._waiting = None
 
 
-def uncompiled(hook: Hook) -> Hook:
-    """Return the hook so that a compiled step runs it as it is."""
-    return torch.compiler.disable(hook)  # type: ignore[return-value]
+@dataclass
+class Step:
+    """One step that came through the gate.
+
+    Attributes:
+        closure: what makes the gradients; None if they are there.
+        whole: all that the step may change, as it was before; None where nothing changes before
+            the step may have to be left out.
+        depth: how many `step` methods, of the class and of its parents, are running.
+        is_done: whether the gradients were clipped at the gate.
+        was_reached: whether the parent's step was, in which the gradients are ready.
+        evaluations: how often the closure has returned.
+        passed: whether an evaluation that is to be skipped was let through.
+        last_refused: whether that was the last one, by a rule and not for inf or NaN.
+    """
+
+    closure: Callable[..., object] | None
+    whole: Whole | None = None
+    depth: int = 0
+    is_done: bool = False
+    was_reached: bool = False
+    evaluations: int = 0
+    passed: bool = False
+    last_refused: bool = False
+
+
+def _closure(args: Args, kwargs: Kwargs) -> Callable[..., object] | None:
+    """Return the closure in the arguments of a step, the optimizer being the first of them."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    return closure if callable(closure) else None
+
+
+def _asks_first(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step calls its closure once, before it changes anything, as most of torch's."""
+    kind = type(optimizer)
+    return kind.step.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS
+
+
+def _is_number(loss: object) -> TypeGuard[Tensor | float]:
+    """Whether what a closure returned can be the loss of the step."""
+    return isinstance(loss, (int, float)) or (isinstance(loss, Tensor) and loss.numel() == 1)
+
+
+def _tell_onlookers(optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
+    """Show the step to the hooks of `gradclip run`, which must see the steps left out, too."""
+    for hook in list(_global_optimizer_pre_hooks.values()):
+        if getattr(hook, "only_looks", False):
+            hook(optimizer, (optimizer, *args), kwargs)
 
 
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:

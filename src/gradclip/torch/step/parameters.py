@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from operator import ne
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class Parameters:
         names: one for each parameter; a parameter without a name has its number.
         tensors: the parameters; one that only other processes have is on the device "meta".
         layout: how the parameters lie on the processes; None if all of them are whole and here.
+        forms: the shape, dtype and device that each had when this was made.
 
     Raises:
         PolicyError: there are none, or something else was given.
@@ -44,6 +47,21 @@ class Parameters:
             names, tensors = _of_the_model(self.layout, tensors)
         self.names, self.tensors = names, tensors
         self._absent = () if self.layout else tuple(map(empty_like_units, tensors))
+        self.forms = tuple(map(_form, tensors))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameters:
+        """Return the copies of the parameters; the processes are the same."""
+        copied = object.__new__(Parameters)
+        copied.__dict__.update(self.__dict__)
+        copied.tensors = copy.deepcopy(self.tensors, memo)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process can read."""
+        if self.layout is not None:
+            remedy = "it belongs to the processes of this run: save its state_dict() instead"
+            raise PolicyError.of("clipper", "a clipper of sharded parameters", remedy)
+        return self.__dict__
 
     def gradients(self) -> Grads:
         """Return the gradients that there are now; they are views, not copies."""
@@ -62,12 +80,36 @@ class Parameters:
             return updates, Gradients(updates, self.names, before)
         return updates, Sharded(updates, before, self.layout)
 
+    def changed_form(self) -> bool:
+        """Return whether a parameter has another shape, dtype or device than it had."""
+        return any(map(ne, map(_form, self.tensors), self.forms))
+
+    def shapes(self) -> Grads:
+        """Return gradients of all parameters, for what only wants their shapes."""
+        if self.layout is not None:
+            zeros = [None if p.is_meta else torch.zeros_like(p) for p in self.tensors]
+            return Sharded(zeros, self.tensors, self.layout).unexchanged()
+        nothing = [torch.empty(form.shape, dtype=form.dtype, device="meta") for form in self.forms]
+        return Gradients(nothing, self.names, self.tensors)
+
     def zeros(self) -> Sharded | None:
         """Return gradients of zeros, for what only wants shapes; None without a layout."""
         if self.layout is None:
             return None
         zeros = [torch.zeros_like(p) if p.requires_grad else None for p in self.tensors]
         return Sharded(zeros, self.tensors, self.layout)
+
+
+class Form(NamedTuple):
+    """What the memory of a parameter's values must be like."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _form(param: Tensor) -> Form:
+    return Form(param.shape, param.dtype, param.device)
 
 
 def empty_like_units(param: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...method.threshold import Limits
 from .gather import PLAIN
 
-__all__ = ["as_pair", "device_scale", "multiply", "stored"]
+__all__ = ["as_pair", "device_scale", "enlarge", "multiply", "stored"]
 
 
 def device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
@@ -24,8 +24,9 @@ def device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
         # The grouped kernel wants its factor in the gradients' type; a half is too coarse.
         double = dtype in (torch.float64, torch.complex128)
         precise = torch.float64 if double else torch.float32
-        local = factors.to(place, precise)
-        if any(type(t) not in PLAIN for t in group) or dtype.itemsize == 1:
+        # A factor beyond float32 would make a finite gradient inf.
+        local = _held(factors, precise).to(place, precise)
+        if any(type(t) not in PLAIN for t in group):
             for i, tensor in zip(members, group, strict=True):
                 multiply(tensor, local if local.ndim == 0 else local[i])
         elif local.ndim == 0:
@@ -34,20 +35,36 @@ def device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
             torch._foreach_mul_(group, [local[i] for i in members])  # pyright: ignore[reportPrivateImportUsage]
 
 
+def _held(factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return factors that the dtype can hold; NaN stays NaN."""
+    wide, narrow = torch.finfo(factors.dtype), torch.finfo(dtype)
+    return factors.clamp(max=narrow.max) if narrow.max < wide.max else factors
+
+
 def multiply(tensor: Tensor, factor: float | Tensor) -> None:
     """Multiply in place, by one factor or by one for each value along some axes."""
     if isinstance(factor, Tensor) and factor.ndim:
         tensor.copy_(tensor * factor)
-    elif tensor.dtype.itemsize == 1:
-        tensor.copy_(tensor.float() * factor)
     else:
         tensor.mul_(factor)
 
 
+def enlarge(tensor: Tensor, factor: float | Tensor) -> None:
+    """Multiply in place; what is finite stays so: the largest value of the dtype at most."""
+    parts = torch.view_as_real(tensor.resolve_conj()) if tensor.dtype.is_complex else tensor
+    if isinstance(factor, Tensor) and factor.ndim and tensor.dtype.is_complex:
+        factor = factor[..., None]
+    product = (parts.double() * factor).to(parts.dtype)
+    over = torch.isfinite(parts) & torch.isinf(product)
+    most = torch.finfo(parts.dtype).max
+    product = torch.where(over, torch.copysign(torch.full_like(product, most), product), product)
+    tensor.copy_(torch.view_as_complex(product) if tensor.dtype.is_complex else product)
+
+
 def stored(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
-    new, info = value.to(dtype), torch.finfo(dtype)
-    return torch.where(torch.isfinite(value), new.clamp(info.min, info.max), new)
+    most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max)
+    return torch.where(torch.isfinite(value), value.clamp(-most, most), value).to(dtype)
 
 
 def as_pair(limits: Limits) -> tuple[float, float]:

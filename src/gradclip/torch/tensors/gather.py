@@ -23,6 +23,7 @@ DTYPES = {
 }
 PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = frozenset(PLAIN)
+_ITEMSIZES = np.asarray([dtype.itemsize for dtype in kernel.DType], np.uint64)
 
 
 def with_gradients(params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
@@ -37,16 +38,18 @@ def with_gradients(params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Ten
 def runs(tensors: Sequence[Tensor]) -> kernel.Buffers | None:
     """Return the tensors' memory, if the kernel can take each as one flat run of values.
 
-    Two tensors that begin at the same address are not taken: they may be one, listed twice.
+    Tensors that share memory are not taken: they may be one, listed twice.
     """
     if not _KINDS.issuperset(map(type, tensors)):
         return None
     memory = kernel.gather(tensors, Tensor)
     if memory is None:
         return None
-    full = memory.sizes.all()
-    starts = np.sort(memory.pointers if full else memory.pointers[memory.sizes > 0])
-    return None if (starts[1:] == starts[:-1]).any() else memory
+    used = memory.sizes > 0
+    starts = memory.pointers[used]
+    ends = starts + memory.sizes[used].astype(np.uint64) * _ITEMSIZES[memory.dtypes[used]]
+    order = np.argsort(starts)
+    return None if (starts[order][1:] < ends[order][:-1]).any() else memory
 
 
 def is_run(tensor: Tensor) -> bool:

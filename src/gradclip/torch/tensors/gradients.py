@@ -25,11 +25,13 @@ from ...errors import PolicyError
 from ...method.response import Clamp
 from ...method.threshold import Limits
 from . import units
-from .apply import as_pair, device_scale, multiply, stored
+from .apply import as_pair, device_scale, enlarge, multiply, stored
 from .gather import PLAIN, buffers, is_run, runs
-from .norms import comparable, cosine, decomposed, device_norms, host_norm, widest
+from .norms import cosine, decomposed, device_norms, host_norm, widest
+from .overlap import overlaps_itself, sharing
+from .standin import Narrow, StandIn, Table, set_apart
 
-__all__ = ["Gradients", "Owner"]
+__all__ = ["Gradients", "Owner", "floats", "one_value"]
 
 # Outside of these norms squares leave float64; the kernel's clamp does not scale them.
 _SMALL, _LARGE = 1e-75, 1e75
@@ -58,8 +60,11 @@ class Gradients:
         tensors: the gradients; mutated by `scale`, `scale_units` and `edit`.
         names: one name for each.
         owners: the parameters whose `.grad` these are; a gradient that cannot be written in
-            place (overlapping memory, uncoalesced) is replaced in its owner when it changes.
+            place (memory that is shared, uncoalesced) is replaced in its owner when it changes.
         present: which of the tensors are gradients; by default all.
+
+    Raises:
+        PolicyError: a gradient does not hold floats.
 
     Attributes:
         apart: whether the tensors are known to share no memory.
@@ -79,6 +84,8 @@ class Gradients:
         self._owners = owners
         self._given = tensors
         self._replaced: dict[int, Tensor] = {}
+        self._stand_ins: dict[int, StandIn] = {}
+        self._sparse: dict[int, Tensor] = {}
         self._divisor: Scalar | None = None
         compiling = torch.compiler.is_compiling()
         usable = not compiling and kernel.available()
@@ -89,17 +96,21 @@ class Gradients:
             self.host, self._tensors, self._buffers = True, list(tensors), memory
             self._native, self._rest = list(range(len(tensors))), []
         else:
-            self._tensors = [self._writable(i, t) for i, t in enumerate(tensors)]
+            self._tensors = self._writable(tensors, compiling)
             self.host = not compiling and all(
                 type(t) in PLAIN and t.device.type == "cpu" for t in self._tensors
             )
-            usable = usable and self.host
-            self._native = [i for i, t in enumerate(self._tensors) if usable and is_run(t)]
-            self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
-            mine = [self._tensors[i] for i in self._native]
-            self._buffers = buffers(mine) if mine else None
+            self._divide(usable and self.host)
+        self._usable = usable and self.host
         self.xp: Namespace = np if self.host else torch_xp
         self._helped = False
+
+    def _divide(self, usable: bool) -> None:
+        """Say which tensors the kernel reads, and which are torch's to read."""
+        self._native = [i for i, t in enumerate(self._tensors) if usable and is_run(t)]
+        self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
+        mine = [self._tensors[i] for i in self._native]
+        self._buffers = buffers(mine) if mine else None
 
     @property
     def double(self) -> bool:
@@ -123,13 +134,13 @@ class Gradients:
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """The gradients, dense."""
+        """The gradients, or what is worked on in their place; of a sparse one its values."""
         return self._tensors
 
     @property
     def has_replacements(self) -> bool:
         """Whether a gradient cannot be written where it is, and will be replaced if it changes."""
-        return bool(self._replaced)
+        return bool(self._replaced or self._stand_ins)
 
     @property
     def sizes(self) -> Sizes:
@@ -138,13 +149,16 @@ class Gradients:
         return self.array([float(t.numel()) for t in self._given])
 
     def mean_loss(self, loss: Tensor | float | None) -> Tensor | float | None:
-        """Return the loss of the step as it is: there is one process."""
-        return loss
+        """Return the loss of the step, from any float dtype, where the decisions are made."""
+        if loss is None or not isinstance(loss, Tensor):
+            return loss
+        value = one_value("loss", loss)
+        return float(value) if self.host else value.to(self.device, widest(self.device))
 
     def weights(self) -> Gradients:
         """Return the parameters themselves, as something to measure."""
         assert self._owners is not None
-        return Gradients([owner.detach() for owner in self._owners], self.names)
+        return Gradients([floats(owner.detach()) for owner in self._owners], self.names)
 
     def measure(self, order: float) -> Measured:
         """Return the p-norm of every gradient, and which there are."""
@@ -178,12 +192,13 @@ class Gradients:
 
     def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
         """Return each unit's norm and number of values, and how many units each member has."""
-        shapes = [units.split(self._tensors[i], axis) for i in members]
+        self._spread(members)
+        shapes = [self._split(i, axis) for i in members]
         counts = [count for count, _ in shapes]
         sizes = np.repeat([float(size) for _, size in shapes], counts)
-        wide = widest(self.device)
         if not self.host:
-            parts = [units.norms(self._tensors[i], order, axis, wide) for i in members]
+            wide = widest(self.device)
+            parts = [self._norms_of_units(i, order, axis) for i in members]
             parts = [self.array([]), *(part.to(self.device, wide) for part in parts)]
             found = torch.cat(parts), self.array(sizes.tolist())
             return Units(*found, counts, self._present)
@@ -196,8 +211,23 @@ class Gradients:
             norms[np.repeat(mine, counts)] = measure(memory, self._threads)
         for place, i, own in zip(_slices(counts), members, mine, strict=True):
             if not own:
-                norms[place] = units.norms(self._tensors[i], order, axis, wide).numpy()
+                norms[place] = self._norms_of_units(i, order, axis).numpy()
         return Units(norms, sizes, counts, self._present)
+
+    def _split(self, member: int, axis: int | None) -> tuple[int, int]:
+        """Return a member's units, and how many values each has; none of a missing gradient."""
+        if self._present[member]:
+            return units.split(self._tensors[member].shape, axis, self.names[member])
+        shape = self._tensors[member].shape
+        if self._owners is not None:
+            shape = self._owners[member].detach().shape
+        return units.split(shape, axis, self.names[member])[0], 0
+
+    def _norms_of_units(self, member: int, order: float, axis: int | None) -> Tensor:
+        """Return the p-norm of each unit of one member by torch, shape (units,)."""
+        if self._present[member]:
+            return units.norms(self._tensors[member], order, axis, widest(self.device))
+        return torch.zeros(self._split(member, axis)[0], dtype=widest(self.device))
 
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units: from (units,) to (members,)."""
@@ -216,8 +246,11 @@ class Gradients:
         self._install()
         if not self.host:
             device_scale(self._tensors, factors)
+            self._give_back(range(len(self._tensors)))
             return
         each = np.broadcast_to(factors, (len(self._tensors),))
+        if np.any(each > 1):
+            each = self._without_overflow(each)
         if self._buffers:
             mine = each[self._native] if self._rest else each
             kernel.scale(self._buffers, mine, self._threads)
@@ -225,29 +258,64 @@ class Gradients:
         for i in self._rest:
             if each[i] != 1:
                 multiply(self._tensors[i], float(each[i]))
+        self._give_back(range(len(self._tensors)))
+
+    def _without_overflow(self, factors: Factors) -> Factors:
+        """Apply the factors that take a finite value beyond its dtype; return the others."""
+        left = factors.copy()
+        for i in np.flatnonzero(factors > 1).tolist():
+            if self._overflows(i, float(factors[i])):
+                enlarge(self._tensors[i], float(factors[i]))
+                left[i] = 1
+        return left
+
+    def _overflows(self, member: int, factor: float) -> bool:
+        """Whether a factor takes the largest value of a member beyond its dtype."""
+        tensor = self._tensors[member]
+        return host_norm(tensor, math.inf) * factor > torch.finfo(tensor.dtype).max
 
     def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
         if self.host and np.all(factors == 1):
             return
+        self._spread(members)
         self._install()
-        counts = [units.split(self._tensors[i], axis)[0] for i in members]
+        counts = [self._split(i, axis)[0] for i in members]
+        if self.host and np.any(factors > 1):
+            factors = self._units_without_overflow(members, factors, counts, axis)
         memory, mine = self._units(members, counts, axis)
         if memory is not None:
             kernel.scale(memory, factors[np.repeat(mine, counts)], self._threads)
             self._tell_autograd([i for i, own in zip(members, mine, strict=True) if own])
         each = torch.as_tensor(factors)
         for place, i, own in zip(_slices(counts), members, mine, strict=True):
-            if not own:
+            if not own and self._present[i]:
                 tensor = self._tensors[i]
                 multiply(tensor, units.as_factor(each[place], tensor, axis))
+        self._give_back(members)
+
+    def _units_without_overflow(
+        self, members: Sequence[int], factors: Factors, counts: list[int], axis: int | None
+    ) -> Factors:
+        """Do what `_without_overflow` does, for units."""
+        left = factors.copy()
+        for place, i in zip(_slices(counts), members, strict=True):
+            mine = factors[place]
+            if self._present[i] and np.any(mine > 1) and self._overflows(i, float(mine.max())):
+                tensor = self._tensors[i]
+                enlarge(tensor, units.as_factor(torch.as_tensor(mine), tensor, axis))
+                left[place] = 1
+        return left
 
     def _units(
         self, members: Sequence[int], counts: list[int], axis: int | None
     ) -> tuple[kernel.Buffers | None, list[bool]]:
         """Return the units' memory as far as the kernel can take it, and of which members."""
         native = {*self._native}
-        mine = [i in native and units.are_runs(self._tensors[i], axis) for i in members]
+        mine = [
+            i in native and self._present[i] and units.are_runs(self._tensors[i], axis)
+            for i in members
+        ]
         if not any(mine):
             return None, mine
         memory = buffers([self._tensors[i] for i, own in zip(members, mine, strict=True) if own])
@@ -258,6 +326,7 @@ class Gradients:
         """Divide every gradient by a scalar tensor, as a loss scaler would."""
         self._install()
         device_scale(self._tensors, scale.double().reciprocal())
+        self._give_back(range(len(self._tensors)))
 
     def measure_divided_by(self, scale: Tensor) -> None:
         """Have norms be those of the gradients over a scalar, which somebody else divides by.
@@ -273,6 +342,7 @@ class Gradients:
                 continue
             self._install()
             torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+        self._give_back(range(len(self._tensors)))
 
     def edit(
         self,
@@ -285,6 +355,8 @@ class Gradients:
     ) -> tuple[Norms, Cosines]:
         """Change the values of each member; return their new norms, and cosines to the old."""
         self.refuse_complex(members)
+        if not isinstance(change, ClampTo) or not _leaves_zero(change.limits):
+            self._spread(members)
         done = self.clamp(members, change, keep) if isinstance(change, ClampTo) else None
         if done is not None:
             return done
@@ -302,6 +374,8 @@ class Gradients:
                 continue
             was = None if like is None else like[i]
             norms[place], cosines[place] = self.put_measured(i, new, keep, was)
+        if not (self.host and bool(keep)):
+            self._give_back(members)
         if not measured or not members:
             count = (len(members),)
             zeros = self.xp.broadcast_to(self._number(0.0), count)
@@ -315,6 +389,8 @@ class Gradients:
         norms = change.norms
         if not self.host or not {*members} <= {*self._native}:
             return None
+        if not self._kernel_clamps(members, change.limits):
+            return None
         if not np.all((norms == 0) | ((norms > _SMALL) & (norms < _LARGE))):
             return None
         if bool(keep):
@@ -323,6 +399,7 @@ class Gradients:
         memory = buffers([self._tensors[i] for i in members])
         before, after, dot = kernel.clamp(memory, *as_pair(change.limits), self._threads).T
         self._tell_autograd(members)
+        self._give_back(members)
         turned = (dot != before) | (after != before)
         known = turned & (before > 0) & (after > 0)
         share = dot / np.sqrt(np.where(known, before * after, 1.0))
@@ -333,12 +410,26 @@ class Gradients:
         """Clamp every gradient between two numbers, measuring nothing."""
         self.refuse_complex(range(len(self._tensors)))
         self._install()
-        if self._buffers:
+        by_torch = self._rest
+        if self._buffers and self._kernel_clamps(self._native, limits):
             kernel.clamp(self._buffers, *as_pair(limits), self._threads)
             self._tell_autograd(self._native)
-        for i in self._rest:
-            value = comparable(self._tensors[i])
-            self._tensors[i].copy_(Clamp().values(value, None, limits, torch_xp))
+        else:
+            by_torch = range(len(self._tensors))
+        for i in by_torch:
+            tensor = self._tensors[i]
+            tensor.copy_(Clamp().values(tensor, None, limits, torch_xp))
+        self._give_back(range(len(self._tensors)))
+
+    def _kernel_clamps(self, members: Sequence[int], limits: Limits) -> bool:
+        """Whether the kernel, which reads memory as it lies, clamps as torch would.
+
+        Not where torch negates the values as they are read, nor to a limit beyond a dtype.
+        """
+        tensors = [self._tensors[i] for i in members]
+        finite = [abs(limit) for limit in as_pair(limits) if math.isfinite(limit)]
+        beyond = {t.dtype for t in tensors if any(f > torch.finfo(t.dtype).max for f in finite)}
+        return not beyond and not any(map(Tensor.is_neg, tensors))
 
     def refuse_complex(self, members: Sequence[int]) -> None:
         """Refuse what has no order, before anything is changed."""
@@ -398,6 +489,7 @@ class Gradients:
 
     def _in_units_of_weights(self, member: int, relative: Relative) -> Tensor:
         """Return each value divided by rel·|w| + least of its weight."""
+        self._spread([member])
         tensor, (rel, least, weights) = self._tensors[member], relative
         assert isinstance(weights, Gradients)
         if not tensor.numel():
@@ -411,19 +503,51 @@ class Gradients:
         changed = self._tensors if all_of_them else [self._tensors[i] for i in members]
         torch.autograd.graph.increment_version(changed)
 
-    def _writable(self, index: int, tensor: Tensor) -> Tensor:
-        """Return a dense tensor over the gradient's values, noting what must be replaced."""
-        if tensor.layout == torch.sparse_coo:
-            if not tensor.is_coalesced():
-                tensor = tensor.coalesce()
-                self._replaced[index] = tensor
-            return tensor.values()
+    def _writable(self, tensors: Sequence[Tensor], compiling: bool) -> list[Tensor]:
+        """Return dense tensors to work on, noting what must be replaced or given back."""
+        values = [t if t.layout == torch.strided else _stored_values(t) for t in tensors]
+        again = {i for i, t in enumerate(values) if overlaps_itself(t)}
+        if not compiling:
+            again |= sharing([t.new_empty(0) if i in again else t for i, t in enumerate(values)])
+        return [self._one_writable(i, t, again=i in again) for i, t in enumerate(tensors)]
+
+    def _one_writable(self, index: int, tensor: Tensor, *, again: bool) -> Tensor:
+        """Return what to work on; a gradient whose memory is met again gets memory of its own."""
+        if self._present[index] and not (tensor.is_floating_point() or tensor.is_complex()):
+            argument = f"gradient {self.names[index]} dtype".replace("  ", " ")
+            raise PolicyError.of(argument, str(tensor.dtype), "a gradient holds floats")
+        if again:
+            tensor = self._replaced[index] = set_apart(tensor)
+        if tensor.layout == torch.sparse_coo and not tensor.is_coalesced():
+            tensor = self._replaced[index] = tensor.coalesce()
         if tensor.layout != torch.strided:
+            self._sparse[index] = tensor
             return tensor.values()
-        if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-            self._replaced[index] = tensor
-        return tensor
+        if tensor.dtype.itemsize > 1:
+            return tensor
+        narrow = self._stand_ins[index] = Narrow(tensor, tensor.float())
+        return narrow.values
+
+    def _spread(self, members: Sequence[int]) -> None:
+        """Work on whole tables from now on, where the members are sparse."""
+        mine = self._sparse.keys() & set(members)
+        if not mine:
+            return
+        for i in mine:
+            sparse = self._sparse.pop(i)
+            table = Table(sparse, sparse.to_dense())
+            self._stand_ins[i], self._tensors[i] = table, table.values
+        self._divide(self._usable)
+
+    def _give_back(self, members: Sequence[int]) -> None:
+        """Store in the gradients what was done to those that stand in for them."""
+        if not self._stand_ins:
+            return
+        for i in members:
+            new = self._stand_ins[i].give_back() if i in self._stand_ins else None
+            if new is not None:
+                assert self._owners is not None
+                self._owners[i].grad = new
 
     def replace_if_changed(self, member: int) -> None:
         """Note that the tensor is not the owner's gradient, but becomes it if it changes."""
@@ -435,6 +559,30 @@ class Gradients:
             assert self._owners is not None
             self._owners[index].grad = tensor
         self._replaced.clear()
+
+
+def one_value(argument: str, value: Tensor) -> Tensor:
+    """Return a tensor of one value without axes, in float64 where there is one."""
+    if value.numel() != 1 or value.is_complex():
+        shape = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        raise PolicyError.of(argument, shape, "give one real number")
+    return value.detach().reshape(()).to(widest(value.device))
+
+
+def floats(weight: Tensor) -> Tensor:
+    """Return weights as floats: those that are never trained may be whole numbers."""
+    return weight if weight.is_floating_point() or weight.is_complex() else weight.float()
+
+
+def _stored_values(sparse: Tensor) -> Tensor:
+    """Return the values that a sparse tensor holds, as they lie."""
+    return sparse._values() if sparse.layout == torch.sparse_coo else sparse.values()
+
+
+def _leaves_zero(limits: Limits) -> bool:
+    """Whether a clamp to the limits keeps 0, as the rows that a sparse gradient does not hold."""
+    low, high = as_pair(limits)
+    return low <= 0 <= high
 
 
 def _slices(counts: list[int]) -> list[slice]:

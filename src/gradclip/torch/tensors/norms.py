@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .gather import DTYPES, PLAIN
 
-__all__ = ["comparable", "cosine", "decomposed", "device_norms", "host_norm", "widest"]
+__all__ = ["cosine", "decomposed", "device_norms", "host_norm", "widest"]
 
 _FOREACH_DTYPES = frozenset(DTYPES)
 # float64 sums of p-th powers of float32 values can neither overflow nor vanish up to here.
@@ -29,8 +29,6 @@ def host_norm(tensor: Tensor, order: float) -> float:
         return 0.0
     if tensor.dtype.is_complex:
         tensor = _real(tensor, order)
-    elif tensor.dtype.itemsize == 1:
-        tensor = tensor.float()
     flat = tensor.reshape(-1)
     if math.isinf(order):
         return float(flat.abs().max())
@@ -83,8 +81,6 @@ def _single_norm(tensor: Tensor, order: float) -> Tensor:
     """Return the norm of a tensor that the grouped kernels do not take."""
     if tensor.numel() == 0:
         return torch.zeros((), device=tensor.device)
-    if tensor.dtype.itemsize == 1:
-        tensor = tensor.float()
     norm = _scaled_norm(_real(tensor, order) if tensor.dtype.is_complex else tensor, order)
     # A sharded tensor's norm is sharded too; this is the sum over its shards.
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
@@ -106,17 +102,12 @@ def _scaled_norm(tensor: Tensor, order: float) -> Tensor:
 def cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
     """Return the cosine between two tensors; 1 where they are equal or one is zero."""
     norm_a, norm_b = norm_a.to(a.device), norm_b.to(a.device)
-    known = (norm_a > 0) & (norm_b > 0) & torch.any(comparable(a) != comparable(b))
+    known = (norm_a > 0) & (norm_b > 0) & torch.any(a != b)
     one = torch.ones_like(norm_a)
     left = a.to(one.dtype) / torch.where(known, norm_a, one)
     share = left * (b.to(one.dtype) / torch.where(known, norm_b, one))
     # Under 1 even where rounding says 1, since that would mean that nothing changed.
     return torch.where(known, torch.sum(share).clamp(max=1 - 2**-53), one)
-
-
-def comparable(tensor: Tensor) -> Tensor:
-    """Return the values in a type that can be compared: float8 cannot."""
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor
 
 
 def decomposed(value: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

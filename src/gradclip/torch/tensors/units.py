@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,21 +10,30 @@ import torch
 from torch import Tensor
 
 from ... import kernel
+from ...errors import PolicyError
 
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 
 
-def split(tensor: Tensor, axis: int | None) -> tuple[int, int]:
-    """Return how many units a tensor has, and how many values each has."""
-    if tensor.ndim < 2:
-        return 1, tensor.numel()
-    count = tensor.shape[axis or 0]
-    return count, (tensor.numel() // count if count else 0)
+def split(shape: Sequence[int], axis: int | None, name: str = "") -> tuple[int, int]:
+    """Return how many units a tensor of this shape has, and how many values each has.
+
+    Raises:
+        PolicyError: the tensor, a matrix or more, has no such axis.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2:
+        return 1, size
+    if not -len(shape) <= (axis or 0) < len(shape):
+        remedy = f"the gradient {name} has {len(shape)} axes".replace("  ", " ")
+        raise PolicyError.of("axis", axis, f"{remedy}: give others a policy of their own, by name")
+    count = shape[axis or 0]
+    return count, (size // count if count else 0)
 
 
 def are_runs(tensor: Tensor, axis: int | None) -> bool:
     """Whether each unit of a dense tensor is one run of its memory, one after the other."""
-    count, size = split(tensor, axis)
+    count, size = split(tensor.shape, axis)
     return count < 2 or size == 0 or (not axis and tensor.stride(0) == size)
 
 

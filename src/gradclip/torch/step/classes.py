@@ -1,0 +1,89 @@
+"""Where in an optimizer's classes the gradients are ready: some change them inside of `step`.
+
+A class may override `step`, change the gradients (an all-reduce, noise, surgery) and then call its
+parent's. The right moment to clip is then the parent's step. Whether a class does that is read off
+the names that its code uses, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+
+import torch
+
+__all__ = ["ready_level", "run_hooks_in"]
+
+# Names that tell nothing about a change of the gradients.
+_HARMLESS = frozenset(
+    {"zero_grad", "no_grad", "enable_grad", "set_grad_enabled", "requires_grad", "is_grad_enabled"}
+)
+_CHANGES = ("grad", "reduce", "sync")
+
+
+def run_hooks_in(kind: type[torch.optim.Optimizer]) -> None:
+    """Have each `step` of an optimizer's classes run hooks.
+
+    torch does the same to the class of each optimizer that `Optimizer.__init__` makes. A class
+    that does not call it (timm's Lookahead), and a parent class that nobody has used by itself,
+    run no hooks until then.
+
+    Args:
+        kind: mutated, with its parents.
+    """
+    for level in _levels(kind):
+        step = vars(level)["step"]
+        if not getattr(step, "hooked", False):
+            hooked = torch.optim.Optimizer.profile_hook_step(step)
+            hooked.hooked = True  # type: ignore[attr-defined]
+            level.step = hooked  # type: ignore[method-assign]
+
+
+def ready_level(kind: type[torch.optim.Optimizer]) -> int:
+    """Return how many steps up, from the class to its parents, the gradients are ready.
+
+    0 is the step of the class itself.
+    """
+    depth, levels = 0, _levels(kind)
+    for i, level in enumerate(levels[:-1]):
+        names = set(_names_in(level, "step", set()))
+        parents = {parent.__name__ for parent in levels[i + 1 :]}
+        calls_parent = "step" in names and ("super" in names or bool(parents & names))
+        if not calls_parent:
+            break
+        if any(mark in name.lower() for name in names - _HARMLESS for mark in _CHANGES):
+            depth = i + 1
+    return depth
+
+
+def _levels(kind: type[torch.optim.Optimizer]) -> list[type[torch.optim.Optimizer]]:
+    """Return the classes that define a step of their own, the class itself first."""
+    base = torch.optim.Optimizer
+    return [k for k in kind.__mro__ if k is not base and "step" in vars(k)]
+
+
+def _names_in(level: type, method: str, seen: set[str]) -> Iterator[str]:
+    """Return the names that a method uses, with those of the methods of its class that it names."""
+    seen.add(method)
+    code = _code(vars(level).get(method))
+    if code is None:
+        return
+    for name in _names_of(code):
+        yield name
+        if name not in seen and name in vars(level):
+            yield from _names_in(level, name, seen)
+
+
+def _code(function: object) -> CodeType | None:
+    """Return the code of a function under its decorators."""
+    function = getattr(function, "__func__", function)
+    while isinstance(wrapped := getattr(function, "__wrapped__", None), Callable):  # type: ignore[arg-type]
+        function = wrapped
+    return function.__code__ if isinstance(function, FunctionType) else None
+
+
+def _names_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of(constant)
