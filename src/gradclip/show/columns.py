@@ -35,6 +35,6 @@ def wants_log(columns: Sequence[Floats]) -> bool:
 
 
 def rate_window(traces: Sequence[Trace]) -> int:
-    """Return the number of steps over which a running share of steps is taken."""
+    """Return the number of steps in the window of a running share of steps."""
     longest = max(len(trace.steps) for trace in traces)
     return int(np.clip(longest // 20, 20, 1000))

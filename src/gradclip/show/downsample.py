@@ -1,4 +1,4 @@
-"""Fewer points in the same picture: extremes stay."""
+"""Reduce the number of points in a picture, and keep the extremes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ __all__ = ["bucket_edges", "bucket_max", "envelope", "histogram", "power_of_ten"
 
 
 def envelope(columns: Sequence[Floats], points: int = 2000) -> NDArray[np.intp]:
-    """Return which rows to draw: in each bucket of rows, the extremes of every column.
+    """Return the rows to draw: in each bucket of rows, the extremes of every column.
 
     Args:
-        columns: one or more of the same length; NaN is a gap. Not mutated.
-        points: about how many rows to keep; all rows where there are fewer.
+        columns: one or more columns of the same length; NaN is a gap. Not mutated.
+        points: the approximate number of rows to keep; fewer rows are all kept.
 
     Returns:
-        Ascending row numbers: the first, the last, and each bucket's least and greatest finite
-        value of each column. A bucket of nothing but gaps keeps one row, and so stays a gap.
+        The row numbers in ascending order: the first row, the last row, and in each bucket the
+        rows with the smallest and the largest finite value of each column. A bucket with only
+        gaps keeps one row, so that the picture has the gap.
     """
     rows = len(columns[0])
     if rows <= points:

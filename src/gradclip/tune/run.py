@@ -61,7 +61,10 @@ class Script:
     lr_flag: str | None = None
 
     def args_for(self, factor: float) -> tuple[str, ...]:
-        """Return the command line with a multiple of the learning rate in it.
+        """Return the arguments with a multiple of the learning rate.
+
+        Args:
+            factor: the factor of the learning rate, > 0.
 
         Raises:
             GradclipError: the arguments do not have the flag once, or its value is not a number.
@@ -97,10 +100,11 @@ class Setting:
     """The policies, learning rates and lengths to try.
 
     Attributes:
-        steps: of the longest runs, ≥ 1.
-        rungs: how many lengths of runs at most, ≥ 1.
-        factors: on the learning rate, each > 0.
-        policies: text forms; None takes thresholds from the unclipped run.
+        steps: the steps of the longest runs, ≥ 1.
+        rungs: the largest number of different lengths, ≥ 1.
+        factors: the factors of the learning rate, each > 0.
+        policies: the text forms of the policies; None takes thresholds from the run without
+            clipping.
     """
 
     steps: int = 300
@@ -124,22 +128,25 @@ def tune(
 ) -> Result:
     """Run a script many times for a few steps, and recommend a policy and a learning rate.
 
-    First it runs unclipped, for as long as the longest runs: that gives the thresholds to try.
-    Then every policy runs with every factor for a few steps; the best third of these three times
-    as long; and so on. Each run begins anew, with the script's own seed. What is done is in
-    `out/tune.json`, and is not done again by a call with the same arguments.
+    The first run has no clipping and the full length; its norms give the thresholds to try. Then
+    every policy runs with every factor for a few steps, the best third of them runs three times as
+    long, and so on. Each run starts from the beginning, with the script's own seed. The file
+    `out/tune.json` has the outcomes; a call with the same arguments does not repeat finished runs.
 
     Args:
         script: the script to run.
         setting: the policies, rates and lengths to try.
-        out: the folder for the state, and for each run's record and output.
-        jobs: how many runs at a time, ≥ 1; results do not depend on it.
-        fresh: do all again.
-        on_trial: called as each trial begins, and when it is done.
+        out: the folder for the state, and for the record and the output of each run.
+        jobs: the number of runs at the same time, ≥ 1; the results do not depend on this number.
+        fresh: whether to repeat finished runs.
+        on_trial: the function to call at the start and at the end of each trial.
+
+    Returns:
+        The result with the recommendation.
 
     Raises:
-        TuneError: the script fails by itself, makes no optimizer step, or shows no loss.
-        GradclipError: the state is of another tuning, or all runs diverged.
+        TuneError: the script itself fails, makes no optimizer step, or shows no loss.
+        GradclipError: the state belongs to another tuning, or all runs diverged.
     """
     for factor in setting.factors:
         script.args_for(factor)
