@@ -1,5 +1,5 @@
-/* Sums that keep what each addition rounds away. Include it only in files that are compiled with
- * -ffp-contract=off. */
+/* Sums that keep the rounding error of each addition. Include this header only in files that are
+ * compiled with -ffp-contract=off. */
 #ifndef GRADCLIP_COMPENSATED_H
 #define GRADCLIP_COMPENSATED_H
 

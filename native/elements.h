@@ -1,11 +1,11 @@
-/* The element types, their conversions, and the mark of a loop for several instruction sets. */
+/* The element types, their conversions, and the macro for loops in several instruction sets. */
 #ifndef GRADCLIP_ELEMENTS_H
 #define GRADCLIP_ELEMENTS_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* The compiler builds a loop with this mark for several instruction sets; the loader picks one. */
+/* The compiler builds a function with CLONES for several instruction sets; the loader selects one. */
 #ifdef GRADCLIP_CLONES
 #define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
@@ -37,7 +37,7 @@ static inline float widen_f16(f16 value) {
     uint32_t magnitude = value & 0x7fffu;
     uint32_t sign = (uint32_t)(value & 0x8000u) << 16;
     uint32_t normal = (magnitude << 13) + (112u << 23);
-    /* Subnormals: put the bits under an exponent of 2^-14, then subtract 2^-14. */
+    /* Subnormals: give the bits the exponent of 2^-14, then subtract 2^-14. */
     uint32_t subnormal = bits32(float32((magnitude << 13) + (113u << 23)) - float32(113u << 23));
     uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
     bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
@@ -58,9 +58,9 @@ static inline f16 narrow_f16(float value) {
     uint32_t bits = bits32(value);
     uint32_t sign = (bits >> 16) & 0x8000u;
     uint32_t magnitude = bits & 0x7fffffffu;
-    /* Normals: rebias and round to nearest even; a carry runs into inf as it should. */
+    /* Normals: change the bias and round to nearest even; a carry gives inf correctly. */
     uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    /* Subnormals: adding 0.5 leaves the rounded value in the low bits. */
+    /* Subnormals: the sum with 0.5 has the rounded value in its low bits. */
     uint32_t subnormal = bits32(float32(magnitude) + 0.5f) - bits32(0.5f);
     uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     uint32_t result = magnitude < (113u << 23) ? subnormal : normal;

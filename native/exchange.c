@@ -1,4 +1,4 @@
-/* Finds the memory of many tensors with the function that their library offers for one. */
+/* Finds the memory of many tensors with their library's function for one tensor. */
 #include "exchange.h"
 
 #include "gradclip.h"
@@ -23,7 +23,7 @@ static int64_t size_of(const description *t) {
     return size;
 }
 
-/* Whether some order of the axes makes the values one run without holes or overlap. */
+/* Returns whether the values are contiguous for some order of the axes, without holes or overlap. */
 static int is_run(const description *t, int64_t size) {
     if (!t->strides || size < 2) return 1;
     for (int64_t covered = 1; covered < size;) {

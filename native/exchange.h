@@ -1,4 +1,4 @@
-/* The part of DLPack 1.x that reading needs: https://dmlc.github.io/dlpack, a public ABI. */
+/* The part of DLPack 1.x that the kernel reads: https://dmlc.github.io/dlpack, a public ABI. */
 #ifndef GRADCLIP_EXCHANGE_H
 #define GRADCLIP_EXCHANGE_H
 
@@ -6,7 +6,7 @@
 
 enum { DEVICE_CPU = 1, CODE_FLOAT = 2, CODE_BFLOAT = 4 };
 
-/* DLTensor. */
+/* The layout of DLTensor. */
 struct gradclip_description {
     void *data;
     int32_t device_type, device_id;

@@ -1,5 +1,5 @@
-/* Cuts a list of buffers into tasks, shares them out, and puts the parts together in a fixed
- * order. A buffer is always cut at the same elements, whatever the number of threads. */
+/* Cuts a list of buffers into tasks, distributes the tasks over threads, and combines the results
+ * in a fixed order. The cuts of a buffer do not depend on the number of threads. */
 #include "gradclip.h"
 
 #include <fenv.h>
@@ -20,8 +20,8 @@ typedef int64_t counter;
 #define TAKE(next) ((next)++)
 #endif
 
-/* Tasks that one thread does first; the others help when their own are done. Neighbours in memory
- * stay with one thread, which saves an eighth of the time, by the processor's prefetching. */
+/* The tasks that one thread does first; other threads help after their own tasks. Neighbours in
+ * memory stay with one thread, which saves an eighth of the time because of prefetching. */
 typedef struct share {
     counter next;
     int64_t end;
@@ -31,25 +31,25 @@ typedef struct share {
 enum {
     CHUNK = 1 << 16,   /* elements of a big buffer per task */
     VISIT = 16,        /* the cost of visiting a buffer, in elements */
-    ALONE = 1 << 20,   /* below this much work (0.1 ms) a thread that is not scheduled costs more */
+    ALONE = 1 << 20,   /* less work than this (0.1 ms) is faster on one thread */
     MOST_PARTS = 3     /* doubles per chunk: clamp's */
 };
 
-/* Chunk `offset / CHUNK` of one buffer, or the whole of several small ones. */
+/* Chunk `offset / CHUNK` of one buffer, or several small buffers. */
 typedef struct task {
     int64_t first, last; /* buffers [first, last) */
-    int64_t offset;      /* elements to skip in the first */
-    int64_t slot;        /* chunks before this task, over all buffers */
+    int64_t offset;      /* elements to skip in the first buffer */
+    int64_t slot;        /* the number of chunks before this task, over all buffers */
 } task;
 
 typedef struct job job;
 struct job {
     const gradclip_buffers *buffers;
-    /* Handles one chunk of buffer i; parts[0 .. width) is where its share goes. */
+    /* Handles one chunk of buffer i, and writes its results into parts[0 .. width). */
     void (*chunk)(const job *, int64_t i, void *data, int64_t count, double *parts);
-    int width;             /* doubles a chunk yields: 0, 1 or MOST_PARTS */
-    const double *factors; /* scale, and the rescue of float64 sums */
-    double lo, hi;         /* clamp */
+    int width;             /* the doubles that a chunk yields: 0, 1 or MOST_PARTS */
+    const double *factors; /* for scale, and for the rescue of float64 sums */
+    double lo, hi;         /* for clamp */
     task *tasks;
     share *shares;
     int share_count;
@@ -59,7 +59,7 @@ struct job {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* An empty buffer has one chunk too, so that its result is written. */
+/* Even an empty buffer has one chunk, so that its result is written. */
 static int64_t chunks_of(int64_t size) { return size <= CHUNK ? 1 : (size - 1) / CHUNK + 1; }
 
 static int64_t element_size(uint8_t dtype) {
@@ -90,8 +90,8 @@ static void run_task(const job *j, const task *t) {
 static void work(void *arg) {
     job *j = arg;
     fenv_t before;
-    /* The host may flush subnormals to zero (torch.set_flush_denormal) or round otherwise,
-     * and threads inherit that from whoever started them. */
+    /* The host may flush subnormals to zero (torch.set_flush_denormal) or use another rounding
+     * mode, and a thread inherits these settings from the thread that started it. */
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
     int64_t mine = TAKE(j->arrived);
@@ -104,7 +104,7 @@ static void work(void *arg) {
 
 /* ---- cutting and sharing out --------------------------------------------------------- */
 
-/* Lists the tasks in `tasks`, or only counts them if it is NULL. */
+/* Writes the tasks to `tasks` and returns their number; only counts them if `tasks` is NULL. */
 static int64_t cut(const gradclip_buffers *buffers, task *tasks) {
     int64_t count = 0, slot = 0, first = 0, load = 0;
 #define EMIT(...)                                                                             \
@@ -133,8 +133,8 @@ static int64_t cut(const gradclip_buffers *buffers, task *tasks) {
     return count;
 }
 
-/* Runs `j` and leaves width doubles per chunk in j->parts, which is `out` itself when every
- * buffer is one chunk; free_parts() frees the memory that it took. */
+/* Runs `j` and writes `width` doubles per chunk to j->parts. j->parts is `out` if every buffer is
+ * one chunk; else it is new memory, which free_parts() frees. */
 static int run(job *j, int threads, double *out) {
     const gradclip_buffers *b = j->buffers;
     int64_t slots = 0, load = 0;
@@ -174,7 +174,7 @@ static void free_parts(job *j, double *out) {
 
 /* ---- putting the parts together ------------------------------------------------------ */
 
-/* The sum is compensated: float64 sums stay exact to an ulp over any number of chunks. */
+/* The sum is compensated, so that its error is at most one ulp for any number of chunks. */
 static double add_up(const double *parts, int64_t count, int stride) {
     double sum = parts[0], lost = 0.0;
     for (int64_t i = 1; i < count; i++) lost += add_exactly(&sum, parts[i * stride]);
@@ -245,14 +245,14 @@ static int sumsq(const gradclip_buffers *buffers, const double *factors, int thr
     return GRADCLIP_OK;
 }
 
-/* Squares of float64 can leave its range; squares of the other dtypes cannot. From 2^-900 on, the
- * squares that were lost to underflow (< 2^-1022) do not matter. */
+/* Squares of float64 values can overflow or underflow; squares of the other dtypes cannot. In a sum
+ * of 2^-900 or more, the squares that underflow (< 2^-1022) do not matter. */
 static int needs_rescue(uint8_t dtype, int64_t size, double sum) {
     return dtype == GRADCLIP_FLOAT64 && size > 0 && !(sum >= 0x1p-900 && sum <= DBL_MAX);
 }
 
-/* Turns the sums of squares in `out` into norms. Measures the `count` buffers that need a rescue
- * once more, with the largest element scaled by a power of two to about 1. */
+/* Replaces the sums of squares in `out` by norms. Measures the `count` buffers that need a rescue
+ * again, after a power of two has scaled their largest element to about 1. */
 static int norms_with_rescues(const gradclip_buffers *all, int64_t count, int threads,
                               double *out) {
     size_t each = sizeof(void *) + 2 * sizeof(int64_t) + 3 * sizeof(double) + 1;
@@ -276,7 +276,7 @@ static int norms_with_rescues(const gradclip_buffers *all, int64_t count, int th
     for (int64_t k = 0; k < count && status == GRADCLIP_OK; k++) {
         int exponent = 0;
         if (most[k] > 0.0 && most[k] <= DBL_MAX) frexp(most[k], &exponent);
-        /* In this range the factor is normal; the smallest subnormal still squares safely. */
+        /* In this range the factor is normal, and the square of the smallest subnormal is safe. */
         exponent = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
         factors[k] = ldexp(1.0, -exponent);
     }

@@ -1,8 +1,8 @@
 /* gradclip's C kernel: norms and in-place edits over a list of dense buffers.
  *
- * A plain C ABI: it includes no header of Python, DLPack or a framework. Every call but the last
- * takes `n` buffers as three parallel arrays and may be made from several threads at once. The
- * results depend on the data alone: not on `threads`, on timing or on the instruction set.
+ * The ABI is plain C and uses no header of Python, DLPack or a framework. Every function that
+ * takes buffers takes `n` buffers as three parallel arrays, and several threads may call it at
+ * once. The results depend only on the data, not on `threads`, timing or the instruction set.
  */
 #ifndef GRADCLIP_H
 #define GRADCLIP_H
@@ -47,31 +47,34 @@ GRADCLIP_API int gradclip_abi_version(void);
 /* The instruction set that the loops use on this CPU: "avx512", "avx2" or "baseline". */
 GRADCLIP_API const char *gradclip_isa(void);
 
-/* out[i] = sqrt(sum x^2), accumulated in float64. Never overflows or underflows
- * unless the norm itself does; inf if an element is inf, NaN if one is NaN. */
+/* Measures the 2-norm of each buffer: out[i] = sqrt(sum x^2), accumulated in float64. The
+ * result overflows or underflows only if the norm itself does. It is inf if an element is
+ * inf, and NaN if an element is NaN. */
 GRADCLIP_API int gradclip_norm2(const gradclip_buffers *buffers, int threads, double *out);
 
-/* out[i] = max |x|; NaN if an element is NaN; 0 for an empty buffer. */
+/* Measures the largest magnitude of each buffer: out[i] = max |x|; NaN if an element is NaN,
+ * 0 for an empty buffer. */
 GRADCLIP_API int gradclip_maxabs(const gradclip_buffers *buffers, int threads, double *out);
 
-/* x = round(x * factors[i]) in place, rounded to nearest even. The product is taken in
- * float64; for 16-bit dtypes in float32, by the factor rounded to that, if it is a normal
- * number there. A buffer whose factor is exactly 1 is neither read nor written. */
+/* Multiplies each buffer by its factor in place: x = round(x * factors[i]), rounded to nearest
+ * even. The product is taken in float64. For 16-bit dtypes the factor is rounded to float32
+ * and the product is taken in float32, if the factor is a normal number there. The function
+ * neither reads nor writes a buffer whose factor is exactly 1. */
 GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *factors,
                                 int threads);
 
-/* x = min(max(x, lo), hi) in place, the bounds first rounded to the buffer's dtype.
- * NaN stays NaN. Memory already inside the bounds is not written.
- * stats[3i..] = sum before^2, sum after^2, sum before*after, in float64 (unscaled: may
- * overflow for float64 data). Nothing is written on GRADCLIP_BAD_*. */
+/* Clamps each element in place: x = min(max(x, lo), hi), with the bounds rounded to the
+ * buffer's dtype first. NaN stays NaN. The function does not write memory that is inside the
+ * bounds. stats[3i..] = sum before^2, sum after^2, sum before*after, in float64, without
+ * scaling, so that float64 data may overflow. On GRADCLIP_BAD_* nothing is written. */
 GRADCLIP_API int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi,
                                 int threads, double *stats);
 
-/* Fills in the memory, dtype and layout of one object, as a DLPack DLTensor; -1 if it cannot. */
+/* Describes the memory, dtype and layout of one object as a DLPack DLTensor; -1 on failure. */
 struct gradclip_description;
 typedef int (*gradclip_describe)(void *object, struct gradclip_description *out);
 
-/* Finds the memory of n objects. `describe` comes from the library that made them; the caller
+/* Finds the memory of n objects. `describe` comes from the library of the objects; the caller
  * holds the locks that `describe` needs. On GRADCLIP_UNREADABLE the outputs are undefined. */
 GRADCLIP_API int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
                                  void **pointers, int64_t *sizes, uint8_t *dtypes);

@@ -1,5 +1,5 @@
-/* All inner loops but the sums of squares that are exact, which sumsq.c has. Compile this file with
- * -ffp-contract=off: a fused multiply-add would break the compensated sum and make the results
+/* All inner loops except the sums of exact squares in sumsq.c. Compile this file with
+ * -ffp-contract=off: a fused multiply-add would break the compensated sum, and the results would
  * depend on the instruction set. */
 #include "loops.h"
 
@@ -27,7 +27,7 @@ const char *gradclip_isa(void) {
 
 /* ---- sum of squares of float64 --------------------------------------------------- */
 
-/* float64 has no wider type to sum in: the rounding errors are kept beside the sum. */
+/* No wider type is available for float64, so the loop keeps the rounding errors beside the sum. */
 static CLONES double sumsq_scaled_f64(const void *data, int64_t n, double factor) {
     const double *x = data;
     double sum[LANES] = {0}, lost[LANES] = {0};
@@ -56,7 +56,7 @@ double gradclip_sumsq_scaled_f64(const void *data, int64_t n, double factor) {
 
 /* ---- max |x| ------------------------------------------------------------------------- */
 
-/* Without its sign bit a float orders as an integer, with NaN above inf. */
+/* Without their sign bits, floats have the order of integers, with NaN above inf. */
 #define DEFINE_MAXABS(T, INT, MASK)                                                           \
     static CLONES INT maxbits_##T(const void *data, int64_t n) {                              \
         const INT *x = data;                                                                  \
@@ -87,8 +87,8 @@ DEFINE_MAXABS(f16, int16_t, INT16_MAX)
         for (int64_t i = 0; i < n; i++) x[i] = narrow_##T((double)widen_##T(x[i]) * factor);  \
     }
 
-/* A 16-bit value has so few bits that a float32 product is precise enough, and three times as
- * fast. A factor that is not a normal float32 needs the float64 product. */
+/* For a 16-bit value a float32 product is precise enough and three times as fast as a float64
+ * product. A factor that is not a normal float32 needs the float64 product. */
 #define DEFINE_SCALE_HALF(T)                                                                  \
     static CLONES void scale_exactly_##T(void *data, int64_t n, double factor) {              \
         T *x = data;                                                                          \
@@ -113,7 +113,7 @@ DEFINE_SCALE_HALF(f16)
 
 /* ---- clamp --------------------------------------------------------------------------- */
 
-/* Compares and stores in the buffer's own dtype, so a value inside the bounds keeps its bits
+/* Compares and stores in the buffer's own dtype, so that a value inside the bounds keeps its bits
  * (-0.0, NaN payloads) and a second clamp changes nothing. */
 #define CLAMP_ONE(T, index)                                                                   \
     {                                                                                         \

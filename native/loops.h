@@ -1,4 +1,4 @@
-/* The inner loops: one contiguous run of one dtype, one thread. */
+/* The inner loops: each works on contiguous elements of one dtype, in one thread. */
 #ifndef GRADCLIP_LOOPS_H
 #define GRADCLIP_LOOPS_H
 
@@ -19,7 +19,7 @@ double gradclip_sumsq_f64(const void *data, int64_t n);
 double gradclip_sumsq_bf16(const void *data, int64_t n);
 double gradclip_sumsq_f16(const void *data, int64_t n);
 
-/* Sum of (x * factor)^2 over float64 data: measures again where the plain sum is out of range. */
+/* Returns the sum of (x * factor)^2 over float64 data, for data whose plain sum is out of range. */
 double gradclip_sumsq_scaled_f64(const void *data, int64_t n, double factor);
 
 #endif

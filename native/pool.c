@@ -17,8 +17,8 @@ void gradclip_parallel(void (*work)(void *), void *arg, int threads) {
 
 enum { MOST_WORKERS = 255 };
 
-/* A job offers `seats`; a worker that wakes while one is free takes it. The caller withdraws
- * the free ones when its own share is done, so it never waits for a worker to wake up. */
+/* A job offers `seats`, and a worker that wakes takes a free seat. The caller withdraws the free
+ * seats when its own share is done, so that the caller never waits for a worker to wake up. */
 struct pool {
     pthread_mutex_t turn; /* held by the one call that has the workers */
     pthread_mutex_t lock; /* guards everything below */
@@ -35,15 +35,15 @@ struct pool {
 static struct pool pool = NEW_POOL;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* The entry of an OpenMP runtime that the process already has, for example PyTorch's. Its threads
- * spin for a while after each of its loops: threads of our own would share the cores with them,
- * while its threads take our work at once. */
+/* The entry of an OpenMP runtime that the process already has, for example PyTorch's. The runtime's
+ * threads spin for a while after each loop. Threads of our own would compete with them for the
+ * cores, while the runtime's threads start our work at once. */
 typedef void (*openmp)(void (*work)(void *), void *arg, unsigned threads, unsigned flags);
 static openmp team;
 static int forked;
 
-/* Threads do not survive a fork, and the locks may have been held by one of them. OpenMP would
- * wait in the child for threads that are gone. */
+/* Threads do not survive a fork, and one of them may have held a lock. In the child, OpenMP would
+ * wait for threads that no longer exist. */
 static void start_anew(void) {
     const struct pool fresh = NEW_POOL;
     memcpy(&pool, &fresh, sizeof pool);
@@ -77,7 +77,7 @@ static void *worker(void *unused) {
     return NULL;
 }
 
-/* Called with the lock held. Signals stay with the host program's threads. */
+/* The caller holds the lock. New workers block all signals, so that the host's threads get them. */
 static void hire(int wanted) {
     sigset_t all, before;
     if (pool.workers >= wanted) return;
@@ -100,7 +100,7 @@ void gradclip_parallel(void (*work)(void *), void *arg, int threads) {
         return;
     }
     if (helpers < 1 || pthread_mutex_trylock(&pool.turn) != 0) {
-        work(arg); /* without help: another call has the pool */
+        work(arg); /* alone, because another call uses the pool */
         return;
     }
     pthread_mutex_lock(&pool.lock);

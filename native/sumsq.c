@@ -1,11 +1,11 @@
-/* Sums of squares of float32 and narrower data. Such a square is exact in float64, so a fused
- * multiply-add rounds just as the two operations do: this file, and only this one, may be
- * compiled with -ffp-contract=fast and still give the same bits everywhere. */
+/* Sums of squares of float32 and narrower data. Such a square is exact in float64, so that a fused
+ * multiply-add rounds like the two separate operations. Therefore only this file may be compiled
+ * with -ffp-contract=fast and still gives the same bits everywhere. */
 #include "elements.h"
 #include "loops.h"
 
-/* LANES independent sums let a loop vectorise without -ffast-math and, added up in a fixed order,
- * give the same bits on every instruction set. */
+/* With LANES independent sums the compiler can vectorise a loop without -ffast-math. The fixed order
+ * of their addition gives the same bits on every instruction set. */
 static inline double add_up(double *sum, int lanes) {
     for (int half = lanes / 2; half; half /= 2)
         for (int j = 0; j < half; j++) sum[j] += sum[j + half];
@@ -25,9 +25,9 @@ static CLONES double sumsq_f32(const void *data, int64_t n) {
     return add_up(sum, LANES);
 }
 
-/* Values of 16 bits are read two at a time, one from each half of a 32-bit word: each then lies
- * where its float32 will be, and none has to move to another lane. bfloat16 becomes a third
- * faster; float16, whose widening takes longer, becomes 7 % slower. */
+/* The loop reads two 16-bit values at a time, one from each half of a 32-bit word. Each value is then
+ * in the lane of its float32 and need not move. bfloat16 becomes a third faster; float16, whose
+ * widening takes longer, becomes 7 % slower. */
 #define DEFINE_SUMSQ_HALF(T)                                                                  \
     static CLONES double sumsq_##T(const void *data, int64_t n) {                             \
         enum { LANES = 32 };                                                                  \

@@ -1,4 +1,4 @@
-"""Which clipping policy a run needs, from its recorded norms."""
+"""Recommend a clipping policy for a run from its recorded norms."""
 
 from .advice import Advice, Replayed
 from .advise import advise

@@ -1,4 +1,4 @@
-"""The advice: one policy to use, and how each policy would have done."""
+"""The advice: one recommended policy, and the replay of each policy."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["Advice", "Replayed"]
 
 @dataclass(frozen=True)
 class Replayed:
-    """What one policy would have done to the norms of a record. Shares are 0 to 1.
+    """The effect of one policy on the norms of a record; each share is 0 to 1.
 
     Attributes:
-        policy: its text form.
-        clip_rate: share of the finite steps that it clips.
-        removed: mean share of the norm that the policy removes, over all finite steps.
+        policy: the text form of the policy.
+        clip_rate: the share of the finite steps that the policy clips.
+        removed: the mean share of the norm that the policy removes, over all finite steps.
         removed_when_clipped: the same mean over the clipped steps; None if no step is clipped.
-        spikes: steps whose norm the diagnosis calls a spike, or a part of an explosion.
-        spikes_caught: spikes whose norm after the policy is not a spike.
-        loss_spikes: spikes that came before a spike of the loss.
-        loss_spikes_caught: loss spikes whose norm after the policy is not a spike.
-        false_alarms: ordinary steps that lose more than a tenth of their norm.
-        false_alarm_rate: share of the false alarms among the ordinary steps.
-        nonfinite: steps whose norm was not finite. `nonfinite=` decides about them, not the
-            threshold.
+        spikes: the number of steps whose norm is a spike, or a part of an explosion.
+        spikes_caught: the number of spikes whose norm after the policy is not a spike.
+        loss_spikes: the number of norm spikes before a spike of the loss.
+        loss_spikes_caught: the number of these whose norm after the policy is not a spike.
+        false_alarms: the number of ordinary steps that lose more than a tenth of their norm.
+        false_alarm_rate: the share of the ordinary steps that are false alarms.
+        nonfinite: the number of steps with a non-finite norm. The argument `nonfinite` decides
+            about these steps, not the threshold.
     """
 
     policy: str
@@ -41,15 +41,15 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Advice:
-    """A recommended policy, the reason, and the policies it was compared with.
+    """A recommended policy, the reason, and the replay of all policies.
 
     Attributes:
-        recommended: the text form of the policy.
-        reason: why this policy.
-        caveats: limits of the advice, a sentence each; the first says that a replay is
+        recommended: the text form of the recommended policy.
+        reason: the reason for this policy.
+        caveats: the limits of the advice, a sentence each; the first says that a replay is
             counterfactual.
-        policies: every policy that was replayed.
-        steps: how many steps were replayed.
+        policies: the replay of each policy.
+        steps: the number of steps that were replayed.
     """
 
     recommended: str
@@ -60,16 +60,16 @@ class Advice:
 
     @property
     def code(self) -> str:
-        """The line for a script."""
+        """The line of Python that uses the policy in a script."""
         return f'attach(optimizer, "{self.recommended}")'
 
     @property
     def command(self) -> str:
-        """The command for a script that stays as it is."""
+        """The command that uses the policy with an unchanged script."""
         return f"gradclip run --clip '{self.recommended}' script.py"
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data: recommended, reason (with the caveats), policies."""
+        """Return the recommended policy, the reason with the caveats, and the replays."""
         return {
             "recommended": self.recommended,
             "reason": " ".join([self.reason, *self.caveats]),

@@ -1,4 +1,4 @@
-"""From a run to the policy to train it with."""
+"""Recommend the policy for the next training run."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from .start import MIN_NORMS, guess, norms_before, stuck_since, went_wrong
 __all__ = ["advise"]
 
 CUT = 0.1
-"""Share of its norm that an ordinary step loses in a false alarm."""
+"""An ordinary step that loses more than this share of its norm is a false alarm."""
 
 ENOUGH = 50
-"""Steps that a rate needs; with fewer the advice has a caveat."""
+"""The smallest number of steps for a rate; with fewer steps the advice has a caveat."""
 
 MOST_STEPS = 2000
-"""Steps replayed, the last ones: thousands tell the rates, and a replay takes about 2 ms each."""
+"""The largest number of steps in a replay, the last ones. A step takes about 2 ms, and this number
+is enough for the rates."""
 
 LARGEST = 1e150
-"""A larger norm counts as not finite: the square of a norm has to be a float."""
+"""A larger norm counts as non-finite, because its square may not be a finite float."""
 
 HALF = 0.5
-"""Share of clipped steps up to which the policy of a healthy run is kept."""
+"""The advice keeps the policy of a healthy run up to this share of clipped steps."""
 
 _COUNTERFACTUAL = (
-    "A replay is counterfactual: clipping changes the weights, and so every later norm; check "
+    "A replay is counterfactual: clipping changes the weights and so every later norm; check "
     "the advice with a run."
 )
 
@@ -51,28 +52,29 @@ class _Material(NamedTuple):
     """The part of a trace that can be replayed."""
 
     norm: Floats
-    """Finite norms, in the order of the steps."""
+    """The finite norms, in the order of the steps."""
     bound: Floats
-    """The bound that a norm exceeds in a spike; NaN: not known."""
+    """The bound of each norm, over which the norm is a spike; NaN if there is no bound."""
     growth: NDArray[np.bool_]
-    """Steps of an explosion."""
+    """Whether the step is part of an explosion."""
     led: NDArray[np.bool_]
-    """Spikes that came before a spike of the loss."""
+    """Whether the norm is a spike before a spike of the loss."""
     layers: Floats | None
-    """Norm of each layer at these steps, 0 where it had no gradient."""
+    """The norm of each layer at these steps, 0 for a layer without a gradient."""
     nonfinite: int
+    """The number of steps with a non-finite norm."""
 
 
 @np.errstate(all="ignore")
 def advise(run: Run, *, optimizer: int | None = None) -> Advice:
-    """Replay a record's norms under many policies, and recommend one.
+    """Apply many policies to the norms of a record, and recommend one of them.
 
-    Each policy itself runs, through `gradclip.numpy`, on gradients of one value: the recorded norm.
-    The replay takes the norms before clipping, so the record of a clipped run will do.
+    Each policy runs through `gradclip.numpy` on gradients of one value, the recorded norm. The
+    replay takes the norms before clipping, so that the record of a clipped run works too.
 
     Args:
-        run: as `gradclip.read_run` returned it. Not mutated.
-        optimizer: the id of the optimizer to advise on; default: the one with the most steps.
+        run: a run from `gradclip.read_run`; not mutated.
+        optimizer: the id of an optimizer of the run; None takes the optimizer with the most steps.
 
     Returns:
         The advice.
@@ -122,9 +124,9 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
         elif _keeps(own, findings):
             best = own
             reason = (
-                f"Keep what the run was recorded with: it is healthy, and it clips "
-                f"{best.clip_rate:.1%} of the steps. What a higher limit would have led to, "
-                "this record cannot show."
+                f"Keep the policy of this run: the run is healthy, and the policy clips "
+                f"{best.clip_rate:.1%} of the steps. This record cannot show the effect of a "
+                "higher limit."
             )
     return Advice(best.policy, reason, tuple(caveats), tuple(rows), len(material.norm))
 
@@ -132,14 +134,15 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
 def _first_limit(
     trace: Trace, explosion: Finding | None, *, clipped: bool
 ) -> tuple[float, str] | None:
-    """Return a limit from the norms before a run failed, and the reason; None: it did not fail."""
+    """Return a limit from the norms before the run failed, and the reason, or None."""
     wrong = went_wrong(trace, explosion)
     limit = None if wrong is None else guess(trace, wrong, LARGEST)
     if limit is not None:
         return rounded(limit) or limit, (
-            f"The run goes wrong at step {wrong}, so close to its start that only the norms before "
-            "can be trusted: this is a first guess, a tenth of their smallest, or half of the "
-            "limit that did not prevent it. Record a run with it and ask again."
+            f"The run fails at step {wrong}, close to its start, and only the norms before that "
+            "step can be trusted. This limit is a first guess: a tenth of the smallest of these "
+            "norms, or half of the limit that did not prevent the failure. Record a run with this "
+            "limit and ask again."
         )
     if clipped:
         return None
@@ -148,22 +151,23 @@ def _first_limit(
     if stuck is None or len(before) < MIN_NORMS:
         return _median_limit(trace) if heavy_tailed(trace) else None
     return rounded(float(np.median(before))), (
-        f"The run has learnt nothing since the norm spiked at step {stuck}, so its later norms are "
-        "those of a model that is stuck: this is the median of the norms before. Record a run "
-        "with it and ask again."
+        f"The run has learnt nothing since the norm spiked at step {stuck}, so its later norms "
+        "come from a model that is stuck. This limit is the median of the norms before that step. "
+        "Record a run with this limit and ask again."
     )
 
 
 def _median_limit(trace: Trace) -> tuple[float, str]:
     norms = norms_before(trace, int(trace.steps[-1]) + 1, LARGEST)
     return rounded(float(np.median(norms))), (
-        "The norms have a heavy tail: spikes are frequent, and large. Limits near the median norm "
-        "do best then, and this is the median. Record a run with it and ask again."
+        "The norms have a heavy tail: spikes are frequent and large. For such norms the limits "
+        "near the median norm do best, and this limit is the median. Record a run with this limit "
+        "and ask again."
     )
 
 
 def _next_limit(trace: Trace, current: AnyPolicy, own: Replayed) -> float | None:
-    """Return the limit to try after the limit of the record; None: keep the limit."""
+    """Return the limit to try after the limit of the record, or None to keep this limit."""
     if not isinstance(current, Policy) or not isinstance(current.threshold, Fixed):
         return None
     if not isinstance(current.response, Rescale):
@@ -174,9 +178,10 @@ def _next_limit(trace: Trace, current: AnyPolicy, own: Replayed) -> float | None
 
 def _settling(own: Replayed) -> str:
     return (
-        f"The limit of this run acted at {own.clip_rate:.1%} of its steps. Where clipping is "
-        "needed, limits near the median norm of the run that they make do best: this is half way "
-        "there, as the norms will change with the limit. Record a run with it and ask again."
+        f"The limit of this run acted at {own.clip_rate:.1%} of its steps. If a run needs "
+        "clipping, a limit near the median norm of the clipped run does best. The norms change "
+        "with the limit, so this limit is half way to the median norm. Record a run with this "
+        "limit and ask again."
     )
 
 
@@ -192,9 +197,9 @@ def _trace(run: Run, optimizer: int | None) -> Trace:
 
 
 def _material(trace: Trace, explosion: Finding | None, *, lost: bool) -> tuple[_Material, Floats]:
-    """Return what is replayed, and the norms that thresholds are taken from.
+    """Return the material of the replay, and the norms whose quantiles are thresholds.
 
-    What follows an explosion that the run did not recover from says nothing and is left out.
+    Both leave out the steps after an explosion from which the run did not recover.
     """
     norm, bound = trace.column("norm"), norm_bound(trace.column("norm"))
     usable = np.isfinite(norm) & (norm >= 0) & (norm <= LARGEST)
@@ -227,7 +232,7 @@ def _material(trace: Trace, explosion: Finding | None, *, lost: bool) -> tuple[_
 
 
 def _layers(trace: Trace) -> Floats | None:
-    """Return the norm of each layer if every step has them, 0 for an absent one."""
+    """Return the norm of each layer, 0 for an absent gradient; None if a step lacks the norms."""
     steps, names, matrix = trace.norms
     if len(names) < 2 or len(steps) != len(trace.steps) or (steps != trace.steps).any():
         return None
@@ -255,7 +260,7 @@ def _score(policy: str, before: Floats, after: Floats, material: _Material) -> R
         share = np.where(total > 0, np.sqrt((after**2).sum(axis=1)) / total, 1.0)
     clipped = (before != after).any(axis=1)
     spike = material.norm > material.bound
-    # An explosion has no usual norm: it is caught where a tenth or more of the step goes.
+    # An explosion has no usual norm: a policy catches a step if it removes over a tenth of it.
     caught = np.where(material.growth & ~spike, gone > CUT, material.norm * share <= material.bound)
     spike |= material.growth
     alarm = ~spike & (gone > CUT)
@@ -276,7 +281,7 @@ def _score(policy: str, before: Floats, after: Floats, material: _Material) -> R
 
 
 def _keeps(row: Replayed, findings: list[Finding]) -> bool:
-    """Whether the record's own policy works: it acted, and the run is healthy."""
+    """Return whether the record's own policy acted and the run is healthy."""
     acted = 0 < row.clip_rate <= HALF and row.spikes_caught == row.spikes
     healthy = all(finding.severity == "note" for finding in findings)
     return acted and healthy and not changes_every_step(row.policy)
@@ -287,20 +292,22 @@ def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Materia
     faults = {finding.kind for finding in findings if finding.severity != "note"}
     said = []
     if len(material.norm) < ENOUGH:
-        said.append(f"Only {len(material.norm)} steps could be replayed, which are few.")
+        said.append(
+            f"The advice comes from few steps: only {len(material.norm)} could be replayed."
+        )
     elif len(material.norm) == MOST_STEPS < len(trace.steps):
         said.append(f"Only the last {MOST_STEPS:,} usable steps were replayed.")
     if "double-clipping" in kinds:
-        said.append("These norms were cut before gradclip measured them, which hides the large.")
+        said.append("The norms were cut before gradclip measured them, which hides large norms.")
     if "clip-before-unscale" in kinds:
-        said.append("The gradients were clipped before they were unscaled: mend that first.")
+        said.append("The gradients were clipped before they were unscaled: correct this first.")
     if {"vanishing", "dead-layers"} & faults:
-        said.append("Part of the model gets hardly any gradient, which no clipping mends.")
+        said.append("Part of the model gets hardly any gradient, and clipping cannot change this.")
     if material.nonfinite:
         said.append(
-            f"{material.nonfinite:,} norms were not finite: nonfinite='skip' decides there, not "
-            "the threshold."
+            f"{material.nonfinite:,} norms were not finite: the argument nonfinite='skip' decides "
+            "about these steps, not the threshold."
         )
     if len(traces_of([run])) > 1:
-        said.append(f"This is about optimizer {trace.optimizer}; the run has several.")
+        said.append(f"The advice is for optimizer {trace.optimizer}; the run has several.")
     return said

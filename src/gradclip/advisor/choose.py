@@ -9,19 +9,22 @@ from .advice import Replayed
 __all__ = ["choose"]
 
 ALARMS = 0.1
-"""Largest share of ordinary steps that a policy may cut noticeably."""
+"""The largest share of false alarms among the ordinary steps."""
 
 SLACK = 0.02
-"""A fixed threshold may raise this many more false alarms, as a share, than the best adaptive
-policy: it is the easier one to reason about, and to reproduce."""
+"""A fixed threshold may have a share of false alarms that is this much larger than the share of the
+best adaptive policy, because a fixed threshold is easier to understand and to reproduce."""
 
 
 def choose(rows: Sequence[Replayed]) -> tuple[Replayed, str]:
     """Return the policy to recommend, and the reason.
 
-    Of those with few false alarms, those that catch the most spikes, first of the ones before a
-    spike of the loss; of these a fixed threshold, unless an adaptive policy has clearly fewer
-    false alarms; of these the one that removes least.
+    The choice has four steps: keep the policies with few false alarms; keep the policies that
+    catch the most spikes, with spikes before a spike of the loss first; keep the fixed thresholds,
+    unless an adaptive policy has clearly fewer false alarms; take the policy that removes least.
+
+    Args:
+        rows: the replay of each policy, at least one; not mutated.
     """
     calm = [row for row in rows if row.false_alarm_rate <= ALARMS]
     pool = calm or [min(rows, key=lambda row: row.false_alarm_rate)]
@@ -36,16 +39,16 @@ def choose(rows: Sequence[Replayed]) -> tuple[Replayed, str]:
 
 def _reason(best: Replayed, fixed: bool) -> str:
     if best.spikes:
-        caught = f"It catches {best.spikes_caught} of {best.spikes} spikes"
+        caught = f"The policy catches {best.spikes_caught} of {best.spikes} spikes"
         if best.loss_spikes:
             caught += (
-                f" ({best.loss_spikes_caught} of the {best.loss_spikes} that came before a spike "
-                "of the loss)"
+                f" ({best.loss_spikes_caught} of the {best.loss_spikes} spikes before a spike of "
+                "the loss)"
             )
     else:
-        caught = "The run has no spikes, so it is a safety net"
+        caught = "The run has no spikes, so the policy is a safety net"
     kind = "no adaptive policy does clearly better" if fixed else "no fixed threshold does as well"
     return (
         f"{caught}, clips {best.clip_rate:.1%} of the steps, cuts {best.false_alarm_rate:.1%} of "
-        f"the ordinary ones noticeably, and removes {best.removed:.1%} of the norm; {kind}."
+        f"the ordinary steps noticeably, and removes {best.removed:.1%} of the norm; {kind}."
     )

@@ -14,15 +14,16 @@ from ..record.trace import Trace
 __all__ = ["QUANTILES", "current_policy", "policies_for", "rounded"]
 
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
-"""Quantiles of the norms that are tried as fixed thresholds."""
+"""The quantiles of the norms that the advisor tries as fixed thresholds."""
 
 
 def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[AnyPolicy]:
-    """Return the grid for these norms.
+    """Return the policies to try for these norms.
 
     Args:
-        norm: finite norms, at least one above zero; their quantiles are the fixed thresholds.
-        guess: one more fixed threshold.
+        norm: finite norms, at least one above zero, whose quantiles are the fixed thresholds; not
+            mutated.
+        guess: one more fixed threshold, or None.
         layers: whether the norm of each layer is known at each step.
     """
     limits = [float(value) for value in np.quantile(norm, QUANTILES)]
@@ -45,12 +46,12 @@ def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[Any
 
 
 def rounded(value: float) -> float:
-    """Return a value to two digits: a threshold needs no more."""
+    """Return a value rounded to two digits, which are enough for a threshold."""
     return float(f"{value:.2g}")
 
 
 def current_policy(trace: Trace) -> Policy | None:
-    """Return the record's own policy, if it can be replayed: one rule on one global norm."""
+    """Return the record's own policy if it uses one global 2-norm and can be replayed, or None."""
     try:
         policy = parse(trace.policy or "none")
     except (PolicyError, TypeError, ValueError):

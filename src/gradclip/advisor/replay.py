@@ -1,4 +1,4 @@
-"""Run the policies themselves on recorded norms."""
+"""Apply policies to recorded norms."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ __all__ = ["replay"]
 
 
 def replay(policies: Mapping[str, AnyPolicy], norms: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return the norms after each policy, step after step.
+    """Return the norms after each policy, step by step.
 
-    A gradient of one value is its own norm, so the real policies run on one-element arrays: one
-    for a policy of one global norm, one for each layer of a policy that takes each by itself. All
-    policies run in one pass, as rules by name: each has its own norm and its own memory.
+    A gradient of one value has its own magnitude as its norm, so the policies run on arrays of one
+    element: one array for a policy of one global norm, one for each layer for a policy of each
+    layer's norm. All policies run in one pass, as rules by name, and each has its own norm and its
+    own memory.
 
     Args:
-        policies: by a name without special characters.
-        norms: for each policy the norms it sees, shape (steps, arrays), finite, ≥ 0.
+        policies: from a name without special characters to a policy; not mutated.
+        norms: from the same names to the norms before the policy, shape (steps, arrays), finite,
+            ≥ 0; not mutated.
 
     Returns:
-        For each policy the norms after it, shape (steps, arrays).
+        From the same names to the norms after the policy, shape (steps, arrays).
     """
     rules = by_name({f"{name}.*": policy for name, policy in policies.items()})
     keys = {name: [f"{name}.{i}" for i in range(norms[name].shape[1])] for name in policies}

@@ -1,8 +1,8 @@
 """Find the limit that equals the median norm, and the runs that need such a limit.
 
-A lower limit leaves larger norms, so the median norm of a run falls as its limit rises: there is
-one limit that equals the median norm of the run clipped with it. Where clipping is needed at all,
-the best fixed threshold of our sweeps was near that limit (docs/advisor.md), whatever its size.
+The median norm of a run falls as its limit rises, so one limit equals the median norm of the run
+that it clips. For runs that need clipping, the best fixed threshold of our sweeps was near this
+limit (docs/advisor.md).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ..record import Trace
 __all__ = ["heavy_tailed", "settled"]
 
 RARELY = 0.1
-"""Up to this share of clipped steps a limit acts on outliers only."""
+"""Under this share of clipped steps a limit acts only on outliers."""
 
 MOSTLY = 0.6
-"""From this share of clipped steps a limit cuts the usual gradient."""
+"""Over this share of clipped steps a limit cuts the usual gradient."""
 
 FREQUENT = 0.02
-"""Share of the steps: norm spikes that are rarer are outliers, not a tail."""
+"""The smallest share of steps with norm spikes for a heavy tail; rarer spikes are outliers."""
 
 LARGE = 6.0
-"""Times the usual norm: what the largest spike of a heavy tail must reach."""
+"""The largest spike of a heavy tail is at least this multiple of the usual norm."""
 
 
 def heavy_tailed(trace: Trace) -> bool:
-    """Whether norm spikes are frequent, and the largest of them large.
+    """Return whether norm spikes are frequent and the largest spike is large.
 
-    A limit that cuts only outliers then leaves most of the harm.
+    For such norms a limit that cuts only outliers does not prevent most of the harm.
     """
     norm = trace.column("norm")
     spikes = norm_spikes(norm)
@@ -43,14 +43,14 @@ def heavy_tailed(trace: Trace) -> bool:
 
 
 def settled(trace: Trace, *, safe: bool) -> float | None:
-    """Return the next limit to try; None to keep the one there is.
+    """Return the next limit to try, or None to keep the limit of the run.
 
-    The geometric mean of the limit and the median norm: the median falls while the limit rises, so
-    that going all the way would overshoot.
+    √(limit·median norm): the median norm falls while the limit rises, so that a step to the
+    median norm itself would be too large.
 
     Args:
-        trace: of a run with a limit.
-        safe: whether no norm was a spike: then a limit that rarely acts stays.
+        trace: the steps of a run with a limit; not mutated.
+        safe: whether no norm is a spike; if so, a limit that rarely acts stays.
     """
     norm, limit = trace.column("norm"), trace.column("limit")
     seen = np.isfinite(norm) & (norm > 0) & np.isfinite(limit) & (limit > 0)

@@ -1,4 +1,4 @@
-"""Advice from a run that failed early: the norms before the failure."""
+"""Propose a limit for a run that failed early, from the norms before the failure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from ..record.rows import Floats
 __all__ = ["MIN_NORMS", "guess", "norms_before", "stuck_since", "went_wrong"]
 
 MIN_NORMS = 10
-"""Norms before a run goes wrong that quantiles need; with fewer the advice is a first guess."""
+"""The smallest number of norms before a failure for quantiles; with fewer the advice is a guess."""
 
 GUESS = 0.1
-"""Times the smallest norm before a run went wrong at its start. The smallest, as what exploded at
-step 3 had grown at step 2 already. Far under it, as the risks differ: a limit that is too low makes
-a slow run whose record tells more, one that is too high another failed run that tells nothing."""
+"""The first guess over the smallest norm before a failure. We take the smallest norm because a run
+that explodes at step 3 has grown at step 2. The guess is far lower because the risks differ: with a
+limit that is too low, the next run is slow but its record is useful; with a limit that is too high,
+the next run fails again and its record is useless."""
 
 LOWER = 0.5
-"""Times the limit that did not prevent it."""
+"""The first guess is at most this multiple of the limit that did not prevent the failure."""
 
 LEARNT = 0.9
-"""Of its first losses: a run whose last losses are no lower than this has learnt nothing."""
+"""A run whose last losses are not under this share of its first losses has learnt nothing."""
 
 
 def went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
-    """Return the step, among the first, at which the run exploded; None if it did not.
+    """Return the step, among the first ones, at which the run failed, or None.
 
-    It also did if the loss rose to more than twice that of no training.
+    A run fails if it explodes, or if its loss rises to more than twice the first loss.
     """
     first = first_of(trace.column("loss"))
     steps = [spike.step for spike in loss_spikes(trace) if not spike.rise < abs(first)]
@@ -41,16 +42,16 @@ def went_wrong(trace: Trace, explosion: Finding | None) -> int | None:
 
 
 def stuck_since(trace: Trace) -> int | None:
-    """Return the step of the norm spike after which the run learnt nothing; None if it learnt.
+    """Return the step of the norm spike after which the run learnt nothing, or None.
 
-    Such a run is often dead: its later norms are those of a model that no longer moves.
+    Such a run is often dead: its later norms come from a model that no longer changes.
     """
     loss = trace.column("loss")
     last = loss[np.isfinite(loss)][-MIN_NORMS:]
     spikes = np.flatnonzero(norm_spikes(trace.column("norm")))
     if len(trace.steps) < 5 * MIN_NORMS or not len(last) or not len(spikes):
         return None
-    # A loss may be negative; then its share says nothing.
+    # The rule holds only for positive losses: a share of a negative loss has no meaning.
     if not 0 < LEARNT * began_at(loss) <= float(np.median(last)):
         return None
     return int(trace.steps[spikes[0]])
@@ -63,7 +64,7 @@ def norms_before(trace: Trace, step: int, largest: float) -> Floats:
 
 
 def guess(trace: Trace, wrong: int, largest: float) -> float | None:
-    """Return a threshold under the norms before a step, and under the limit then in force."""
+    """Return a threshold under the norms before a step and under the limit of the run, or None."""
     before, limit = norms_before(trace, wrong, largest), trace.column("limit")
     if not len(before):
         return None

@@ -20,10 +20,10 @@ from .watch import watch
 
 __all__ = ["app"]
 
-EXIT_CODES = """Exit codes: 0 done; 1 the reader of the output went away; 2 a wrong argument,
-file or record, or a missing package, with one line that says which; 130 Ctrl-C. `run` gives the
-script's own code, or 3 if it ended well but no optimizer step was seen. Findings of `diagnose` and
-a run that failed under `watch` are not errors: 0."""
+EXIT_CODES = """Exit codes: 0 done; 1 the reader of the output has closed; 2 a wrong argument, file
+or record, or a missing package, with one line that names the error; 130 Ctrl-C. `run` returns the
+script's own code, or 3 if the script ended well but made no optimizer step. With findings of
+`diagnose`, and after a run that failed under `watch`, the code is 0."""
 
 app = typer.Typer(
     help="Gradient clipping that is exact, fast, and shows what it did.",
@@ -49,7 +49,7 @@ def main(
     """Gradient clipping that is exact, fast, and shows what it did."""
 
 
-# Everything after the script belongs to the script, so its options are not ours to read.
+# All arguments after the script go to the script, so the command must not read its options.
 _SCRIPT = {"allow_extra_args": True, "allow_interspersed_args": False}
 _COMMANDS = (
     (run, "gradclip run --clip norm:1.0 --record runs/a.jsonl train.py"),

@@ -1,4 +1,4 @@
-"""`gradclip advise`: which policy a recorded run needs."""
+"""`gradclip advise`: recommend a policy for a recorded run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def advise(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     optimizer: Annotated[
         int | None,
-        typer.Option(help="Its id in the record. Default: that with the most steps."),
+        typer.Option(help="The id of an optimizer. Default: the one with the most steps."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Replay a run's gradient norms under many policies, and recommend one."""
+    """Apply many policies to a run's gradient norms, and recommend one of them."""
     advice = advice_on(read_run(run), optimizer=optimizer)
     if json:
         typer.echo(encode_row(advice.to_dict()).decode(), nl=False)

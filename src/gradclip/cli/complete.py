@@ -1,4 +1,4 @@
-"""Completion in the shell: methods and policies."""
+"""Complete the names of methods and policies in the shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ __all__ = ["method_names", "policies"]
 
 def method_names(incomplete: str) -> list[tuple[str, str]]:
     """Return the methods whose names begin with the text, with a summary of each."""
-    from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+    from ..method import recipes  # noqa: F401 - The import fills the catalogue.
     from ..method.catalogue import CATALOGUE
 
     rows = sorted(CATALOGUE.values(), key=lambda row: row.name)
@@ -16,7 +16,7 @@ def method_names(incomplete: str) -> list[tuple[str, str]]:
 
 def policies(incomplete: str) -> list[tuple[str, str]]:
     """Return an example of each policy that begins with the text."""
-    from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+    from ..method import recipes  # noqa: F401 - The import fills the catalogue.
     from ..method.catalogue import CATALOGUE
 
     rows = sorted(CATALOGUE.values(), key=lambda row: row.name)

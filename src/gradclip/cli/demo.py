@@ -1,4 +1,4 @@
-"""`gradclip demo`: one script, run twice, and a picture of the difference."""
+"""`gradclip demo`: run one script twice, and show the difference in a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLIP = "norm:0.25"
 
 @dataclass(frozen=True)
 class _Arm:
-    """One of the two runs, when it is over."""
+    """One of the two runs after its end."""
 
     name: str
     validation: str
@@ -49,13 +49,13 @@ def demo(
         str, typer.Option(help="The policy of the second run.", autocompletion=policies)
     ] = CLIP,
 ) -> None:
-    """Train a small language model without and with clipping, and compare.
+    """Train a small language model without and with clipping, and compare the runs.
 
-    The script knows nothing of gradclip: it runs under `gradclip run`, once recorded only,
-    once clipped, with the same seed and learning rate.
+    The script does not import gradclip. It runs under `gradclip run`, first without and then with
+    clipping, with the same seed and learning rate.
     """
     parse(clip)
-    require("demo", "demo", "bokeh", "jinja2", "torch")  # before the two trainings, not after
+    require("demo", "demo", "bokeh", "jinja2", "torch")  # Before the two trainings.
     script = _script()
     options = ["--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40))]
     console = Console(highlight=False)
@@ -75,7 +75,7 @@ def demo(
 
 
 def _train(arguments: list[str], progress: Progress, bar: TaskID) -> str:
-    """Run the script, following what it prints; return its validation loss, as it wrote it."""
+    """Run the script, follow its output, and return the validation loss as the script writes it."""
     validation, last = "", deque[str](maxlen=20)
     with subprocess.Popen(
         [sys.executable, "-m", "gradclip", "run", *arguments],
@@ -114,7 +114,7 @@ def _table(arms: list[_Arm], clip: str) -> Table:
 
 
 def _script() -> Path:
-    """Find the example: beside an installed package, or in a source tree."""
+    """Return the path of the example in an installed package or in a source tree."""
     package = Path(__file__).resolve().parents[1]
     places = [package / "examples", package.parents[1] / "examples"]
     for place in places:

@@ -1,4 +1,4 @@
-"""`gradclip diagnose`: the faults that a record shows."""
+"""`gradclip diagnose`: find the faults that a record shows."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def diagnose(
     run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Name a run's faults: since when, in which layer, and what to do.
+    """Find the faults of a run, with their first step, their layer and a remedy.
 
-    The exit code is 0 with findings too; --json has all numbers.
+    The exit code is 0 also with findings; --json has all numbers.
     """
     record = read_run(run)
     found = findings_of(record)

@@ -1,4 +1,4 @@
-"""`gradclip doctor`: the paths that will run on this machine, and those that will not."""
+"""`gradclip doctor`: show the paths that run on this machine, and the paths that do not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..version import __version__
 
 __all__ = ["doctor"]
 
-# The purpose of each package, and the extra that brings it.
+# The purpose of each package, and the extra that installs it.
 _PACKAGES = (
     ("numpy", "gradclip.numpy", None),
     ("torch", "gradclip.torch, run, demo", "torch"),
@@ -34,7 +34,7 @@ _PACKAGES = (
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Say which paths will run here: the C kernel, each framework, the report."""
+    """Show the paths that run on this machine: the C kernel, each framework, the report."""
     rows = _rows()
     if json:
         found = {name.strip(): text for name, text in rows}
@@ -68,7 +68,7 @@ def _kernel(status: kernel.KernelStatus) -> str:
 
 
 def _package(name: str, purpose: str, extra: str | None) -> str:
-    """Import it, since one that is installed may still be broken."""
+    """Import the package, since an installed package may be broken, and describe the result."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -82,7 +82,7 @@ def _package(name: str, purpose: str, extra: str | None) -> str:
 
 
 def _fold() -> str:
-    """Say which fused optimizers take the clip factor; each makes a step to show it."""
+    """Return the fused optimizers that take the clip factor in a trial step."""
     from ..torch.step.fused import seen_on
 
     torch = sys.modules["torch"]
@@ -95,7 +95,7 @@ def _fold() -> str:
 
 
 def _device(torch: ModuleType) -> str:
-    """Say where torch can compute."""
+    """Return the devices on which torch can compute."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f", {', '.join(names)}"

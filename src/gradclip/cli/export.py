@@ -1,4 +1,4 @@
-"""`gradclip export`: a figure for a paper."""
+"""`gradclip export`: write a figure for a paper."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def export(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="A .svg, .pdf or .png; an old one is replaced."),
+        typer.Option("--output", "-o", help="A .svg, .pdf or .png file; an old file is replaced."),
     ] = Path("figure.svg"),
     panel: Annotated[
         list[str] | None,
         typer.Option(
-            help="loss, norm, coef, rate, distribution or layers; repeat it for a further panel "
-            "below. Default: loss and norm.",
+            help="loss, norm, coef, rate, distribution or layers; repeat the option for more "
+            "panels. Default: loss and norm.",
             autocompletion=_panels,
         ),
     ] = None,
@@ -42,7 +42,7 @@ def export(
     dpi: Annotated[int, typer.Option(help="Dots per inch of a PNG.")] = 300,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Write a figure of one run, or of several, for a paper.
+    """Write a figure of one or more runs for a paper.
 
     Lines differ by colour and dash. In the norm's panel a dotted line is the limit, a dot a clipped
     step, a cross a skipped one, and a diamond a gradient with inf or NaN.

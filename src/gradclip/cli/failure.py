@@ -1,4 +1,4 @@
-"""How a command reports a mistake of the user: one line, no traceback, exit code 2."""
+"""Report a mistake of the user: one line without a traceback, and exit code 2."""
 
 from __future__ import annotations
 
@@ -32,10 +32,15 @@ def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
 
 
 def require(command: str, extra: str, *packages: str) -> None:
-    """Import the packages of an extra, or end a command that lacks one with a sentence.
+    """Import the packages of an extra, or end the command with a message.
+
+    Args:
+        command: the name of the command.
+        extra: the extra that installs the packages.
+        packages: the names of the packages.
 
     Raises:
-        typer.Exit: With code 2.
+        typer.Exit: a package is missing; the exit code is 2.
     """
     for package in packages:
         try:

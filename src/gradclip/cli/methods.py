@@ -1,4 +1,4 @@
-"""`gradclip methods`: the catalogue."""
+"""`gradclip methods`: show the catalogue of methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..method import recipes  # noqa: F401 - importing it fills the catalogue
+from ..method import recipes  # noqa: F401 - The import fills the catalogue.
 from ..method.catalogue import CATALOGUE, KINDS, Recipe, lookup
 from ..method.describe import describe_recipe
 from ..record.schema import encode_row
@@ -36,7 +36,7 @@ def methods(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """List every clipping method, or explain one."""
+    """List all clipping methods, or explain one method."""
     if json:
         rows = [lookup(name)] if name is not None else [*CATALOGUE.values()]
         found = [_plain(row) for row in sorted(rows, key=lambda row: row.name)]
@@ -78,7 +78,7 @@ def _explain(row: Recipe, console: Console) -> None:
 
 
 def _table() -> Table:
-    """Return a block of three lines for each, which a narrow terminal can show."""
+    """Return a table with three lines for each method, which fits a narrow terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()
@@ -124,7 +124,7 @@ _NOTES = {
 
 
 def _notes(row: Recipe) -> str:
-    """Return what the method needs and may do, in words."""
+    """Return the traits of the method in words."""
     traits = asdict(row.traits)
     found = [words for name, words in _NOTES.items() if traits[name]]
     return ", ".join(found) or "has no memory and never enlarges a gradient"

@@ -1,4 +1,4 @@
-"""`gradclip report`: from records to one HTML page."""
+"""`gradclip report`: write one HTML page from records."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["report"]
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page to write; an old one is replaced.")
+        Path, typer.Option("--output", "-o", help="The page to write; an old page is replaced.")
     ] = Path("report.html"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Show one run, or compare several, in one offline HTML page."""
+    """Show one run, or compare several runs, in one offline HTML page."""
     read = read_runs(runs)
     page = write_report(read, output)
     if json:

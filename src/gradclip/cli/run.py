@@ -1,4 +1,4 @@
-"""`gradclip run`: a training script, recorded, and clipped with --clip."""
+"""`gradclip run`: run a training script with a record, and with clipping if --clip is given."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def run(
     clip: Annotated[
         str | None,
         typer.Option(
-            help="The policy, such as norm:1.0. Without it the run is only recorded.",
+            help="The policy, such as norm:1.0. Without a policy the run is only recorded.",
             autocompletion=policies,
         ),
     ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
-            help="The record's file; an old one is replaced. Default: runs/NAME-TIME.jsonl."
+            help="The record's file; an old file is replaced. Default: runs/NAME-TIME.jsonl."
         ),
     ] = None,
     nonfinite: Annotated[
@@ -69,10 +69,10 @@ def run(
         bool, typer.Option("-m", help="TARGET is a module, as for python -m.")
     ] = False,
 ) -> None:
-    """Run a training script; clip each optimizer step, and record what happened.
+    """Run a training script, clip each optimizer step, and record each step.
 
-    The script is not changed. All that follows TARGET goes to the script.
-    The exit code is the script's, or 3 if it ended well but no optimizer step was seen.
+    The script does not change. All arguments after TARGET go to the script.
+    The exit code is the script's, or 3 if the script ended well but made no optimizer step.
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
@@ -81,7 +81,7 @@ def run(
     from ..torch.script.runner import Session, run_script
 
     writer, path = None, record or _default_path(target, module)
-    if os.environ.get("RANK", "0") == "0":  # One record a job; torchrun numbers its processes.
+    if os.environ.get("RANK", "0") == "0":  # One record for a job; torchrun sets the ranks.
         command = ["gradclip", *sys.argv[1:]]
         writer = RecordWriter(path, policy=clip, command=command, sinks=sink or ())
     session = Session(
@@ -108,12 +108,12 @@ def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> No
 
 
 def check_target(target: str, module: bool) -> None:
-    """Raise a PolicyError if there is no such script or module."""
+    """Raise a PolicyError if the script or the module does not exist."""
     if module:
         sys.path.insert(0, str(Path.cwd()))
         try:
             known = importlib.util.find_spec(target.partition(".")[0]) is not None
-        except ValueError:  # Empty, or a module with no spec.
+        except ValueError:  # The name is empty, or the module has no spec.
             known = False
         del sys.path[0]
         if not known:
@@ -148,5 +148,5 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
 
 
 def _say(text: str, color: str | None = None) -> None:
-    """Write to stderr: stdout is the script's."""
+    """Write a line to stderr, because stdout belongs to the script."""
     typer.secho(f"gradclip: {text}", err=True, fg=color, bold=color is not None)

@@ -1,4 +1,4 @@
-"""`gradclip tune`: the threshold and the learning rate with which a script trains best."""
+"""`gradclip tune`: find the threshold and the learning rate with which a script trains best."""
 
 from __future__ import annotations
 
@@ -59,20 +59,19 @@ def tune(
         Path | None,
         typer.Option(help="Folder for state, records and outputs. Default: runs/tune-NAME."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished runs again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat finished runs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
     module: Annotated[
         bool, typer.Option("-m", help="TARGET is a module, as for python -m.")
     ] = False,
 ) -> None:
-    """Run a training script for short, with many thresholds and learning rates; compare.
+    """Compare short runs of a training script with many thresholds and learning rates.
 
-    The script is not changed: each run stops after a number of optimizer steps. All that follows
-    TARGET goes to the script. A finished run is not done again: after a break, give the same
-    command.
+    The script does not change: each run stops after a number of optimizer steps. All arguments
+    after TARGET go to the script. After a break, give the same command: it repeats no finished run.
 
-    The exit code is 1 if the script fails by itself, 3 if it makes no optimizer step or shows no
-    loss.
+    The exit code is 1 if the script itself fails, and 3 if the script makes no optimizer step or
+    shows no loss.
     """
     check_target(target, module)
     setting = Setting(
@@ -95,7 +94,7 @@ def tune(
         typer.echo(f"gradclip: {error}", err=True)
         raise typer.Exit(error.code) from None
     except KeyboardInterrupt:
-        typer.echo(f"gradclip: stopped; the same command goes on from {out}", err=True)
+        typer.echo(f"gradclip: stopped; the same command continues from {out}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if json:
         typer.echo(encode_row(result.to_dict()).decode(), nl=False)
@@ -115,7 +114,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _policies_to_try(thresholds: str | None, policy: list[str] | None) -> tuple[str, ...] | None:
-    """Return the user's choice of policies, no clipping first; None where there is no choice."""
+    """Return the policies that the user chose, no clipping first, or None without a choice."""
     if thresholds is None and not policy:
         return None
     limits = () if thresholds is None else _numbers("--thresholds", thresholds)
@@ -126,7 +125,7 @@ def _policies_to_try(thresholds: str | None, policy: list[str] | None) -> tuple[
 
 
 class _Bar:
-    """Shows the trials as one bar over all their steps."""
+    """Show the trials as one bar over all their steps."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

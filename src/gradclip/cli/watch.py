@@ -1,4 +1,4 @@
-"""`gradclip watch`: a run as it goes."""
+"""`gradclip watch`: show a run during the run."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ STOPPED = 130
 
 @exit_on_user_error
 def watch(
-    run: Annotated[Path, typer.Argument(help="A record; it need not exist yet.")],
+    run: Annotated[Path, typer.Argument(help="A record, which need not exist yet.")],
     once: Annotated[bool, typer.Option("--once", help="Show the record once, and exit.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, a line an update.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one line for each update.")
+    ] = False,
     every: Annotated[float, typer.Option(min=0.05, help="Seconds between two updates.")] = 1.0,
 ) -> None:
     """Follow a run in the terminal until it ends: loss, norm, limit, worst layers, warnings.
@@ -37,7 +39,7 @@ def watch(
     The command waits for a file that does not exist yet. In a pipe it prints a line for each update
     with something new.
 
-    The exit code is 0 once the run has ended, also with an error, and 130 after Ctrl-C.
+    The exit code is 0 after the end of the run, also with an error, and 130 after Ctrl-C.
     """
     live = LiveRun(run)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -56,7 +58,7 @@ def watch(
 
 
 def _refreshes(live: LiveRun, every: float) -> Iterator[bool]:
-    """Look until the run has ended; yield whether there was something new, each time to show it."""
+    """Refresh until the run has ended; yield at each update whether the run has news."""
     drawn, seen = -every, None
     while True:
         behind = live.refresh()
@@ -82,7 +84,7 @@ def _once(live: LiveRun, console: Console, json: bool) -> None:
     while live.refresh():
         pass
     if live.header is None:
-        read_run(live.path)  # says why there is nothing to show
+        read_run(live.path)  # This raises an error with the reason.
     live.study()
     if json:
         typer.echo(encode_row(to_dict(live)).decode(), nl=False)
@@ -95,13 +97,13 @@ def _once(live: LiveRun, console: Console, json: bool) -> None:
 
 
 def _news(live: LiveRun) -> list[str]:
-    """Return all that is known, in lines."""
+    """Return the latest steps, the events and the findings as lines."""
     steps = [step_line(live, each) for each in live.optimizers.values() if each.steps]
     return [*steps, *map(event_line, live.events), *map(finding_line, live.findings.values())]
 
 
 def _screen(live: LiveRun, console: Console, every: float) -> None:
-    """Show it on a screen of its own, and leave the last picture on the terminal."""
+    """Show the run on a separate screen, and leave the last picture on the terminal."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with Live(Screen(live), console=console, screen=True, auto_refresh=False) as screen:
@@ -119,7 +121,7 @@ def _print_lines(live: LiveRun, every: float) -> None:
     for new in _refreshes(live, every):
         if live.restarts != restarts:
             restarts, events, printed = live.restarts, 0, set()
-            typer.echo("another run took the file's place")
+            typer.echo("another run replaced the file")
         if (live.state == "waiting" or live.end) and state_of(live) != state:
             state = state_of(live)
             typer.echo(f"{live.path}: {state}")

@@ -1,4 +1,4 @@
-"""How the gradient's size changes from the input's side of a model to the output's."""
+"""Measure how the gradient's norm changes from the input of a model to its output."""
 
 from __future__ import annotations
 
@@ -13,47 +13,53 @@ from .window import median
 __all__ = ["MIN_LAYERS", "MONOTONE", "OFTEN", "STEEP", "Profile", "profiles"]
 
 MIN_LAYERS = 5
-"""Weight matrices that a trend over depth needs."""
+"""The smallest number of weight matrices for a trend over depth."""
 
 STEEP = 50.0
-"""How many times the norms of the first and the last quarter of the layers may differ: healthy
-models stay within ten."""
+"""The ratio of the norms in the first and the last quarter of the layers that is a fault; in
+healthy models the ratio is at most ten."""
 
 MONOTONE = 0.8
-"""Rank correlation of norm and depth from which the change is a trend, not one odd layer."""
+"""The rank correlation of norm and depth from which the change is a trend, not one odd layer."""
 
 BLOCKS = 20
-"""Stretches of a run that are looked at separately."""
+"""The number of stretches of a run, each of which has its own profile."""
 
 FURTHEST = 700.0
-"""The largest logarithm of a ratio that is told apart: exp of it and of its negative are floats."""
+"""The bound of the logarithm of a ratio, so that the ratio and its inverse are finite floats."""
 
 OFTEN = 0.25
-"""Share of the stretches that must be steep if the last is not: many runs begin steep."""
+"""The share of stretches that must be steep if the last one is not, since many runs begin steep."""
 
 
 class Profile(NamedTuple):
-    """The layers' norms in one stretch of the run, the input's side first."""
+    """The layers' norms in one stretch of the run, from the input to the output."""
 
     step: int
-    """First step of the stretch."""
+    """The first step of the stretch."""
     names: tuple[str, ...]
     norms: Floats
-    """Median over the stretch."""
+    """The median norm of each layer over the stretch."""
     trend: float
-    """Rank correlation of norm and depth, -1 to 1; positive: larger towards the output."""
+    """The rank correlation of norm and depth, -1 to 1; positive if norms grow to the output."""
     ratio: float
-    """Median norm of the last quarter of the layers over that of the first."""
+    """The median norm of the last quarter of the layers over the median norm of the first."""
     per_layer: float
-    """Factor from one layer to the next towards the input, by a line through the logarithms."""
+    """Factor from one layer to the next towards the input, from a line through the logarithms."""
 
 
 def profiles(trace: Trace) -> list[Profile]:
-    """Return the profile of each stretch of the run; none for fewer than five weight matrices.
+    """Return the profile of each stretch of the run.
 
-    Layers are the parameters of two or more dimensions, in the optimizer's order, which is the
-    model's, which is taken to run from the input to the output. A layer whose norms were all
-    absent, or not finite, is left out of a stretch; a zero counts as the smallest float.
+    The layers are the parameters of two or more dimensions, in the optimizer's order. We assume
+    that this order goes from the input to the output. A stretch leaves out a layer without a
+    finite norm; a norm of zero counts as the smallest normal float.
+
+    Args:
+        trace: the steps of one optimizer; not mutated.
+
+    Returns:
+        The profiles in the order of the steps; empty with fewer than `MIN_LAYERS` layers.
     """
     steps, names, matrix = trace.norms
     shapes = {
@@ -89,7 +95,7 @@ def _profile(step: int, names: tuple[str, ...], norms: Floats) -> Profile:
 
 
 def _ranks(values: Floats) -> Floats:
-    """Return the rank of each value; equal ones share their mean rank."""
+    """Return the rank of each value; equal values share their mean rank."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (last - (count - 1) / 2)[place]

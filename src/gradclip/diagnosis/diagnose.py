@@ -36,16 +36,17 @@ _DETECTORS: tuple[Callable[[Trace], list[Finding]], ...] = (
 
 
 def diagnose(run: Run) -> tuple[Finding, ...]:
-    """Return the faults that a record shows, and notes worth knowing.
+    """Return the faults that a record shows, and notes about the run.
 
-    Each rule compares with medians and median deviations of the run itself; its thresholds are
-    named constants beside it.
+    Each rule compares values with the median and the median deviation of the same run. The
+    thresholds of a rule are named constants in the rule's module.
 
     Args:
-        run: as `gradclip.read_run` returned it; it may still be running. Not mutated.
+        run: a run from `gradclip.read_run`, finished or not; not mutated.
 
     Returns:
-        The findings, the worst first, then by step. A healthy run has none, or notes only.
+        The findings, the worst first, then by step. For a healthy run the tuple is empty or holds
+        only notes.
 
     Example:
         >>> import tempfile
@@ -74,7 +75,7 @@ def diagnose_trace(trace: Trace) -> list[Finding]:
     with np.errstate(all="ignore"):
         found = [finding for detector in _DETECTORS for finding in detector(trace)]
     if any(finding.kind == "exploding" for finding in found):
-        # Norm spikes of a run that explodes are part of the explosion.
+        # In a run that explodes, the norm spikes are part of the explosion.
         found = [finding for finding in found if finding.kind != "norm-spike"]
     return sorted(found, key=_rank)
 

@@ -16,26 +16,27 @@ from .window import WINDOW, median
 __all__ = ["find_exploding", "find_exploding_depth"]
 
 GROWTH = 100.0
-"""Times the lowest level of the steps before: a learning-rate warm-up stays well under it."""
+"""The growth over the lowest earlier level that is an explosion; a learning-rate warm-up grows much
+less."""
 
 LEVEL = 3
-"""Norms whose median is a level: one odd step does not make it."""
+"""The number of norms whose median is a level, so that one odd step does not change a level."""
 
 LASTING = 10.0
-"""Times the old level at which the norms stay afterwards; a lone spike comes back."""
+"""The norms stay over this multiple of the old level after an explosion, but not after a spike."""
 
 AFTER = 20
-"""Steps after the growth in which the growth must last."""
+"""The number of steps after the growth in which the norms must stay large."""
 
 LONG = 5
-"""Steps of growth that are more than a lone spike."""
+"""The number of steps from which growth is more than one spike."""
 
 RISING = 3.0
-"""Times the old level from which a norm belongs to the growth."""
+"""The multiple of the old level from which a norm belongs to the growth."""
 
 
 def find_exploding(trace: Trace) -> list[Finding]:
-    """Return a finding if the norm grew for good, or until it was not finite."""
+    """Return a finding if the norm grew and stayed large, or grew until it was not finite."""
     found = _onset(trace)
     if found is None:
         return []
@@ -89,11 +90,11 @@ def find_exploding_depth(trace: Trace) -> list[Finding]:
             "warning" if lasts else "note",
             steep[0].step,
             f"The gradient explodes towards the input: its norm grows by a factor of about "
-            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the first "
-            f"ones get {1 / worst.ratio:.2g} times what the last ones get.",
+            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the norm of "
+            f"the first layers is {1 / worst.ratio:.2g} times the norm of the last layers.",
             "Scale the initialisation down, add residual connections or normalisation "
             f"({NORMALISATION}); clip each layer by itself (`adagc`, `agc`, or scope=tensor), "
-            "since one global norm is only that of the first layers.",
+            "since the first layers dominate one global norm.",
             {
                 "ratio": 1 / worst.ratio,
                 "per_layer": worst.per_layer,
@@ -106,7 +107,7 @@ def find_exploding_depth(trace: Trace) -> list[Finding]:
 
 
 def _onset(trace: Trace) -> tuple[int, int] | None:
-    """Return the rows at which the growth begins and has reached `GROWTH`; None if it does not."""
+    """Return the row where the growth begins and the row where it reaches `GROWTH`, or None."""
     norm, loss = trace.column("norm"), trace.column("loss")
     bad = trace.nonfinite | (trace.seen("loss") & ~np.isfinite(loss))
     base = _lowest_level(norm)
@@ -123,10 +124,10 @@ def _onset(trace: Trace) -> tuple[int, int] | None:
 
 
 def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, level: float) -> bool:
-    """Whether the norm stays over a level after `row`, without a better loss.
+    """Return whether the norm stays over a level after `row` while the loss does not fall.
 
-    The level is also that of the first steps: a norm that comes back to it from a trough, as those
-    of a saturated model do, does not explode.
+    The level is at least the level of the first steps: in a saturated model the norm may fall and
+    return to its first level, which is not an explosion.
     """
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
@@ -135,14 +136,14 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
     if stays:
         return not now < before
-    # It may have come back since nothing is left to grow: the growth took long and ruined the loss.
+    # A norm may fall again because the model is ruined: the growth was long and raised the loss.
     return row - first >= LONG and now > before + HARMFUL * abs(first_of(loss))
 
 
 def _lowest_level(norm: Floats) -> Floats:
-    """Return the least median of `LEVEL` consecutive norms in the window before each norm.
+    """Return the smallest median of `LEVEL` consecutive norms in the window before each norm.
 
-    Non-finite norms are passed over; inf where there is no level above zero to grow from.
+    The medians leave out non-finite norms. The result is inf where no level is above zero.
     """
     finite = np.isfinite(norm)
     kept = norm[finite]
@@ -156,7 +157,7 @@ def _lowest_level(norm: Floats) -> Floats:
 
 
 def _first_layer(trace: Trace, first: int, last: int) -> tuple[str | None, float | None]:
-    """Return the parameter whose norm first stood `LASTING` times over its level, and how far."""
+    """Return the first parameter whose norm exceeds its level by `LASTING`, and the ratio."""
     steps, names, matrix = trace.norms
     before, during = steps < first, (steps >= first) & (steps <= last)
     if not before.any() or not during.any():

@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""From the worst. A note is worth knowing and is not a fault."""
+"""The severities, the worst first. A note is information, not a fault."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Finding:
 
     Attributes:
         kind: the kind of fault, a key of `PAGES`.
-        severity: "error" (the run is lost or useless), "warning" (change something), "note".
-        step: the first step at which the fault shows; None: no step in particular.
+        severity: "error" for a run that is lost or useless, "warning" for a fault to correct,
+            "note" for information.
+        step: the first step at which the fault shows; None if the finding has no single step.
         sentence: the finding in one sentence.
         suggestion: the remedy.
         evidence: the numbers behind the finding, by name.
@@ -58,7 +59,7 @@ class Finding:
         return PAGES[self.kind]
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data; `evidence` may hold inf."""
+        """Return the finding as plain data; `evidence` may hold inf."""
         return {
             "kind": self.kind,
             "severity": self.severity,

@@ -11,7 +11,7 @@ _THRESHOLD = _ROOT + "choosing-a-threshold.md"
 _SCALING = _ROOT + "mixed-precision.md"
 
 NORMALISATION = _ROOT + "batch-normalization.md"
-"""The page of a remedy; the suggestions on depth name it."""
+"""The page about normalisation, which the suggestions on depth name."""
 
 PAGES: dict[str, str] = {
     "exploding": _EXPLODING,

@@ -1,4 +1,4 @@
-"""Findings on inf and NaN (first parameter, how often) and on skipped steps."""
+"""Find gradients with inf or NaN, their first parameter, and skipped steps."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from .finding import Finding
 __all__ = ["find_nonfinite", "find_skipped", "stretches"]
 
 RARE = 0.01
-"""Share of the steps up to which a loss scaler's probing is a note."""
+"""The largest share of steps that a loss scaler normally skips; up to it the finding is a note."""
 
 OFTEN = 0.2
-"""Share of skipped steps from which the run is not training as planned."""
+"""The share of skipped steps from which the finding is an error."""
 
 ROW = 10
-"""Skipped steps in a row at which `attach` stops a run."""
+"""The number of skipped steps in a row at which `attach` stops a run."""
 
 _Stretch = tuple[int, int, tuple[str, ...]]
 
 
 def stretches(trace: Trace) -> list[_Stretch]:
-    """Return (first step, last step, parameters) of each stretch of like steps.
+    """Return the first step, the last step and the parameters of each non-finite stretch.
 
-    Steps are alike that follow each other with the same non-finite parameters. These
-    are empty where only the total norm is known to be non-finite.
+    A stretch is a row of consecutive steps with the same non-finite parameters. The parameters
+    are empty if the record has only a non-finite total norm.
+
+    Args:
+        trace: the steps of one optimizer; not mutated.
     """
     names_at = dict(trace.nonfinite_names)
     found: list[_Stretch] = []
@@ -43,7 +46,7 @@ def stretches(trace: Trace) -> list[_Stretch]:
 
 
 def find_nonfinite(trace: Trace) -> list[Finding]:
-    """Return a finding if a gradient was not finite, with the first parameter."""
+    """Return a finding if a gradient was not finite; the finding names the first parameter."""
     bad = trace.nonfinite
     if not bad.any():
         return []
@@ -64,7 +67,7 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
     elif names:
         where = f"in all of its {len(names)} parameters at once"
     else:
-        where = "and which parameter it was is not recorded"
+        where = "the record does not name the parameter"
     return [
         Finding(
             "non-finite",
@@ -72,10 +75,10 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
             step,
             f"The gradient was inf or NaN in {count:,} of {len(bad):,} steps, from step {step:,}: "
             f"{where}.",
-            "Look at what that layer computes at that step (log or division of 0, overflow in "
-            "half precision); nonfinite='skip' keeps such a step from the weights."
+            "Check the computation of that layer at that step (log of 0, division by 0, overflow "
+            "in half precision); nonfinite='skip' skips such a step."
             if not of_loss
-            else "Look at the loss: its inputs at that step, log or division of 0, overflow.",
+            else "Check the loss at that step: its inputs, log of 0, division by 0, overflow.",
             {
                 "steps": count,
                 "share": share,
@@ -100,10 +103,10 @@ def _parameters(trace: Trace) -> tuple[str, ...]:
 
 
 def _source(names: tuple[str, ...], every: tuple[str, ...]) -> str | None:
-    """Return the parameter nearest to the output that was not finite; None if all were not finite.
+    """Return the non-finite parameter nearest to the output; None if all were non-finite.
 
-    The backward pass goes from the output to the input and carries NaN along, so that what lies
-    nearer to the output than the source stays finite.
+    The backward pass carries NaN from the output to the input, so that the parameters between
+    the output and the source stay finite.
     """
     known = [name for name in every if name in set(names)]
     if not known or len(known) == len(every) > 1:
@@ -130,8 +133,8 @@ def find_skipped(trace: Trace) -> list[Finding]:
             severity,
             first,
             f"{count:,} of {len(skipped):,} steps were skipped, at most {longest:,} in a row, "
-            f"{bad:,} of them for a gradient that was not finite.",
-            "A few are what skipping is for. Many hide a fault: find the source of the inf or NaN, "
+            f"{bad:,} of them because of a non-finite gradient.",
+            "A few skipped steps are normal. Many hide a fault: find the source of the inf or NaN, "
             "or raise the threshold that skips.",
             {"steps": count, "share": share, "longest": longest, "nonfinite": bad},
             trace.optimizer,

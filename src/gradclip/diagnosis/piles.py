@@ -1,4 +1,4 @@
-"""Find norms that were cut before they were measured: they pile up at one value."""
+"""Find norms that were clipped before gradclip measured them: many have the same value."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from .finding import Finding
 __all__ = ["Pile", "find_double_clipping", "find_pile", "power_of_two_between", "script_limit"]
 
 WIDTH = 1e-5
-"""Relative width of a pile. torch's clipping leaves max·n/(n + 1e-6) up to float32's rounding;
-norms that nobody cut lie this close to one another in less than one of a thousand pairs."""
+"""The relative width of a pile. torch's clipping gives the norm max·n/(n + 1e-6) up to the rounding
+of float32; less than one in a thousand pairs of unclipped norms is so close."""
 
 MIN_STEPS = 8
-"""Steps in a pile."""
+"""The smallest number of steps in a pile."""
 
 SHARE = 0.05
-"""Share of the steps in a pile."""
+"""The smallest share of the steps in a pile."""
 
 
 class Pile(NamedTuple):
-    """The value at which norms pile up, and how many do."""
+    """Norms that are equal up to `WIDTH`."""
 
     value: float
+    """The median norm."""
     steps: int
+    """The number of norms."""
     share: float
+    """The share of all norms."""
     first: int
-    """The first step in it."""
+    """The first step with such a norm."""
 
 
 def find_pile(trace: Trace) -> Pile | None:
-    """Return the largest pile of equal norms before clipping; None if there is none.
+    """Return the largest pile of equal norms before clipping, or None.
 
-    All norms in it lie within `WIDTH` of each other, and few above it: what was cut at a limit
-    does not exceed the limit. Norms that are equal to the last bit were not cut: nothing varied.
+    The norms of a pile differ by at most `WIDTH`. Few norms may be larger, since a clipped norm
+    does not exceed its limit. A run whose norms are all equal to the last bit has no pile,
+    because its gradients never changed.
     """
     norm = trace.column("norm")
     order = np.argsort(norm, kind="stable")
@@ -58,7 +62,7 @@ def find_pile(trace: Trace) -> Pile | None:
 
 
 def script_limit(trace: Trace) -> float | None:
-    """Return the limit with which the script clips by itself, if `gradclip run` noted one."""
+    """Return the limit of the script's own clipping that `gradclip run` noted, or None."""
     for event in trace.run.events:
         if event.name == "script-clips" and (noted := re.search(r"\(…, (\S+)\)", event.text)):
             try:
@@ -71,9 +75,9 @@ def script_limit(trace: Trace) -> float | None:
 def find_double_clipping(trace: Trace) -> list[Finding]:
     """Return a finding if the gradient was clipped before gradclip measured it.
 
-    A record tells this in two ways: `gradclip run` notes the script's own calls, and norms before
-    clipping pile up at one value. Clipping that scales each layer by itself leaves no such pile
-    in the global norm and cannot be noted from a record.
+    A record shows this in two ways: `gradclip run` notes the script's own calls, and many norms
+    before clipping have the same value. Clipping of each layer by itself does not give equal
+    global norms, so that this rule cannot find it.
     """
     clips = trace.policy not in (None, "none")
     noted = [
@@ -103,10 +107,10 @@ def find_double_clipping(trace: Trace) -> list[Finding]:
             "warning" if clips else "note",
             step,
             f"The gradient is clipped by something else{twice}: {sentence}.",
-            "Take one of the two out."
+            "Remove one of the two."
             if clips
-            else "The norms in this record are those after that clipping: `gradclip advise` "
-            "cannot see over it. Take it out for a run that is to be advised on.",
+            else "This record has the norms after that clipping, and `gradclip advise` needs the "
+            "norms before it. Remove that clipping and record a run.",
             evidence,
             trace.optimizer,
         )

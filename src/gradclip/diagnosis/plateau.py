@@ -1,4 +1,4 @@
-"""A loss that stopped falling."""
+"""Find a loss that stopped falling."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from .window import SIGMA
 __all__ = ["find_plateau"]
 
 MIN_LOSSES = 100
-"""Losses that the rule needs."""
+"""The smallest number of losses for the rule."""
 
 BLOCKS = 20
-"""Stretches whose medians are compared."""
+"""The number of stretches whose medians the rule compares."""
 
 STILL = 0.4
-"""Share of the run at its end without progress that makes a plateau."""
+"""The share of the run without progress, at its end, that makes a plateau."""
 
 PROGRESS = 0.02
-"""Share of the whole fall that counts as progress."""
+"""The share of the whole fall that counts as progress."""
 
 NOISE = 3.0
-"""Standard errors of a stretch's median under which a fall is noise: nineteen are compared."""
+"""A fall under this many standard errors of a stretch's median is noise. The number is large
+because the rule makes nineteen comparisons."""
 
 
 def find_plateau(trace: Trace) -> list[Finding]:
@@ -59,9 +60,10 @@ def find_plateau(trace: Trace) -> list[Finding]:
             "warning" if never else "note",
             step,
             sentence,
-            "See whether gradients vanish or are clipped away; else change the learning rate."
+            "Check whether gradients vanish or clipping removes them; else change the learning "
+            "rate."
             if never
-            else "It may have converged; if not, lower the learning rate.",
+            else "The run may have converged; if not, lower the learning rate.",
             {
                 "level": float(level[last]),
                 "end": float(level[-1]),

@@ -1,4 +1,4 @@
-"""Find spikes of the norm and of the loss, and say which came first."""
+"""Find spikes of the norm and of the loss, and their order."""
 
 from __future__ import annotations
 
@@ -23,70 +23,84 @@ __all__ = [
 ]
 
 DEVIATIONS = 6.0
-"""Robust standard deviations over the usual: norms are skewed, and 3 would mark healthy steps."""
+"""A spike exceeds the usual value by this many robust standard deviations. With 3, healthy steps
+would be spikes, because norms are skewed."""
 
 RATIO = 2.0
-"""A norm under twice the usual is not a spike, also after very quiet steps."""
+"""A norm under twice the usual norm is not a spike, even after very quiet steps."""
 
 RISE = 0.1
-"""A rise of the loss under this share of the first loss does not count."""
+"""A rise of the loss under this share of the first loss is not a spike."""
 
 HARMFUL = 0.25
-"""A rise of this share of the first loss over two steps makes a spike a warning, or one of the
-whole first loss in one step; less is a hard batch."""
+"""A spike of two or more steps is a warning from this share of the first loss on. A spike of one
+step is a warning from the whole first loss on; a smaller spike may be a hard batch."""
 
 LEAD = 10
-"""Steps before a loss spike in which a norm spike counts as having come before it; also the gap
-within which two high losses are one spike."""
+"""A norm spike leads to a loss spike if it is at most this many steps earlier. Two high losses at
+most this many steps apart are one spike."""
 
 FIRST = 10
-"""Number of first losses whose median is the level at the start."""
+"""The number of first losses whose median is the level at the start."""
 
 
 @dataclass(frozen=True)
 class LossSpike:
-    """A stretch of steps whose loss stood out."""
+    """A stretch of steps with an unusually high loss.
+
+    Attributes:
+        step: the first step.
+        end: the last step.
+        peak: the step with the highest loss.
+        high: the number of steps with an unusually high loss.
+        rise: the largest rise over the usual loss before; inf if the loss was not finite.
+        norm_step: the last earlier step with a norm spike, at most `LEAD` steps before; else None.
+        norm_ratio: the norm of that step over the usual norm; None without such a step.
+        norm_with: whether the first step has a norm spike too, as a bad batch has.
+    """
 
     step: int
     end: int
     peak: int
     high: int
-    """Steps in it whose loss stood out."""
     rise: float
-    """Over the usual loss before it; inf if the loss was not finite."""
     norm_step: int | None
-    """The last step before it whose norm was a spike, at most `LEAD` steps earlier."""
     norm_ratio: float | None
-    """That norm over the usual one."""
     norm_with: bool
-    """Whether the norm of its first step was a spike too, as that of a bad batch is."""
 
 
 @np.errstate(all="ignore")
 def norm_bound(norm: Floats, least: int = MIN_VALUES) -> Floats:
-    """Return the bound that a norm exceeds in a spike; NaN after fewer than `least` norms.
+    """Return the bound for each norm; a norm over its bound is a spike.
 
-    Formula: max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
+    max(median + 6·1.4826·MAD, 2·median) of the finite norms before.
+
+    Args:
+        norm: shape (n,); not mutated.
+        least: the smallest number of earlier finite norms for a bound, ≥ 1.
+
+    Returns:
+        Shape (n,); NaN after fewer than `least` finite norms.
     """
     usual = usual_before(norm, least=least)
     return np.maximum(usual.median + DEVIATIONS * usual.deviation, RATIO * usual.median)
 
 
 def norm_spikes(norm: Floats) -> NDArray[np.bool_]:
-    """Tell which finite norms stand out from those before."""
+    """Return whether each norm is finite and a spike."""
     return np.isfinite(norm) & (norm > norm_bound(norm))
 
 
 @np.errstate(all="ignore")
 def loss_spikes(trace: Trace) -> list[LossSpike]:
-    """Return the stretches in which the loss stood out from what came before."""
+    """Return the stretches in which the loss exceeds the usual loss before by far."""
     seen = trace.seen("loss")
     loss, steps = trace.column("loss")[seen], trace.steps[seen]
     usual = usual_before(loss)
     least = RISE * abs(first_of(loss))
     rise = loss - usual.median
     high = rise > np.fmax(DEVIATIONS * usual.deviation, least)
-    # At the start nothing is usual yet: there a loss stands out over that of no training.
+    # The first losses have no usual value yet: compare them with the loss before any training.
     early = np.isnan(usual.median)
     rise = np.where(early, loss - first_of(loss), rise)
     high |= early & (rise > HARMFUL * abs(first_of(loss)))
@@ -118,12 +132,12 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
 
 
 def began_at(loss: Floats) -> float:
-    """Return the median of the first finite losses; NaN if there are none."""
+    """Return the median of the first finite losses; NaN without a finite loss."""
     return median(loss[np.isfinite(loss)][:FIRST])
 
 
 def first_of(loss: Floats) -> float:
-    """Return the first finite loss, before any training; NaN if there is none."""
+    """Return the first finite loss, before any training; NaN without a finite loss."""
     finite = loss[np.isfinite(loss)]
     return float(finite[0]) if len(finite) else float("nan")
 
@@ -136,7 +150,7 @@ def find_spikes(trace: Trace) -> list[Finding]:
         found.append(_of_loss(trace, spikes))
     norm = trace.column("norm")
     alone = norm_spikes(norm)
-    for spike in spikes:  # the finding on the loss names these already
+    for spike in spikes:  # The finding on the loss includes these norm spikes.
         alone &= (trace.steps < spike.step - LEAD) | (trace.steps > spike.end)
     if alone.any():
         found.append(_of_norm(trace, norm, alone))
@@ -159,20 +173,20 @@ def _of_loss(trace: Trace, spikes: list[LossSpike]) -> Finding:
         count = "it" if len(spikes) == 1 else f"{len(led)} of them"
         sentence += f"a spike of the gradient norm came before {count}."
         suggestion = (
-            "Clip: the norm gave warning. `gradclip advise` finds a threshold that catches these."
+            "Clip: the norm spikes before the loss. `gradclip advise` finds a threshold that "
+            "catches such spikes."
         )
     elif together:
         count = "it" if len(spikes) == 1 else f"{len(together)} of them"
         sentence += f"no spike of the gradient norm came before, but one came with {count}."
         suggestion = (
-            "Look at the batches of these steps; clipping keeps their large gradients from the "
-            "weights."
+            "Check the batches of these steps; clipping limits the effect of their large gradients."
         )
     else:
         sentence += "no spike of the gradient norm came before."
         suggestion = (
-            "Look at the batches of these steps, and at the learning rate: clipping would not "
-            "have caught what the norm did not show."
+            "Check the batches of these steps and the learning rate: clipping by the norm would "
+            "not have changed these steps."
         )
     return Finding(
         "loss-spike",
@@ -205,7 +219,8 @@ def _of_norm(trace: Trace, norm: Floats, alone: NDArray[np.bool_]) -> Finding:
         steps[0],
         f"The gradient norm spiked {times} with no spike of the loss, at most {ratios[worst]:.3g}"
         f" times its usual value (step {steps[worst]:,}).",
-        "Nothing needs to be done; a threshold between the usual norm and these is a safety net.",
+        "You need not change anything; a threshold between the usual norm and these spikes is a "
+        "safety net.",
         {
             "spikes": len(steps),
             "steps": steps[:20],

@@ -1,4 +1,4 @@
-"""Findings on a threshold that never binds, always binds, or removes most of the gradient."""
+"""Find a threshold that never binds, always binds, or removes most of the gradient."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .window import median
 __all__ = ["changes_every_step", "find_thresholds"]
 
 ENOUGH = 50
-"""Steps before a threshold can be judged."""
+"""The smallest number of steps for a judgement of a threshold."""
 
 ALWAYS = 0.95
-"""Share of clipped steps from which clipping is normalisation; AutoClip's default has 0.9."""
+"""The share of clipped steps from which clipping is normalisation; AutoClip's default clips 0.9."""
 
 MOST = 0.9
-"""Share of the norm removed at the median step from which the finding is made."""
+"""The share of the norm that clipping removes at the median step, from which there is a finding."""
 
 DIVIDE = ("Adam", "Adagrad", "Adadelta", "RMSprop", "Lion", "LAMB", "Sophia")
-"""Parts of the names of optimizers whose step has its own size, whatever that of the gradient:
-with them a threshold that always binds is common, and harms little."""
+"""Parts of the names of optimizers whose step does not depend on the gradient's size. With them a
+threshold that always binds is common and does little harm."""
 
 
 def find_thresholds(trace: Trace) -> list[Finding]:
@@ -57,10 +57,14 @@ def find_thresholds(trace: Trace) -> list[Finding]:
 
 
 def changes_every_step(policy: str | None) -> bool:
-    """Whether a policy is meant to change every gradient, as normalising is."""
+    """Return whether a policy changes every gradient on purpose, as normalisation does.
+
+    Args:
+        policy: the text form of the policy, or None for no policy.
+    """
     try:
         response = describe(parse(policy or "none")).response
-    except (PolicyError, TypeError, ValueError):  # of a later version, or the empty chain
+    except (PolicyError, TypeError, ValueError):  # A later version wrote the policy.
         return False
     return any(kind in response for kind in ("Normalise", "Smooth"))
 
@@ -81,7 +85,7 @@ def _never(trace: Trace, numbers: dict[str, object]) -> Finding:
         int(trace.steps[0]),
         f"The threshold never binds: the limit is {numbers['limit']:.3g} and the largest norm "
         f"was {numbers['max_norm']:.3g}.",
-        "As a safety net it may stay; if it should do something, `gradclip advise` proposes one.",
+        "The threshold may stay as a safety net; for a threshold that acts, ask `gradclip advise`.",
         numbers,
         trace.optimizer,
     )
@@ -91,8 +95,8 @@ def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
     classes = {optimizer.id: optimizer.class_name for optimizer in trace.run.optimizers}
     divides = any(name in classes.get(trace.optimizer, "") for name in DIVIDE)
     follows = (
-        "so every step weighs the same in the averages of an optimizer that divides by the "
-        "gradient's size anyway."
+        "so every step has the same weight in the averages of the optimizer, which divides by the "
+        "gradient's size in any case."
         if divides
         else "so every step has the same norm and the learning rate alone sets the step's size."
     )
@@ -102,8 +106,8 @@ def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
         step,
         f"The threshold always binds: {numbers['clip_rate']:.0%} of the steps are clipped, "
         f"{follows}",
-        "Raise the threshold (`gradclip advise`), or, if it is what you want, say so with the "
-        "policy `normalise`.",
+        "Raise the threshold (`gradclip advise`). If every step should have the same norm, use "
+        "the policy `normalise`.",
         numbers,
         trace.optimizer,
     )
@@ -115,8 +119,8 @@ def _most(trace: Trace, step: int, typical: float, removed: np.ndarray) -> Findi
         "warning",
         step,
         f"Clipping removes most of the gradient: {typical:.1%} of its norm at the median step.",
-        "The threshold is far under the usual norm: raise it, or check that the gradient is not "
-        "still multiplied by a loss scale.",
+        "The threshold is far under the usual norm: raise the threshold, or check whether the "
+        "gradient is still multiplied by a loss scale.",
         {"median_removed": typical, "share_of_steps": float((removed >= MOST).mean())},
         trace.optimizer,
     )

@@ -1,4 +1,4 @@
-"""Find clipping of gradients that still carry the factor of a loss scaler."""
+"""Find clipping of gradients that are still multiplied by a loss scale."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from .window import median
 __all__ = ["find_clip_before_unscale", "jumps"]
 
 SCALED = 1000.0
-"""Times the limit that the median norm must be: torch's scaler begins at 65,536."""
+"""The smallest ratio of the median norm to the limit; torch's loss scale begins at 65,536."""
 
 STEADY = 2.0
-"""Largest median deviation of log2(norm) from its median; an exploding run wanders further."""
+"""The largest median deviation of log2(norm) from its median; a run that explodes exceeds it."""
 
 SIDE = 10
-"""Norms on each side of a jump."""
+"""The number of norms on each side of a jump."""
 
 EXACT = 0.25
-"""How far log2 of a jump may be from a whole number: batches differ."""
+"""The largest distance of log2 of a jump from a whole number; batches differ, so it is not zero."""
 
 MIN_POWER, MAX_POWER = 8, 30
-"""Powers of two that a scaler's factor takes; smaller ones would match by chance."""
+"""The powers of two that a loss scale takes; smaller powers would match by chance."""
 
 
 def find_clip_before_unscale(trace: Trace) -> list[Finding]:
-    """Return a finding if the norms look multiplied, or the limit divided, by a power of two."""
+    """Return a finding if a power of two seems to multiply the norms or to divide the limit."""
     return _measured_scaled(trace) or _cut_while_scaled(trace)
 
 
 def _measured_scaled(trace: Trace) -> list[Finding]:
-    """Norms were measured with the scale in them: they are thousands of times the limit."""
+    """Return a finding if the norms include the scale: they are thousands of times the limit."""
     norm, limit = trace.column("norm"), trace.column("limit")
     kept = norm[np.isfinite(norm) & (norm > 0)]
     if len(kept) < 2 * SIDE:
@@ -73,7 +73,7 @@ def _measured_scaled(trace: Trace) -> list[Finding]:
 
 
 def _cut_while_scaled(trace: Trace) -> list[Finding]:
-    """The script cut scaled gradients, then unscaled: norms pile up at limit / 2ᵏ."""
+    """Return a finding if the script clips before it unscales: many norms equal limit / 2ᵏ."""
     pile, limit = find_pile(trace), script_limit(trace)
     if pile is None or limit is None:
         return []
@@ -95,9 +95,13 @@ def _cut_while_scaled(trace: Trace) -> list[Finding]:
 
 
 def jumps(steps: Floats, norm: Floats) -> list[tuple[int, int]]:
-    """Return (step, k) where the level of the norms jumps by 2ᵏ, k ≠ 0, from one step to the next.
+    """Return (step, k) for each step at which the level of the norms jumps by 2ᵏ, k ≠ 0.
 
-    Both sides must be steady to half an octave: a slope is not a jump.
+    The norms on both sides must be steady to within half an octave: a slope is not a jump.
+
+    Args:
+        steps: the steps, shape (n,); not mutated.
+        norm: the norms at these steps, shape (n,); not mutated.
     """
     finite = np.isfinite(norm) & (norm > 0)
     logs, at = np.log2(norm[finite]), steps[finite]

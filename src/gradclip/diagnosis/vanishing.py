@@ -1,4 +1,4 @@
-"""Find gradients that fade towards the input, and layers without any gradient."""
+"""Find gradients that vanish towards the input, and layers whose gradient is zero."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .window import median
 __all__ = ["find_dead_layers", "find_vanished", "find_vanishing"]
 
 DEAD_STEPS = 5
-"""Steps in a row with a gradient of exactly zero, up to the end, that make a layer dead."""
+"""A layer is dead if its gradient is exactly zero in this many last steps."""
 
 GONE = 1e-6
-"""A norm under this share of where it began has vanished, unless the loss fell with it."""
+"""A norm under this share of the first norm has vanished, unless the loss fell too."""
 
 LEARNED = 0.1
-"""A loss that fell by this share of where it began explains a small gradient."""
+"""A fall of the loss by this share of the first loss explains a small gradient."""
 
 TAIL = 20
-"""Number of last steps that stand for the end of a run."""
+"""The number of last steps that stand for the end of a run."""
 
 
 def find_vanishing(trace: Trace) -> list[Finding]:
@@ -41,10 +41,10 @@ def find_vanishing(trace: Trace) -> list[Finding]:
             "warning" if lasts else "note",
             steep[0].step,
             f"The gradient vanishes towards the input: its norm changes by a factor of about "
-            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the first "
-            f"ones get {1 / worst.ratio:.1g} of what the last ones get{until}.",
-            "Clipping cannot help here. Use activations that do not saturate (ReLU, GELU), an "
-            f"initialisation that fits them, residual connections, or normalisation "
+            f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the norm of "
+            f"the first layers is {1 / worst.ratio:.1g} of the norm of the last layers{until}.",
+            "Clipping cannot help here. Use activations that do not saturate (ReLU, GELU), a "
+            f"matching initialisation, residual connections, or normalisation "
             f"({NORMALISATION}).",
             {
                 "ratio": worst.ratio,
@@ -81,9 +81,9 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
             first,
             f"{len(dead)} of {len(names)} parameters get a gradient of exactly zero, from step "
             f"{first:,} to the end: {some}{more}.",
-            "These do not learn: units that are off for every input, an output that does not "
-            "reach the loss, or a gradient that underflowed. A smaller learning rate, another "
-            f"activation, or normalisation ({NORMALISATION}) keeps units alive.",
+            "These parameters do not learn. Their units are off for every input, their output "
+            "does not reach the loss, or their gradient underflowed. A smaller learning rate, "
+            f"another activation, or normalisation ({NORMALISATION}) keeps units alive.",
             {
                 "dead": [name for _, name in dead],
                 "since": [step for step, _ in dead],
@@ -95,7 +95,7 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
 
 
 def find_vanished(trace: Trace) -> list[Finding]:
-    """Return a finding if the whole gradient faded while the loss did not fall."""
+    """Return a finding if the whole gradient vanished while the loss did not fall."""
     norm = trace.column("norm")
     norm = norm[np.isfinite(norm)]
     if len(norm) < 2 * TAIL:
@@ -113,10 +113,10 @@ def find_vanished(trace: Trace) -> list[Finding]:
             "vanishing",
             "error",
             int(trace.steps[low[0]]),
-            f"The whole gradient vanished: its norm fell from {start:.3g} to {end:.3g} and the "
-            "loss did not fall with it.",
+            f"The whole gradient vanished: its norm fell from {start:.3g} to {end:.3g} but the "
+            "loss did not fall.",
             "The model is saturated, often after a step that was too large: use a smaller "
-            "learning rate, clip from the first step on, and look at the initialisation.",
+            "learning rate, clip from the first step on, and check the initialisation.",
             {"start": start, "end": end, "loss_start": began, "loss_end": ended},
             trace.optimizer,
         )

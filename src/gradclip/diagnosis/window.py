@@ -1,4 +1,4 @@
-"""The usual value at a step: median and deviation of the steps before."""
+"""Compute the usual value at a step: the median and the deviation of the steps before."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from ..record.rows import Floats
 __all__ = ["MIN_VALUES", "SIGMA", "WINDOW", "Usual", "median", "usual_before"]
 
 WINDOW = 50
-"""Steps looked back: enough for a median that one spike in ten does not move, and short enough
-to follow a norm that falls tenfold over a few hundred steps."""
+"""The number of earlier values in a median: long enough that one spike in ten does not change the
+median, and short enough to follow a norm that falls tenfold over a few hundred steps."""
 
 MIN_VALUES = 10
-"""Values that a median needs here before it counts as usual."""
+"""The smallest number of earlier values for a usual value."""
 
 SIGMA = 1.4826
-"""The standard deviation of normal values, in units of their median absolute deviation."""
+"""The standard deviation of normally distributed values over their median absolute deviation."""
 
 
 class Usual(NamedTuple):
-    """Median and deviation of the steps before each step; NaN where there were too few."""
+    """The median and the deviation of the steps before each step; NaN after too few steps."""
 
     median: Floats
     deviation: Floats
-    """Median absolute deviation times `SIGMA`."""
+    """The median absolute deviation times `SIGMA`."""
 
 
-@np.errstate(all="ignore")  # of norms near the largest float, the mean of two is inf
+@np.errstate(all="ignore")  # The mean of two norms near the largest float is inf.
 def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) -> Usual:
     """Return the median and deviation of the last finite values before each value.
 
     Args:
-        values: shape (n,); inf and NaN are left out. Not mutated.
-        window: how many finite values count, ≥ 1.
-        least: fewer values give NaN, ≥ 1.
+        values: shape (n,); inf and NaN do not count. Not mutated.
+        window: the largest number of finite values that count, ≥ 1.
+        least: the smallest number of finite values for a median, ≥ 1.
 
     Returns:
-        Two arrays of shape (n,).
+        Two arrays of shape (n,); NaN after fewer than `least` finite values.
 
     Example:
         >>> usual_before(np.array([1.0, 3.0, 100.0, 2.0]), window=2, least=2).median.tolist()
@@ -54,7 +54,7 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) 
         spread[count] = np.median(np.abs(kept[:count] - centre[count]))
     if len(kept) >= window:
         views = sliding_window_view(kept, window)
-        for start in range(0, len(views), 10_000):  # so that memory does not grow with the run
+        for start in range(0, len(views), 10_000):  # Parts, so that a long run needs little memory.
             part = slice(start, start + 10_000)
             middle = np.median(views[part], axis=1)
             centre[window:][part] = middle
@@ -64,6 +64,6 @@ def usual_before(values: Floats, window: int = WINDOW, least: int = MIN_VALUES) 
 
 
 def median(values: Floats) -> float:
-    """Return the median of the finite values; NaN if there are none."""
+    """Return the median of the finite values; NaN without a finite value."""
     kept = values[np.isfinite(values)]
     return float(np.median(kept)) if len(kept) else float("nan")

@@ -1,4 +1,4 @@
-"""Draw records as one figure for a paper. Matplotlib is imported when a figure is written."""
+"""Draw records as one figure for a paper; the package imports Matplotlib only for a figure."""
 
 from .figure import FORMATS, PANELS, write_figure
 

@@ -1,4 +1,4 @@
-"""Write a figure for a paper: one column wide, its text as text."""
+"""Write a figure for a paper: one column wide, with its text as text and not as curves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
 FORMATS = ("svg", "pdf", "png")
 
 LETTERS = 17
-"""Letters of the legend that fit into an inch."""
+"""The number of letters of the legend in one inch."""
 
 
 def write_figure(
@@ -37,19 +37,20 @@ def write_figure(
     height: float | None = None,
     dpi: int = 300,
 ) -> Path:
-    """Write the curves of one run, or of several, as a figure for a paper.
+    """Write the curves of one or more runs as a figure for a paper.
 
-    Traces differ by colour (safe for the colour-blind) and by dash. In the norm's panel a dotted
-    line is the limit, a dot a clipped step, a cross a skipped step and a diamond a step whose
-    gradient was not finite. The same records make the same file.
+    The traces differ in colour (safe for colour-blind readers) and in dash. In the panel of the
+    norm a dotted line is the limit, a dot is a clipped step, a cross is a skipped step, and a
+    diamond is a step with a non-finite gradient. The same records give the same file.
 
     Args:
-        runs: Records, as paths or as `gradclip.read_run` returned them. Not mutated.
-        out: the file; its suffix is the format, one of `FORMATS`. Text in an SVG or a PDF is text.
+        runs: records, as paths or as runs from `gradclip.read_run`. Not mutated.
+        out: the path of the file, whose suffix is the format, one of `FORMATS`. An SVG or a PDF
+            keeps text as text.
         panels: names of `PANELS`, from the top, each once.
-        width: in inches, > 0; 3.3 is one column of most papers.
-        height: in inches, > 0; None: as the panels need.
-        dpi: dots per inch of a PNG, and of the picture of the layers, ≥ 1.
+        width: the width in inches, 0.5 to 100; 3.3 is one column of most papers.
+        height: the height in inches, 0.5 to 100; None takes the height that the panels need.
+        dpi: the dots per inch of a PNG, and of the picture of the layers, 1 to 2400.
 
     Returns:
         The path of the figure.
@@ -144,12 +145,12 @@ def _figure(
 
 
 def _height(trace: Trace | None) -> float:
-    """Return the inches of one panel."""
+    """Return the height of one panel in inches."""
     return 1.35 if trace is None else min(0.5 + 0.1 * len(trace.norms.names), 2.1)
 
 
 def _join(every: Sequence[Axes], traces: Sequence[Trace]) -> None:
-    """Give all of `every` the same steps, and write the steps under the lowest."""
+    """Give all axes the same range of steps, and write the steps under the lowest axes."""
     steps = [trace.steps for trace in traces if len(trace.steps)]
     first = min((one[0] for one in steps), default=0.0)
     last = max((one[-1] for one in steps), default=1.0)
@@ -165,7 +166,7 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **line_style(index)) for index in range(len(traces))]
-    # Placeholders first: Matplotlib leaves out a label that begins with an underscore.
+    # Use placeholders first: Matplotlib ignores a label that begins with an underscore.
     legend = figure.legend(
         handles, ["name"] * len(handles), loc="outside upper left", frameon=False, handlelength=3.2
     )

@@ -1,4 +1,4 @@
-"""The panels of a figure for print; each draws every trace into one pair of axes."""
+"""Draw the panels of a figure for print; each function draws every trace into one pair of axes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .style import MARKERS, line_style
 __all__ = ["DRAW", "draw_layers", "number_format", "step_format"]
 
 MARKS = 40
-"""Markers of one kind on a line of print; more would run together."""
+"""The largest number of markers of one kind on a line; more markers would overlap."""
 
 number_format = FuncFormatter(lambda value, _: f"{value:g}")
-"""Numbers as text: Matplotlib's own powers of ten are TeX, which is off here."""
+"""Write numbers as text, since Matplotlib writes powers of ten as TeX, which is off."""
 
 step_format = FuncFormatter(lambda value, _: _steps(value))
-"""Numbers of steps; a tick between two steps has no label."""
+"""Write the numbers of steps; a tick between two steps has no label."""
 
 
 def _draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
-    """Draw the script's own loss."""
+    """Draw the loss of the script."""
     for index, trace in enumerate(traces):
         _line(axes, index, trace, trace.column("loss"))
     if wants_log([trace.column("loss") for trace in traces]):
@@ -42,7 +42,7 @@ def _draw_loss(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
-    """Draw the norm before clipping, the limit, and the steps that were clipped or left out."""
+    """Draw the norm before clipping, the limit, and the clipped and skipped steps."""
     axes.set_yscale("log")
     _label_log(axes.yaxis)
     for index, trace in enumerate(traces):
@@ -73,7 +73,7 @@ def _draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
-    """Draw the factor on the gradient; 1 is untouched."""
+    """Draw the factor of the gradient; 1 leaves the gradient unchanged."""
     for index, trace in enumerate(traces):
         _line(axes, index, trace, trace.column("coef"))
     axes.set_ylabel("clip coefficient")
@@ -81,7 +81,7 @@ def _draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
-    """Draw the running share of steps clipped."""
+    """Draw the running share of clipped steps."""
     window = rate_window(traces)
     for index, trace in enumerate(traces):
         _line(axes, index, trace, rate(trace.marked("clipped"), window))
@@ -90,7 +90,7 @@ def _draw_rate(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
-    """Draw how often each norm came, and the median limit."""
+    """Draw the distribution of the norms, and the median limit."""
     heights, edges = histogram([positive(trace.column("norm")) for trace in traces])
     if len(edges):
         for index, (trace, height) in enumerate(zip(traces, heights, strict=True)):
@@ -108,7 +108,7 @@ def _draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def draw_layers(axes: Axes, trace: Trace) -> QuadMesh:
-    """Draw the norm of each parameter over the steps; return the picture, for its scale."""
+    """Draw the norm of each parameter over the steps, and return the picture for its scale."""
     steps, names, matrix = trace.norms
     edges, values = bucket_max(steps, matrix, 300)
     positive = values[values > 0]
@@ -128,7 +128,7 @@ def draw_layers(axes: Axes, trace: Trace) -> QuadMesh:
 
 
 def _label_log(axis: Axis) -> None:
-    """Write the powers of ten of a logarithmic axis as plain numbers, and no others."""
+    """Write only the powers of ten of a logarithmic axis, as plain numbers."""
     axis.set_major_locator(LogLocator(numticks=6))
     axis.set_major_formatter(number_format)
     axis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""The look of traces in print: colour, dash, marker and grey value all differ."""
+"""The styles of traces in print: each differs in colour, dash, marker and grey value."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["MARKERS", "RC", "dashes", "line_style"]
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 RC: dict[Any, Any] = {
-    "text.parse_math": False,  # a parameter may be called $x$
+    "text.parse_math": False,  # The name of a parameter may be $x$.
     "axes.unicode_minus": True,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # it comes with Matplotlib: the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # Matplotlib contains this font on every machine.
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.titlesize": 7,
@@ -28,16 +28,16 @@ RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 0.9,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # Text stays text in the file.
     "pdf.fonttype": 42,
-    "svg.hashsalt": "gradclip",  # the same records make the same file
+    "svg.hashsalt": "gradclip",  # The same records give the same file.
     "axes.formatter.use_mathtext": False,
     "path.simplify": False,
 }
 
 
 def dashes(index: int) -> str | tuple[float, tuple[float, ...]]:
-    """Return the dash of the trace at `index`, as the report has it."""
+    """Return the dash of the trace at `index`, the same as in the report."""
     dash = style_of(index).dash
     return "solid" if dash == "solid" else (0, tuple(float(part) / 2 for part in dash.split()))
 

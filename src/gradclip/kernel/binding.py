@@ -1,4 +1,4 @@
-"""The kernel's four calls. They release the GIL, and results depend on the data alone."""
+"""The kernel's four calls, which release the GIL and whose results depend only on the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def available() -> bool:
-    """Return True if the C kernel can be called; :func:`status` says why not."""
+    """Return whether the C kernel can be called; :func:`status` has the reason if not."""
     return load()[0] is not None
 
 
@@ -28,18 +28,19 @@ def norm2(buffers: Buffers, threads: int = 0) -> Floats:
     ``norm = sqrt(sum(x**2))``
 
     Args:
-        buffers: The memory to measure; not changed.
-        threads: Threads to use at most; 0 for all this process may use.
+        buffers: the memory to measure; not changed.
+        threads: the largest number of threads; 0 takes all that this process may use.
 
     Returns:
         ``(n,)`` float64; inf if an element is inf, NaN if one is NaN.
 
     Raises:
-        RuntimeError: The kernel is not available.
-        ValueError: A size is negative, a dtype unknown, or an address 0 with a size > 0.
+        RuntimeError: the kernel is not available.
+        ValueError: a size is negative, a dtype unknown, or an address 0 with a size > 0.
 
-    Numerics: sums are float64, compensated for float64 data, and measured again in scaled form
-    where squares leave float64's range: a finite norm is never inf and a non-zero one never 0.
+    Numerics: the sums are float64, and compensated for float64 data. Where squares overflow or
+    underflow, the kernel scales the data and measures again, so that a finite norm is never inf
+    and a non-zero norm is never 0.
 
     Example:
         >>> import numpy as np
@@ -60,15 +61,15 @@ def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
     ``norm = max(|x|)``
 
     Args:
-        buffers: The memory to measure; not changed.
-        threads: Threads to use at most; 0 for all this process may use.
+        buffers: the memory to measure; not changed.
+        threads: the largest number of threads; 0 takes all that this process may use.
 
     Returns:
         ``(n,)`` float64; NaN if an element is NaN, 0 for an empty buffer.
 
     Raises:
-        RuntimeError: The kernel is not available.
-        ValueError: A size is negative, a dtype unknown, or an address 0 with a size > 0.
+        RuntimeError: the kernel is not available.
+        ValueError: a size is negative, a dtype unknown, or an address 0 with a size > 0.
     """
     out = np.empty(len(buffers))
     code = _library().gradclip_maxabs(_c(buffers), _threads(threads), out.ctypes.data)
@@ -82,17 +83,17 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
     ``x = round(x * factor)``
 
     Args:
-        buffers: The memory to scale; changed in place.
-        factors: One factor for all, or ``(n,)`` float64, one for each. A buffer whose factor is
-            exactly 1 is neither read nor written.
-        threads: Threads to use at most; 0 for all this process may use.
+        buffers: the memory to scale; changed in place.
+        factors: one factor for all buffers, or ``(n,)`` float64, one for each. A buffer whose
+            factor is exactly 1 is neither read nor written.
+        threads: the largest number of threads; 0 takes all that this process may use.
 
     Raises:
-        RuntimeError: The kernel is not available.
+        RuntimeError: the kernel is not available.
         ValueError: ``factors`` has another shape, or a buffer is not valid; nothing changed.
 
-    Numerics: the product is taken in float64, for 16-bit dtypes in float32 (unless the factor is
-    not a normal number there), and rounded to nearest even; NaN stays NaN.
+    Numerics: the product is taken in float64 and rounded to nearest even. For 16-bit dtypes it is
+    taken in float32 if the factor is a normal float32. NaN stays NaN.
     """
     n = len(buffers)
     one = np.ndim(factors) == 0
@@ -111,17 +112,17 @@ def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
     ``x = min(max(x, lo), hi)``
 
     Args:
-        buffers: The memory to clamp; changed in place, but memory inside the bounds is not written.
-        lo: Lower bound; rounded to each buffer's dtype before it is compared.
-        hi: Upper bound, >= lo; rounded in the same way.
-        threads: Threads to use at most; 0 for all this process may use.
+        buffers: the memory to clamp; changed in place, but memory inside the bounds is not written.
+        lo: the lower bound, rounded to each buffer's dtype before it is compared.
+        hi: the upper bound, >= lo; rounded in the same way.
+        threads: the largest number of threads; 0 takes all that this process may use.
 
     Returns:
         ``(n, 3)`` float64: sum of squares before, sum of squares after, and the dot product of
-        before and after. Not scaled: float64 data over 1e154 overflows here.
+        before and after. The sums are not scaled, so that float64 data over 1e154 overflows.
 
     Raises:
-        RuntimeError: The kernel is not available.
+        RuntimeError: the kernel is not available.
         ValueError: ``lo > hi``, a bound is NaN, or a buffer is not valid; nothing changed.
 
     Numerics: NaN stays NaN; a value inside the bounds keeps its bits, -0.0 included.
@@ -157,10 +158,10 @@ def _threads(threads: int) -> int:
 
 
 def _all_threads() -> int:
-    """Count the cores that this process may use; OMP_NUM_THREADS may lower that, as in torch."""
+    """Return the number of cores for this process; OMP_NUM_THREADS may lower it, as in torch."""
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
+    except AttributeError:  # Only Linux has this function.
         cores = os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else cores

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 
 class DType(IntEnum):
-    """Element types that the kernel reads (the codes of ``enum gradclip_dtype``)."""
+    """The element types that the kernel reads, with the codes of ``enum gradclip_dtype``."""
 
     FLOAT32 = 0
     FLOAT64 = 1
@@ -21,27 +21,27 @@ class DType(IntEnum):
 
     @property
     def itemsize(self) -> int:
-        """Bytes in one element."""
+        """The number of bytes in one element."""
         return (4, 8, 2, 2)[self]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Buffers:
-    """Dense CPU buffers, by address.
+    """The addresses, sizes and dtypes of dense buffers in CPU memory.
 
-    The memory is borrowed: its owner keeps it alive, and does not resize it, until the last call
-    that uses this object has returned. An address cannot be checked: a wrong address is undefined
-    behaviour, as in C.
+    This object does not own the memory. The owner must keep the memory alive, and must not resize
+    it, until the last call with this object has returned. The kernel cannot check an address: a
+    wrong address is undefined behaviour, as in C.
 
     Args:
-        pointers: ``(n,)`` uint64, address of each buffer's first element, aligned to the
-            element; may be 0 where the size is 0.
-        sizes: ``(n,)`` int64, elements (not bytes) in each buffer, >= 0.
+        pointers: ``(n,)`` uint64, the address of each buffer's first element, aligned to the
+            element; may be 0 for a buffer of size 0.
+        sizes: ``(n,)`` int64, the number of elements (not bytes) in each buffer, >= 0.
         dtypes: ``(n,)`` uint8, a :class:`DType` for each buffer.
 
     Raises:
-        TypeError: An array has another dtype.
-        ValueError: The arrays are not one-dimensional, contiguous and of one length.
+        TypeError: an array has another dtype.
+        ValueError: the arrays are not one-dimensional, contiguous and of the same length.
 
     Example:
         >>> import numpy as np
@@ -71,7 +71,7 @@ class Buffers:
 
     @classmethod
     def of(cls, pointers: Iterable[int], sizes: Iterable[int], dtypes: Iterable[int]) -> Self:
-        """Make buffers of plain Python sequences, such as ``[t.data_ptr() for t in tensors]``."""
+        """Return buffers from Python sequences, such as ``[t.data_ptr() for t in tensors]``."""
         return cls(
             np.fromiter(pointers, np.uint64),
             np.fromiter(sizes, np.int64),

@@ -1,7 +1,7 @@
-"""Finds the memory of many tensors in one call, through DLPack's C exchange API.
+"""Find the memory of many tensors in one call, through DLPack's C exchange API.
 
-Asking a tensor from Python for its address, size and dtype costs more than reading a few thousand
-values. A library that offers the API gives the address of a C function that answers all at once.
+In Python, the address, size and dtype of one tensor cost more time than the sum of a few thousand
+values. A library with the exchange API gives the address of a C function that returns all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = b"dlpack_exchange_api"
 
 
 class _Api(ctypes.Structure):
-    """The first fields of DLPackExchangeAPI; the others are not read here."""
+    """The first fields of DLPackExchangeAPI, which are all that this module reads."""
 
     _fields_ = (
         ("major", ctypes.c_uint32),
@@ -35,21 +35,21 @@ class _Api(ctypes.Structure):
 
 
 def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
-    """Return the memory of tensors, if the kernel can take each as one run of values.
+    """Return the memory of tensors if the kernel can read all of them.
 
     Args:
-        tensors: Tensors of exactly that type, or of types that keep its layout.
-        kind: The tensors' type.
+        tensors: tensors of exactly the type `kind`, or of types that keep its layout; not mutated.
+        kind: the type of the tensors.
 
     Returns:
-        Their buffers; None if the type has no exchange API, or if any tensor is not on the CPU,
-        not dense, or of a dtype that the kernel does not read.
+        The buffers; None if the type has no exchange API, or if a tensor is not on the CPU, is
+        not dense, or has a dtype that the kernel does not read.
     """
     library, describe = load_holding_the_lock(), describe_function(kind)
     if library is None or describe is None:
         return None
     n = len(tensors)
-    objects = np.fromiter(tensors, np.object_, n)  # C sees an array of their addresses.
+    objects = np.fromiter(tensors, np.object_, n)  # In memory, an array of their addresses.
     found = Buffers(np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8))
     try:
         code = library.gradclip_gather(
@@ -60,16 +60,16 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
             found.sizes.ctypes.data,
             found.dtypes.ctypes.data,
         )
-    except (BufferError, RuntimeError):  # From their library: a sparse tensor, for example.
+    except (BufferError, RuntimeError):  # The library refuses a sparse tensor, for example.
         return None
     return found if code == 0 else None
 
 
 @functools.cache
 def describe_function(kind: type) -> int | None:
-    """Return the address of the function that describes objects of this type, if there is one."""
+    """Return the address of the C function that describes an object of this type, or None."""
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
-    if capsule is None or sys.implementation.name != "cpython":  # An object is an address.
+    if capsule is None or sys.implementation.name != "cpython":  # C reads addresses of objects.
         return None
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)

@@ -1,4 +1,4 @@
-"""Finds the shared library, loads it once, and keeps whether that worked."""
+"""Find the shared library, load it once per process, and report whether it works."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
-    """Whether the C kernel runs, and if not, why.
+    """The state of the C kernel in this process.
 
     Attributes:
-        available: True if the kernel can be called.
-        isa: ``"avx512"``, ``"avx2"``, ``"baseline"``, or ``"none"`` if not available.
-        reason: Why it is not available; empty if it is.
-        library: Path of the library that was loaded or that failed to load, if one was found.
+        available: whether the kernel can be called.
+        isa: the instruction set of the loops: ``"avx512"``, ``"avx2"``, ``"baseline"``, or
+            ``"none"`` without the kernel.
+        reason: the reason why the kernel is not available; empty if it is available.
+        library: the path of the library that was loaded or that failed to load; None if no
+            library was found.
     """
 
     available: bool
@@ -43,9 +45,10 @@ class CBuffers(ctypes.Structure):
 
 
 def status() -> KernelStatus:
-    """Say whether the C kernel is in use, from which file, with which instruction set.
+    """Return whether the C kernel is in use, with its file and its instruction set.
 
-    It is decided once per process. ``GRADCLIP_KERNEL=off`` in the environment turns it off.
+    The answer is the same for the whole process. ``GRADCLIP_KERNEL=off`` in the environment turns
+    the kernel off.
 
     Example:
         >>> status().isa in {"avx512", "avx2", "baseline", "none"}
@@ -56,7 +59,7 @@ def status() -> KernelStatus:
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
-    """Return the library, ready to call, or None; and the status."""
+    """Return the library, ready to call, or None, and the status."""
     setting = os.environ.get("GRADCLIP_KERNEL", "")
     if setting.strip().lower() in OFF:
         return None, _missing(f"turned off by GRADCLIP_KERNEL={setting}")
@@ -83,7 +86,7 @@ def load() -> tuple[ctypes.CDLL | None, KernelStatus]:
 
 @functools.cache
 def load_holding_the_lock() -> ctypes.PyDLL | None:
-    """Return the library once more, for calls that hold Python's lock and may set its errors."""
+    """Return the library for calls that hold Python's lock and may raise Python's errors."""
     path = load()[1].library
     if load()[0] is None or path is None:
         return None
@@ -93,7 +96,7 @@ def load_holding_the_lock() -> ctypes.PyDLL | None:
 
 
 def find() -> Path | None:
-    """Return the library's path. An editable install keeps the library apart from the sources."""
+    """Return the library's path; in an editable install the library is not beside the sources."""
     for folder in sys.modules[__name__.rpartition(".")[0]].__path__:
         for name in NAMES:
             path = Path(folder) / name

@@ -1,4 +1,4 @@
-"""Show a run as it goes: bounded state from a growing record, drawn in a terminal."""
+"""Show a run in the terminal during the run, with bounded memory for a growing record."""
 
 from .state import LayerNews, LiveOptimizer, LiveRun
 

@@ -1,4 +1,4 @@
-"""A live run in words: one line, and plain data."""
+"""Write a live run as lines of text and as plain data."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def event_line(event: Event) -> str:
 
 
 def to_dict(run: LiveRun) -> dict[str, object]:
-    """Return plain data; numbers may be inf or NaN."""
+    """Return the run as plain data; numbers may be inf or NaN."""
     return {
         "run": str(run.path),
         "state": run.state,

@@ -1,4 +1,4 @@
-"""A live run as a picture that fits the terminal."""
+"""Draw a live run as a picture that fits the terminal."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _VALUE = 10
 _RANGE = 24
 _CURVES = 64
 MAX_NEWS = 10
-"""Lines for events and warnings."""
+"""The largest number of lines for events and warnings."""
 WIDE = 100
-"""Columns from which three lists of layers stand side by side."""
+"""The width in characters from which three lists of layers are side by side."""
 
 
 class Screen:
-    """The picture of `gradclip watch`: at most as many lines as the terminal has.
+    """The picture of `gradclip watch`, which never has more lines than the terminal.
 
     Args:
-        run: read each time the screen is drawn. Not mutated.
+        run: the live run, which each drawing reads; not mutated.
     """
 
     def __init__(self, run: LiveRun) -> None:
@@ -45,7 +45,7 @@ class Screen:
             yield line
 
     def lines(self, width: int, height: int, blocks: str = BLOCKS) -> list[Text]:
-        """Return the lines; with little room the most important ones stay."""
+        """Return the lines of the picture; if the room is small, only the most important lines."""
         run = self.run
         top = [_title(run)]
         for optimizer in run.optimizers.values():
@@ -118,7 +118,7 @@ def _curve(
 
 
 def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> list[Text]:
-    """Return the worst layers in at most `room` lines: three lists, side by side."""
+    """Return the worst layers in at most `room` lines, as three lists side by side."""
     layers = run.layers(optimizer.id)
     columns = [
         ("largest norm", [(name, number(norm)) for name, norm in layers.largest]),
@@ -135,7 +135,7 @@ def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> li
     if not columns or room < 2:
         return []
     if (len(columns) > 2 and width < WIDE) or width < 60:
-        # One under the other, each with fewer rows.
+        # Place the lists below each other, with fewer rows in each.
         each = max(room // len(columns) - 1, 1)
         blocks = [_column(heading, rows[:each], width) for heading, rows in columns]
         return [line for block in blocks for line in block][:room]
@@ -162,7 +162,7 @@ def _column(heading: str, rows: list[tuple[str, str]], width: int) -> list[Text]
 
 
 def _news(run: LiveRun, width: int, room: int) -> list[Text]:
-    """Return events, then findings, in at most `room` lines: the latest, and how many more."""
+    """Return the latest events and findings in at most `room` lines, and the number left out."""
     every = [Text(event_line(event)) for event in run.events]
     for key, finding in run.findings.items():
         text = finding_line(finding)
@@ -186,7 +186,7 @@ def _news(run: LiveRun, width: int, room: int) -> list[Text]:
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
-    """Return at most three lines; a longer text is cut."""
+    """Return a text as at most three lines; a longer text is cut."""
     lines = text.wrap(Console(width=width, file=io.StringIO()), width, no_wrap=False)
     if len(lines) <= 3:
         return list(lines)

@@ -1,4 +1,4 @@
-"""The state of a live view: counts and curves of the whole run, and its latest rows."""
+"""The state of a live view: the counts and curves of the whole run, and its latest rows."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .series import Series
 __all__ = ["RECENT", "LayerNews", "LiveOptimizer", "LiveRun"]
 
 RECENT = 100
-"""Steps that "recent" means."""
+"""The number of steps in the recent clip rate."""
 
 EVENTS = 100
-"""Of the record's own events, the latest so many are kept."""
+"""The number of latest events that a live run keeps."""
 
 SAMPLES = 20
-"""Sampled steps at each end of the window whose medians tell by how much a layer's norm grew."""
+"""The number of sampled steps at each end of the window; their medians give a layer's growth."""
 
 MOST_NONFINITE = 1000
-"""Names of parameters that are counted as non-finite, at most."""
+"""The largest number of parameters whose non-finite steps a live run counts."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class LayerNews:
     """The layers that need attention, the worst first."""
 
     largest: tuple[tuple[str, float], ...] = ()
-    """Name and latest norm."""
+    """The name and the latest norm of each layer."""
     growing: tuple[tuple[str, float], ...] = ()
-    """Name and ratio of the latest norms to those at the window's start."""
+    """The name of each layer, and the ratio of its norm at the window's end to its start."""
     over: int = 0
-    """Steps between the two."""
+    """The number of steps in the window."""
 
 
 @dataclass
 class LiveOptimizer:
-    """One optimizer so far."""
+    """The counts and curves of one optimizer so far."""
 
     id: int
     class_name: str = ""
@@ -54,27 +54,27 @@ class LiveOptimizer:
     nonfinite: int = 0
     last_skipped: int | None = None
     last: dict[str, float | None] = field(default_factory=dict)
-    """The numbers of its latest step; None: not known."""
+    """The numbers of the latest step; None is an unknown number."""
     loss: Series = field(default_factory=lambda: Series("mean"))
     norm: Series = field(default_factory=lambda: Series("max"))
     limit: Series = field(default_factory=lambda: Series("mean"))
     nonfinite_layers: Counter[str] = field(default_factory=Counter)
-    """How many steps each parameter's gradient was not finite in."""
+    """The number of steps with a non-finite gradient, for each parameter."""
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
     """Whether each of the latest steps was clipped."""
 
     @property
     def clip_rate(self) -> float | None:
-        """Share of all steps that were clipped."""
+        """The share of all steps that were clipped."""
         return self.clipped / self.steps if self.steps else None
 
     @property
     def recent_clip_rate(self) -> float | None:
-        """Share of the latest `RECENT` steps that were clipped."""
+        """The share of the latest `RECENT` steps that were clipped."""
         return sum(self.recent) / len(self.recent) if self.recent else None
 
     def take(self, trace: Trace) -> None:
-        """Add the new steps, which `trace` holds."""
+        """Add the new steps of a trace."""
         steps = trace.steps
         clipped, skipped = trace.marked("clipped"), trace.marked("skipped")
         self.steps += len(steps)
@@ -97,16 +97,16 @@ class LiveOptimizer:
 
 
 def _with_inf(trace: Trace, name: str) -> Floats:
-    """Return a column with every value that is not finite as inf, and NaN where there is none."""
+    """Return a column with inf for each non-finite value and NaN for each absent value."""
     values = trace.column(name)
     return np.where(trace.seen(name) & ~np.isfinite(values), np.inf, values)
 
 
 class LiveRun:
-    """A record that is followed; memory and the cost of a refresh do not grow with it.
+    """A run that is followed; its memory and the cost of a refresh do not grow with the record.
 
     Args:
-        path: the record. It need not exist yet.
+        path: the record, which need not exist yet.
 
     Example:
         >>> import tempfile
@@ -125,9 +125,9 @@ class LiveRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.restarts = 0
-        """How often another run took the file's place."""
+        """The number of times that another run replaced the file."""
         self.age = 0.0
-        """Seconds since the file was last written to."""
+        """The seconds since the last write to the file."""
         self.missing = True
         self._follower = Follower(path)
         self._forget()
@@ -139,13 +139,16 @@ class LiveRun:
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.event_count = 0
         self.findings: dict[tuple[int, str], Finding] = {}
-        """The latest finding of each optimizer and kind, in the order in which they came."""
+        """The latest finding of each optimizer and kind, in the order of their arrival."""
         self.current: set[tuple[int, str]] = set()
-        """Those of `findings` that the window still shows."""
+        """The keys of the findings that the window still shows."""
         self.window: Run | None = None
 
     def refresh(self) -> bool:
-        """Take in what was added to the record; tell whether more lies ahead.
+        """Read the rows that were added to the record.
+
+        Returns:
+            Whether the file has more rows that are not read yet.
 
         Raises:
             RecordError: the file is not a record, or is damaged.
@@ -160,19 +163,19 @@ class LiveRun:
         return news.behind > 0
 
     def study(self) -> None:
-        """Bring the window and the findings up to date; its cost is bounded by the window."""
+        """Update the window and the findings, at a cost that depends only on the window."""
         self.window = self._follower.window()
         if self.window is None:
             return
         whole = len(self.window.steps) == sum(each.steps for each in self.optimizers.values())
-        # A plateau is one compared with the whole run, which the window may not hold.
+        # The rule for a plateau needs the whole run, which the window may not hold.
         seen = [found for found in diagnose(self.window) if whole or found.kind != "plateau"]
         self.findings |= {(found.optimizer, found.kind): found for found in seen}
         self.current = {(found.optimizer, found.kind) for found in seen}
 
     @property
     def state(self) -> str:
-        """One of "waiting" (no file, or no whole first line), "running" and "ended"."""
+        """The state: "waiting" (no file, or no whole first line), "running" or "ended"."""
         if self.end is not None:
             return "ended"
         return "waiting" if self.header is None else "running"
@@ -185,7 +188,7 @@ class LiveRun:
 
     @property
     def speed(self) -> float | None:
-        """Steps a second over the window; None if not known."""
+        """The number of steps per second over the window; None if it is unknown."""
         if self.window is None:
             return None
         for trace in traces_of([self.window])[:1]:
@@ -195,7 +198,12 @@ class LiveRun:
         return None
 
     def layers(self, optimizer: int, most: int = 5) -> LayerNews:
-        """Return the layers with the largest and the fastest growing norms, of the window."""
+        """Return the layers with the largest and the fastest growing norms in the window.
+
+        Args:
+            optimizer: the id of the optimizer.
+            most: the largest number of layers in each list.
+        """
         if self.window is None:
             return LayerNews()
         trace = Trace("", self.window, optimizer)
@@ -232,7 +240,7 @@ class LiveRun:
 
 
 def _middle(rows: Floats) -> Floats:
-    """Return the median of each column's finite values; NaN where there are none."""
+    """Return the median of each column's finite values, or NaN for a column without any."""
     kept = np.where(np.isfinite(rows), rows, np.nan)
     some = ~np.isnan(kept).all(axis=0)
     found = np.full(rows.shape[1], np.nan)

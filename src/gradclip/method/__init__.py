@@ -1,1 +1,1 @@
-"""A method as data: what is measured, how large is too large, what happens then."""
+"""A clipping method as data: its measure, its threshold and its response."""

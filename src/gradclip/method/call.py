@@ -1,4 +1,4 @@
-"""How a policy was asked for: a recipe and its arguments, and the recipe's name in text."""
+"""The call of a recipe that made a policy, with the recipe's name in text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def text_name(function: str) -> str:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a recipe: what the user wrote, with each text of a policy read.
+    """A call of a recipe as the user wrote it, with a policy in place of each policy's text.
 
     Attributes:
         function: the name of the recipe's function, such as "by_norm".
-        args: the arguments by place: None, bools, numbers, words, policies, or tuples of these.
-        kwargs: the arguments by name, in the user's order.
+        args: the positional arguments: None, booleans, numbers, words, policies, or tuples of
+            these.
+        kwargs: the keyword arguments, in the user's order.
     """
 
     function: str
@@ -42,18 +43,18 @@ class Call:
     def can_be_written(self) -> bool:
         """Whether the written forms can hold each argument."""
         values = (*self.args, *(value for _, value in self.kwargs))
-        # These two are keys of the data besides the arguments.
+        # The data uses these two keys beside the arguments.
         clash = {"method", "args"} & {name for name, _ in self.kwargs}
         return not clash and all(map(can_be_written, values))
 
     def data(self) -> dict[str, object]:
-        """Return `{"method": "norm", "args": [1.0], "order": "inf"}`."""
+        """Return the call as plain data, as in `{"method": "norm", "args": [1.0]}`."""
         args = {"args": [as_data(value) for value in self.args]} if self.args else {}
         named = {key: as_data(value) for key, value in self.kwargs}
         return {"method": self.recipe, **args, **named}
 
     def text(self) -> str | None:
-        """Return `norm:1.0,order=inf` or `clip21:beta1=0.5(norm:1.0)`, or None."""
+        """Return the call as text, as in `norm:1.0,order=inf`, or None if text cannot hold it."""
         first = self.args[0] if self.args else None
         inner = first.text() if isinstance(first, Written) else None
         args = self.args if inner is None else self.args[1:]
@@ -66,7 +67,7 @@ class Call:
         return head if inner is None else f"{head}({inner})"
 
     def code(self) -> str:
-        """Return the call as one would type it, as in `by_norm(1.0, order=float('inf'))`."""
+        """Return the call as Python, as in `by_norm(1.0, order=float('inf'))`."""
         parts = [as_code(value) for value in self.args]
         parts += [f"{key}={as_code(value)}" for key, value in self.kwargs]
         return f"{self.function}({', '.join(parts)})"

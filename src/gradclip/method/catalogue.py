@@ -1,6 +1,6 @@
-"""The catalogue of recipes: every method's name, where it comes from, and what it needs.
+"""The catalogue of recipes: the name, the paper and the traits of every method.
 
-A recipe is a function that returns a policy. `@recipe(...)` enters the function here, which gives
+A recipe is a function that returns a policy. `@recipe(...)` enters the function here and so gives
 the method a text form (`norm:1.0`), a dictionary form and a line in `gradclip methods`.
 """
 
@@ -37,15 +37,15 @@ KINDS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the catalogue: stated is only what cannot be derived from the policy.
+    """One row of the catalogue; it states only the facts that the policy does not contain.
 
     Attributes:
         name: the name in the text form of a policy.
         function: the recipe; a call returns a policy.
         kind: the group in which the docs list the method.
-        paper: who published the method.
+        paper: the publication that the method comes from.
         sample: the arguments of a useful call.
-        renamed: old names of arguments, which old records may hold, with the new names.
+        renamed: from the old names of arguments, which old records may hold, to the new names.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Recipe:
 
     @property
     def arguments(self) -> list[str]:
-        """The names that a call may use."""
+        """The names of the recipe's arguments."""
         return list(inspect.signature(self.function).parameters)
 
     @property
@@ -82,13 +82,13 @@ class Recipe:
 
     @property
     def traits(self) -> Traits:
-        """What the method looks at, remembers and may do, with the arguments of the example."""
+        """The traits of the policy that the useful call returns."""
         return traits_of(self.policy)
 
     def __call__(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> Policy | Chain | Wrapped:
-        """Build the policy, turning a wrong call into a PolicyError."""
+        """Return the policy of a call; a call with wrong arguments raises a PolicyError."""
         kwargs = _current(kwargs, self.renamed)
         try:
             inspect.signature(self.function).bind(*args, **kwargs)
@@ -118,11 +118,11 @@ def recipe(
 
     Args:
         kind: the group in which the docs list the method, a key of `KINDS`.
-        paper: who published the method.
-        sample: the arguments of a useful call; empty if all have defaults.
-        renamed: old names of arguments with their new names; both work in calls and in text.
-        wraps: for a recipe whose first argument is a policy: what reads that argument, so that
-            text is read before the call is noted.
+        paper: the publication that the method comes from.
+        sample: the arguments of a useful call; empty if all arguments have defaults.
+        renamed: from old names of arguments to the new names; both work in calls and in text.
+        wraps: for a recipe whose first argument is a policy, the function that reads this
+            argument, so that text is read before the call is noted; else None.
 
     Returns:
         The decorator; the function that it returns notes the call on the policy.
@@ -156,12 +156,14 @@ def recipe(
 
 
 def lookup(name: str) -> Recipe:
-    """Return the recipe of this name in text, or say which names there are.
+    """Return the recipe with this name in text.
 
-    The name of the recipe's function is read too, and `-` for `_`, as earlier versions wrote.
+    Args:
+        name: the name in text. The name of the recipe's function works too, and `-` for `_`,
+            because earlier versions wrote names so.
 
     Raises:
-        PolicyError: no recipe has this name.
+        PolicyError: no recipe has this name; the message lists all names.
     """
     plain = name.replace("-", "_")
     for row in CATALOGUE.values():
@@ -173,7 +175,7 @@ def lookup(name: str) -> Recipe:
 
 
 def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:
-    """Return the arguments under the names that they have today."""
+    """Return the arguments by their new names."""
     for old, new in renamed.items():
         if old in kwargs and new in kwargs:
             raise PolicyError.of(old, kwargs[old], f"it is the old name of {new}: give one of them")

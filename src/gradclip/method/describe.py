@@ -1,4 +1,4 @@
-"""A policy in words: the scope, the threshold, the response, and what is remembered."""
+"""A policy in words: its scope, threshold, response and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ __all__ = ["Description", "describe", "describe_recipe"]
 
 
 class Description(NamedTuple):
-    """The four answers, each as a few words."""
+    """The description of a policy in four texts.
+
+    Attributes:
+        scope: the scope of the measure, and the order if it is not 2.
+        threshold: the type of the threshold.
+        response: the type of the response, with the source of a wrapper.
+        state: the names of the remembered arrays, or "none".
+    """
 
     scope: str
     threshold: str
@@ -23,7 +30,7 @@ class Description(NamedTuple):
 
 
 def describe_recipe(recipe: Recipe) -> Description:
-    """Describe what a recipe makes, by its example.
+    """Describe the policy of a recipe's example.
 
     Example:
         >>> from gradclip.method.catalogue import lookup
@@ -35,7 +42,7 @@ state='mean, variance, count')
 
 
 def describe(policy: AnyPolicy) -> Description:
-    """Describe a policy; the answers of a chain stand one after the other, a bar between them."""
+    """Describe a policy; bars separate the descriptions of a chain's policies."""
     if isinstance(policy, Wrapped):
         inner = describe(policy.inner)
         held = ", ".join(policy.source.holds)
@@ -59,7 +66,7 @@ def describe(policy: AnyPolicy) -> Description:
 
 
 def _leaves(memory: dict[str, object]) -> list[str]:
-    """Return the names of the remembered arrays, those of nested thresholds too."""
+    """Return the names of the remembered arrays, also of nested thresholds."""
     found: list[str] = []
     for name, value in memory.items():
         found += _leaves(value) if isinstance(value, dict) else [name]

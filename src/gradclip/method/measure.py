@@ -1,4 +1,4 @@
-"""What is measured: how the size of a gradient is taken, and over which part of it."""
+"""Measures: how the size of a gradient is taken, and over which part of the gradient."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ __all__ = ["Measure", "Order", "Scope", "combine"]
 
 Scope = Literal["element", "singular", "unit", "tensor", "global", "loss"]
 Order = float | Literal["rms", "average"]
-# Of norms between these every sum of squares is a normal float64, and nothing that counts is lost.
+# If the largest norm is between these two, the sum of squares neither overflows nor underflows.
 _SMALL, _LARGE = 1e-140, 1e140
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How the size of a gradient is taken.
+    """The way to take the size of a gradient.
 
     Args:
-        scope: the part that gets one norm: `"element"`; `"singular"`, each singular value of a
-            matrix; `"unit"`, one output row or filter, a vector being one unit; `"tensor"`;
-            `"global"`, all parameters that the policy covers. `"loss"` looks at the loss instead.
-        order: p > 0 of the p-norm; inf for the largest magnitude; `"rms"`, the 2-norm over √N;
-            `"average"`, the 2-norm over N.
-        axis: for `"unit"`, the axis that counts the units; None takes the library's
-            convention: the first axis for PyTorch and NumPy, the last for JAX.
-        relative: a pair (rel, abs): each value is measured in units of rel·|w| + abs, with w
-            the weight that it is for.
+        scope: the part that has one norm: `"element"`, each value; `"singular"`, each singular
+            value of a matrix; `"unit"`, each output row or filter, where a vector is one unit;
+            `"tensor"`, each tensor; `"global"`, all parameters that the policy covers; `"loss"`,
+            the loss instead of a gradient.
+        order: p > 0 of the p-norm; inf for the largest magnitude; `"rms"` for the 2-norm over
+            √N; `"average"` for the 2-norm over N.
+        axis: the axis that counts the units, for the scope `"unit"`; None takes the convention
+            of the array library: the first axis for PyTorch and NumPy, the last for JAX.
+        relative: a pair (rel, abs): each value is divided by rel·|w| + abs before the norm is
+            taken, with w the weight of this value; None measures the values themselves.
+
+    Raises:
+        PolicyError: an argument is out of its range, or does not fit the scope.
 
     Example:
         >>> Measure(scope="tensor", order=2)
@@ -46,7 +50,7 @@ class Measure:
     relative: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges or do not fit the scope."""
         object.__setattr__(self, "scope", choice("scope", self.scope, get_args(Scope)))
         if isinstance(self.order, str):
             if self.order not in ("rms", "average"):
@@ -73,11 +77,17 @@ class Measure:
 
     @property
     def power(self) -> float:
-        """The p of the norm that is taken first; rms and average divide a 2-norm."""
+        """The p of the p-norm; "rms" and "average" divide a 2-norm afterwards."""
         return 2.0 if isinstance(self.order, str) else self.order
 
     def per_size(self, norms: Norms, sizes: Sizes, xp: Namespace) -> Norms:
-        """Return 2-norms turned into rms or average, given the number of values in each."""
+        """Return the norms of this order, from p-norms and the number of values in each.
+
+        Args:
+            norms: p-norms with the p of `power`, shape (K,); not mutated.
+            sizes: the number of values in each norm, shape (K,); not mutated.
+            xp: the array namespace of `norms`.
+        """
         if not isinstance(self.order, str):
             return norms
         some = xp.where(sizes > 0, sizes, xp.ones_like(sizes))
@@ -85,9 +95,9 @@ class Measure:
 
 
 def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
-    """Return the p-norm of a vector of p-norms, safe from overflow and underflow.
+    """Return the p-norm of a whole from the p-norms of its parts.
 
-    m·(Σ (nᵢ/m)^p)^(1/p) with m = max nᵢ; the norm of parts is the norm of their whole.
+    m·(Σ (nᵢ/m)^p)^(1/p) with m = max nᵢ.
 
     Args:
         norms: shape (K,), non-negative; not mutated.
@@ -97,18 +107,20 @@ def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
     Returns:
         A zero-dimensional array: 0 for K = 0, inf if a part is inf, NaN if a part is NaN.
 
+    Numerics: the division by m prevents overflow and underflow.
+
     Example:
         >>> import numpy as np
         >>> f"{combine(np.asarray([3e200, 4e200]), 2.0, np):.6g}"
         '5e+200'
 
-    Source: the norm of a partition; scaling as in BLAS nrm2.
+    Source: the scaling of BLAS nrm2.
     """
     if norms.shape[0] == 0:
         return xp.sum(norms)
     double = isinstance(norms, np.ndarray) and norms.dtype == np.float64
     if double and order == 2.0 and _SMALL < np.maximum.reduce(norms) < _LARGE:
-        return np.sqrt(np.add.reduce(norms * norms))  # The usual case in few steps.
+        return np.sqrt(np.add.reduce(norms * norms))  # This is the usual case, and fast.
     largest = xp.max(norms)
     if math.isinf(order):
         return largest
@@ -119,5 +131,5 @@ def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
         total = xp.sqrt(xp.sum(parts * parts))
     else:
         total = xp.sum(parts**order) ** (1.0 / order)
-    # A part that is inf would give inf/1 = inf above, and NaN stays NaN: nothing to mend.
+    # The scale is 1 if the largest part is inf or NaN, so that inf and NaN stay in the result.
     return total * scale

@@ -1,4 +1,4 @@
-"""A policy over the names of parameters, laid out as layers of stages."""
+"""The plan of a policy for the names of parameters: layers of stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class WrappedStage:
-    """A source, the parameters that the source covers, and the plan of what happens inside."""
+    """A source, the indices of the parameters that it covers, and the plan of the inner policy."""
 
     source: Source
     members: tuple[int, ...]
@@ -41,8 +41,8 @@ def plan(policy: AnyPolicy, names: Sequence[str]) -> Plan:
     """Return the layers of stages, in order; the stages of one layer share no parameter.
 
     Args:
-        policy: what to apply.
-        names: every parameter's name, in the order of the gradients.
+        policy: the policy to apply; not mutated.
+        names: the name of every parameter, in the order of the gradients; not mutated.
 
     Raises:
         PolicyError: a name matches no pattern, or a pattern matches no name.
@@ -65,7 +65,7 @@ def _expand(policy: Rule | ByName, members: tuple[int, ...], names: Sequence[str
     if isinstance(policy, Chain):
         return [layer for link in policy.policies for layer in _expand(link, members, names)]
     groups = [_expand(rule, found, names) for rule, found in _matched(policy, members, names)]
-    # Every group's skip is decided before the gradients of any group are changed.
+    # Every group decides about its skip before the gradients of any group change.
     heads = [list(takewhile(_is_skip, layers)) for layers in groups]
     tails = [layers[len(head) :] for layers, head in zip(groups, heads, strict=True)]
     return [*_side_by_side(heads), *_side_by_side(tails)]
@@ -76,14 +76,14 @@ def _is_skip(layer: list[AnyStage]) -> bool:
 
 
 def _side_by_side(groups: list[_Layers]) -> _Layers:
-    """Return the layers of groups that share no parameter, as layers of all."""
+    """Merge the layers of groups that share no parameter."""
     return [[s for layer in depth for s in layer] for depth in zip_longest(*groups, fillvalue=[])]
 
 
 def _matched(
     policy: ByName, members: tuple[int, ...], names: Sequence[str]
 ) -> list[tuple[Rule, tuple[int, ...]]]:
-    """Return each rule with the members whose names no earlier pattern matches."""
+    """Return each rule with the members whose names its pattern is the first to match."""
     matched: dict[str, list[int]] = {pattern: [] for pattern, _ in policy.rules}
     for index in members:
         pattern = next((p for p in matched if fnmatchcase(names[index], p)), None)

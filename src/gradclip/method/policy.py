@@ -1,4 +1,4 @@
-"""A clipping method as data: a policy, a chain, rules by name, a wrapper; and how they are written.
+"""The forms of a clipping method as data: a policy, a chain, rules by name and a wrapped policy.
 
 A policy is written as text (`str`), as Python (`repr`) and as plain data (`to_dict`).
 `gradclip.method.read` reads the text and the data back.
@@ -38,11 +38,11 @@ _MOST_NESTED = 16
 
 
 class _Chainable(Written):
-    """What every kind of policy can do: be chained with `|`, and be written down."""
+    """The base of all forms of a policy: each can be chained with `|`, and written as text."""
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """The policies that are applied one after the other."""
+        """The policies that are applied, in their order."""
         assert isinstance(self, AnyPolicy)
         return self.policies if isinstance(self, Chain) else (self,)
 
@@ -62,13 +62,13 @@ class Policy(_Chainable):
     """One point of the space measure × threshold × response.
 
     Args:
-        measure: how the size of the gradient is taken.
-        threshold: how large is too large.
-        response: what happens then.
+        measure: the way to take the size of the gradient.
+        threshold: the rule that sets the limits of this size.
+        response: the change of a gradient outside its limits.
 
     Raises:
-        PolicyError: an argument is of another kind, or the response has no meaning for what is
-            measured.
+        PolicyError: an argument is of another kind, or the response does not fit the scope of
+            the measure.
 
     Example:
         >>> from gradclip.parts import Fixed, Rescale
@@ -82,7 +82,7 @@ class Policy(_Chainable):
     call: Call | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what is no part, and a response that has no meaning for what is measured."""
+        """Refuse a value of another kind, and a response that does not fit the scope."""
         if not isinstance(self.measure, Measure):
             raise PolicyError.of("measure", self.measure, "give a Measure")
         check_threshold("threshold", self.threshold)
@@ -98,14 +98,14 @@ class Policy(_Chainable):
         _refuse_deep(self)
 
     def __repr__(self) -> str:
-        """Return what one would type."""
+        """Return the Python expression that makes this policy."""
         if self.call is not None:
             return self.call.code()
         axes = (self.measure, self.threshold, self.response)
         return f"Policy({', '.join(map(as_code, axes))})"
 
     def text(self) -> str | None:
-        """Return the short text form, or None where only JSON can hold the policy."""
+        """Return the short text form, or None if only JSON can hold the policy."""
         return None if self.call is None else self.call.text()
 
     def data(self) -> dict[str, object]:
@@ -121,16 +121,18 @@ class Policy(_Chainable):
 
 @dataclass(frozen=True, repr=False)
 class Chain(_Chainable):
-    """Policies applied one after the other; the empty chain measures and changes nothing.
+    """Policies that are applied one after the other; the empty chain changes nothing.
 
-    A rule that skips comes before any that changes gradients: the rule looks at the gradients as
-    they came, and a step that is skipped was not touched.
+    A policy that may skip the step stands before every policy that changes gradients, so that it
+    sees the original gradients and a skipped step leaves them unchanged.
 
     Args:
-        policies: the links; a chain among them is replaced by its own links.
+        policies: the links, in the order in which they are applied. The links of a chain among
+            them replace this chain.
 
     Raises:
-        PolicyError: a link is not a policy, or a skip comes after a change.
+        PolicyError: a link is not a policy, or a policy that may skip stands after one that
+            changes gradients.
 
     Example:
         >>> by_value(0.5) | by_norm(1.0)
@@ -141,7 +143,7 @@ class Chain(_Chainable):
     call: Call | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Flatten chains of chains, and refuse a skip of what was changed already."""
+        """Flatten chains of chains, and refuse a skip after a change."""
         if not isinstance(self.policies, (tuple, list)):
             raise PolicyError.of("policies", self.policies, "give a tuple of policies")
         for policy in self.policies:
@@ -158,7 +160,7 @@ class Chain(_Chainable):
         _refuse_deep(self)
 
     def __repr__(self) -> str:
-        """Return what one would type."""
+        """Return the Python expression that makes this policy."""
         if self.call is not None:
             return self.call.code()
         if len(self.policies) == 1:
@@ -166,10 +168,11 @@ class Chain(_Chainable):
         return " | ".join(map(repr, self.policies)) or "Chain()"
 
     def text(self) -> str | None:
-        """Return the short text form, or None where only JSON can hold the chain."""
+        """Return the short text form, or None if only JSON can hold the chain."""
         if self.call is not None:
             return self.call.text()
-        # A chain of one policy begins with the empty chain: the policy alone is not a chain.
+        # The text of a chain of one policy begins with the empty chain, because the text of the
+        # policy alone gives the policy and not a chain.
         first = ["none"] if len(self.policies) < 2 else []
         links = [None if isinstance(link, ByName) else link.text() for link in self.policies]
         return joined("|", [*first, *links])
@@ -186,11 +189,12 @@ class ByName(_Chainable):
     """A policy for each group of parameter names; the first pattern that matches wins.
 
     Args:
-        rules: pairs of a glob pattern and the policy for the names that match it; None or the
-            empty chain leaves the parameters as they are.
+        rules: pairs of a glob pattern and the policy for the names that match the pattern; None
+            or the empty chain leaves the gradients unchanged.
 
     Raises:
-        PolicyError: a pattern cannot be written down or stands twice, or a rule is not a policy.
+        PolicyError: the text form cannot hold a pattern, a pattern stands twice, or a rule is
+            not a policy.
 
     Example:
         >>> by_name({"embed.*": by_norm(0.5), "*.bias": None, "*": by_norm(1.0)})
@@ -200,7 +204,7 @@ class ByName(_Chainable):
     rules: tuple[tuple[str, Rule], ...]
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse patterns that text cannot hold, and rules that are not policies."""
         pairs = isinstance(self.rules, (tuple, list)) and all(map(_is_pair, self.rules))
         if not pairs or not self.rules:
             remedy = "give at least one pair of a pattern and a policy, such as ('*', by_norm(1.0))"
@@ -224,11 +228,11 @@ class ByName(_Chainable):
         _refuse_deep(self)
 
     def __repr__(self) -> str:
-        """Return what one would type."""
+        """Return the Python expression that makes this policy."""
         return f"by_name({dict(self.rules)!r})"
 
     def text(self) -> str | None:
-        """Return the short text form, or None where only JSON can hold a rule."""
+        """Return the short text form, or None if only JSON can hold a rule."""
         rules = [(p, "none" if rule is None else rule.text()) for p, rule in self.rules]
         return joined(";", [text and f"{pattern}={text}" for pattern, text in rules])
 
@@ -239,11 +243,11 @@ class ByName(_Chainable):
 
 @dataclass(frozen=True, repr=False)
 class Wrapped(_Chainable):
-    """A policy applied to something other than the gradient, which the source makes of it.
+    """A policy that clips other arrays than the gradients, which a source computes from them.
 
     Args:
-        source: what is clipped instead of the gradient.
-        inner: what clips it: a policy or a chain.
+        source: the rule that computes the arrays to clip from the gradients.
+        inner: the policy or the chain that clips these arrays.
 
     Raises:
         PolicyError: the source or the inner policy is of another kind, or the inner policy may
@@ -259,7 +263,7 @@ class Wrapped(_Chainable):
     call: Call | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what is no source or cannot be wrapped, and a skip of what was changed already."""
+        """Refuse a wrong source, a wrong inner policy, and an inner policy that may skip."""
         if isinstance(self.source, type) or not hasattr(self.source, "enter"):
             raise PolicyError.of("source", self.source, "give a source, such as Carry()")
         if not isinstance(self.inner, (Policy, Chain)):
@@ -271,13 +275,13 @@ class Wrapped(_Chainable):
         _refuse_deep(self)
 
     def __repr__(self) -> str:
-        """Return what one would type."""
+        """Return the Python expression that makes this policy."""
         if self.call is not None:
             return self.call.code()
         return f"Wrapped({as_code(self.source)}, {self.inner!r})"
 
     def text(self) -> str | None:
-        """Return the short text form, or None where only JSON can hold the policy."""
+        """Return the short text form, or None if only JSON can hold the policy."""
         return None if self.call is None else self.call.text()
 
     def data(self) -> dict[str, object]:
@@ -294,10 +298,10 @@ _Asked = TypeVar("_Asked", bound="Policy | Chain | Wrapped")
 
 
 def asked(policy: _Asked, call: Call) -> _Asked:
-    """Return the policy with a note of the call that asked for it.
+    """Return a copy of the policy with a note of the recipe call that made it.
 
-    A call with an argument that cannot be written down is not noted: the policy is then written
-    by its parts.
+    The copy has no note if the written forms cannot hold an argument of the call; the policy is
+    then written as its parts.
     """
     noted = copy(policy)
     object.__setattr__(noted, "call", call if call.can_be_written else None)
@@ -311,7 +315,8 @@ def to_dict(policy: AnyPolicy) -> dict[str, object]:
         policy: any policy; not mutated.
 
     Returns:
-        Dictionaries, lists, words, numbers, booleans and None; JSON keeps all of them.
+        A dictionary of dictionaries, lists, strings, numbers, booleans and None, which JSON
+        keeps unchanged.
 
     Example:
         >>> to_dict(by_norm(1.0, scope="tensor"))
@@ -352,7 +357,7 @@ def _is_pattern(pattern: object) -> bool:
 
 
 def _refuse_deep(policy: AnyPolicy) -> None:
-    """Refuse policies and parts that are nested so deeply that nobody could read them back."""
+    """Refuse policies and parts that are nested too deeply for the readers."""
     level: list[object] = [policy]
     for _ in range(_MOST_NESTED):
         level = [part for whole in level for part in _inside(whole)]

@@ -1,14 +1,14 @@
-"""How policies are read: all text and all plain data enter here, once, when a policy is made.
+"""Read policies: all text and all plain data enter here, once, when a policy is made.
 
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
-    feedback(norm:1.0)              a wrapper and the policy inside
-    embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name, the first match wins
-    none                            measures, changes nothing
+    feedback(norm:1.0)              a wrapper and its inner policy
+    embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name; the first match wins
+    none                            the empty chain, which measures and changes nothing
     none|norm:1.0                   a chain of one policy
 
-A policy that no recipe makes is written as its dictionary, in JSON. Whatever the text or the data
-is, reading gives a policy or raises a PolicyError.
+The text of a policy that no recipe makes is its dictionary in JSON. For any text and any data, the
+readers return a policy or raise a PolicyError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .written import MOST_BRACKETS, PARTS, RESPONSES, SOURCES, THRESHOLDS
 __all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]
 
 PolicyLike = AnyPolicy | str | Mapping[str, AnyPolicy | str | None]
-"""Whatever says which policy is meant: a policy, its text form, or rules by name."""
+"""A policy, its text form, or rules by name: the values that `as_policy` accepts."""
 
 _EXAMPLE = "write it as 'norm:1.0', 'value:-1,1' or 'value:1|norm:1'"
 # A name and a number, in the ways in which people write them.
@@ -57,10 +57,10 @@ def as_policy(value: object) -> AnyPolicy:
         value: a policy, its text form, or rules by name (see `by_name`); not mutated.
 
     Returns:
-        The policy; a policy that was given is returned as it is.
+        The policy; the value itself if the value is a policy.
 
     Raises:
-        PolicyError: the value is none of these.
+        PolicyError: the value is of another type, or is not a policy in text.
 
     Example:
         >>> as_policy("norm:1.0")
@@ -76,18 +76,18 @@ def as_policy(value: object) -> AnyPolicy:
 
 
 def by_name(rules: Mapping[str, AnyPolicy | str | None]) -> ByName:
-    """Return the policy that treats each group of names by its own rule.
+    """Return the policy that applies its own rule to each group of parameter names.
 
     Args:
-        rules: from a glob pattern over parameter names to a policy, a text form, or None
-            (those parameters stay as they are). The first match wins; each group has its own
-            norm and its own memory. Not mutated.
+        rules: from a glob pattern over parameter names to a policy, its text form, or None for
+            gradients that stay unchanged. The first match wins; each group has its own norm and
+            its own memory. Not mutated.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: there are no rules, a pattern cannot be written down, or a rule is not a
+        PolicyError: there are no rules, the text form cannot hold a pattern, or a rule is not a
             policy.
 
     Example:
@@ -109,11 +109,11 @@ def _rule(pattern: str, rule: object) -> Policy | Chain | Wrapped | None:
 
 
 def is_written(policy: AnyPolicy, written: object) -> bool:
-    """Return whether this is the policy that a saved state names.
+    """Return whether a saved state names this policy.
 
     Args:
         policy: the policy in use.
-        written: what the state has: the text form that some version wrote.
+        written: the text form in the state, which an earlier version may have written.
 
     Raises:
         PolicyError: the text is not a policy.
@@ -125,18 +125,18 @@ def is_written(policy: AnyPolicy, written: object) -> bool:
 
 
 def parse(text: str) -> AnyPolicy:
-    """Return the policy that `text` describes.
+    """Return the policy that a text describes.
 
     Args:
-        text: a recipe's name, then `:` and arguments separated by commas; `|` chains;
+        text: a recipe's name, then `:` and arguments separated by commas. `|` chains policies;
             `pattern=policy` separated by `;` gives rules by name; `none` changes nothing. The name
-            of the recipe's function (`by_norm:1`) and `-` for `_` in names are read too.
+            of the recipe's function (`by_norm:1`) and `-` for `_` in names work too.
 
     Returns:
         The policy; `parse(str(policy)) == policy`.
 
     Raises:
-        PolicyError: the method is unknown or an argument is wrong.
+        PolicyError: the method is unknown, an argument is wrong, or the text has another form.
 
     Example:
         >>> parse("norm:1.0")
@@ -177,7 +177,7 @@ def _policy(text: str) -> AnyPolicy:
 
 
 def _is_json(text: str) -> bool:
-    """Return whether a text is JSON: a glob that begins with a bracket has '=' before any ':'."""
+    """Return whether a text is JSON; a glob that begins with a brace has '=' before any ':'."""
     return text.startswith("{") and "=" not in text.partition(":")[0]
 
 
@@ -188,7 +188,7 @@ def _has_pattern(text: str) -> bool:
 
 
 def _chain(text: str) -> AnyPolicy:
-    """Return a policy, or the chain of those that stand between bars."""
+    """Return the policy of a text, or the chain of the policies that bars separate."""
     links = [Chain() if part == "none" else _call(part) for part in _split(text, "|")]
     return links[0] if len(links) == 1 else Chain(tuple(p for link in links for p in link.links))
 
@@ -244,7 +244,7 @@ def _called(text: str) -> AnyPolicy:
 
 
 def _made(name: str, args: Sequence[object], kwargs: dict[str, object]) -> AnyPolicy:
-    """Call a recipe; whatever its code raises for these arguments becomes a PolicyError."""
+    """Call a recipe; any exception that its code raises becomes a PolicyError."""
     found = lookup(name)
     try:
         return found(tuple(args), kwargs)
@@ -255,7 +255,7 @@ def _made(name: str, args: Sequence[object], kwargs: dict[str, object]) -> AnyPo
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Split at a mark that stands outside all brackets."""
+    """Split a text at each mark that stands outside all brackets."""
     parts, depth, start = [], 0, 0
     for found in re.finditer(rf"[][(){{}}]|{re.escape(mark)}", text):
         char = found.group()
@@ -294,8 +294,8 @@ def from_dict(data: Mapping[str, object]) -> AnyPolicy:
 
     Args:
         data: `{"method": name, argument: value, …}`, `{"chain": […]}`,
-            `{"by_name": {pattern: …}}`, `{"source": …, "inner": …}`, or the three axes by name;
-            not mutated.
+            `{"by_name": {pattern: …}}`, `{"source": …, "inner": …}`, or a dictionary with the
+            keys "measure", "threshold" and "response"; not mutated.
 
     Returns:
         The policy; `from_dict(to_dict(policy)) == policy`, also through JSON.
@@ -370,7 +370,7 @@ def _json(text: str) -> AnyPolicy:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON; refuse a key that stands twice, of which one would be lost."""
+    """Return a dictionary of JSON; refuse a key that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))

@@ -1,7 +1,7 @@
-"""What a policy looks at, remembers and may do: derived from its parts, so that nobody states it.
+"""The traits of a policy: its inputs, its memory and its effects, derived from its parts.
 
-The backends read none of this. The docs, `gradclip methods` and the contract's tests do, and the
-tests check on every backend that each trait is true.
+The backends do not read the traits. The docs, `gradclip methods` and the contract tests read them,
+and the tests check on every backend that each trait is true.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["Traits", "traits_of"]
 
 @dataclass(frozen=True)
 class Traits:
-    """What holds for a policy, whatever the gradients.
+    """Facts that hold for a policy with any gradients.
 
     Attributes:
-        memory: the policy remembers something from step to step.
+        memory: the policy remembers values from step to step.
         weights: the policy compares gradients with weights.
-        loss: the policy looks at the loss.
+        loss: the policy reads the loss.
         real: the policy refuses complex gradients.
-        elementwise: the policy looks at single values, or at single singular values.
-        singular: the policy looks at the singular values of matrices.
-        enlarges: the policy may return more than it was given.
-        carries: the output holds more than this step's gradient, such as a momentum or a rest.
-        skips: the policy may leave out a whole step.
+        elementwise: the policy measures single values, or single singular values.
+        singular: the policy measures the singular values of matrices.
+        enlarges: the policy may return a gradient that is larger than the gradient it was given.
+        carries: the output depends on earlier gradients, as a momentum does.
+        skips: the policy may skip a whole step.
     """
 
     memory: bool = False
@@ -47,7 +47,7 @@ class Traits:
 
 
 def traits_of(policy: AnyPolicy) -> Traits:
-    """Return the traits of a policy; a chain, or rules by name, has those of all its parts.
+    """Return the traits of a policy; a chain or rules by name have the traits of all their parts.
 
     Example:
         >>> from gradclip import by_norm, with_feedback
@@ -61,7 +61,7 @@ def traits_of(policy: AnyPolicy) -> Traits:
 
 
 def _parts(policy: AnyPolicy) -> Iterator[Policy | Wrapped]:
-    """Yield the policies that are applied, and each wrapper before the policies inside."""
+    """Yield the policies of a policy, and each wrapped policy before its inner policies."""
     if isinstance(policy, Chain):
         for link in policy.policies:
             yield from _parts(link)
@@ -94,7 +94,11 @@ def _of_one(policy: Policy | Wrapped) -> Traits:
 
 
 def _tried(policy: Policy) -> tuple[bool, bool, Limits]:
-    """Run the threshold on one norm; return whether it remembers, asks for weights, and limits."""
+    """Run the threshold on one norm.
+
+    Returns:
+        Whether the threshold has a memory, whether it reads the weights, and its limits.
+    """
     norms = np.ones(1)
     asked: list[str] = []
 
@@ -110,7 +114,7 @@ def _tried(policy: Policy) -> tuple[bool, bool, Limits]:
 
 
 def _raises(policy: Policy, limits: Limits) -> bool:
-    """Return whether a lower limit moves something away from zero."""
+    """Return whether the limits can move a value or a norm away from zero."""
     if isinstance(policy.response, Clamp):
         low, high = limits.low, limits.high
         return (low is not None and bool(low > 0)) or (high is not None and bool(high < 0))

@@ -1,7 +1,7 @@
-"""How the values in a policy are written: as plain data, as text and as Python.
+"""Write the values in a policy as plain data, as text and as Python.
 
 The values are the arguments of a recipe (None, booleans, numbers, words, policies) and the fields
-of the parts. A policy writes itself; see `Written`.
+of the parts. Each policy writes itself; see `Written`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def _kinds(module: ModuleType) -> dict[str, type]:
-    """Return the parts that a module makes public, by name."""
+    """Return the public parts of a module by their names."""
     found = {name: getattr(module, name) for name in module.__all__}
     return {
         name: part for name, part in found.items() if isinstance(part, type) and is_dataclass(part)
@@ -46,24 +46,24 @@ THRESHOLDS: dict[str, type[Threshold]] = _kinds(thresholds)
 RESPONSES: dict[str, type[Response]] = _kinds(responses)
 SOURCES: dict[str, type[Source]] = _kinds(sources)
 PARTS: dict[str, type] = {**THRESHOLDS, **RESPONSES, **SOURCES}
-"""The parts that can be read back, by name."""
+"""The parts that the readers know, by their names."""
 
 MOST_BRACKETS = 50
-"""How many brackets text may have in each other."""
+"""The largest depth of nested brackets in text."""
 
-# A word that text can hold as an argument, and that no reader takes for another value.
+# A word that text can hold as an argument and that a reader reads as the same word.
 _WORD = re.compile(r"(?!(?:none|true|false|inf|infinity|nan)$)[a-z_][\w.-]*", re.ASCII | re.I)
 
 
 class Written:
-    """The base of all policies: what the written forms ask of a policy."""
+    """The base of all policies: each policy returns its own written forms."""
 
     def data(self) -> dict[str, object]:
         """Return plain data, which `from_dict` reads back."""
         raise NotImplementedError
 
     def text(self) -> str | None:
-        """Return the short text form, or None where only JSON can hold the policy."""
+        """Return the short text form, or None if only JSON can hold the policy."""
         raise NotImplementedError
 
 
@@ -80,7 +80,7 @@ def can_be_written(value: object) -> bool:
 
 
 def as_data(value: object) -> object:
-    """Return plain data: JSON knows no inf, which is written as the word."""
+    """Return a value as plain data; inf becomes the word "inf", because JSON has no inf."""
     if isinstance(value, Written):
         return value.data()
     if isinstance(value, tuple):
@@ -124,7 +124,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_code(value: object) -> str:
-    """Return Python for a value; inf is not a name there."""
+    """Return a Python expression for a value; inf becomes `float('inf')`."""
     if isinstance(value, float) and math.isinf(value):
         return f"float({str(value)!r})"
     if isinstance(value, tuple):

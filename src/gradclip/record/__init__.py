@@ -1,4 +1,4 @@
-"""The record of a run, step by step: JSON lines that any program can read during the run."""
+"""The record of a run: a file of JSON lines that any program can read during the run."""
 
 from .._publish import publish as _publish
 from .reader import read_run

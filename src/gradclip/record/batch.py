@@ -1,4 +1,4 @@
-"""The rows of a record that were not written yet: a batch, which is written as a whole."""
+"""A batch: the rows of a record that the writer has not written yet and writes together."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ __all__ = ["Batch", "Held", "HeldStep", "Line", "Read", "Values"]
 
 Held = TypeVar("Held")
 Values: TypeAlias = Mapping[str, object]
-"""What `RecordWriter.step` takes, by the names of its arguments."""
+"""The values of one step, by the names of the arguments of `RecordWriter.step`."""
 Read: TypeAlias = Callable[[Sequence[Held]], Iterable[Values]]
-"""Returns the values of some steps that were held back, in their order."""
+"""A function that returns the values of some held steps, in their order."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row as it will stand in the file.
+    """A row as a line of the file.
 
     Attributes:
-        text: the line, as bytes.
-        scalars: of a step, its number and what the sinks get of it.
+        text: the line as UTF-8, with its newline.
+        scalars: the number of a step and its values for the sinks; None for other rows.
     """
 
     text: bytes
@@ -31,11 +31,11 @@ class Line:
 
 @dataclass(frozen=True)
 class HeldStep:
-    """A step whose numbers are read together with all others that are held in its batch.
+    """A step whose numbers are read later, together with the other held steps of its batch.
 
     Attributes:
-        held: what stands for the step.
-        read: reads all of them that have this same function.
+        held: an object that stands for the step, such as tensors on a device.
+        read: the function that reads all held steps with this same function at once.
     """
 
     held: object
@@ -43,11 +43,11 @@ class HeldStep:
 
 
 class Batch:
-    """Gathers rows until it is full or old.
+    """A list of rows that grows until it is full or old.
 
     Args:
-        every: as many rows are a full batch.
-        seconds: a batch is old that many seconds after the one before it was taken.
+        every: the number of rows in a full batch, ≥ 1.
+        seconds: the age of an old batch, in seconds since the last call of `take`, ≥ 0.
     """
 
     def __init__(self, every: int, seconds: float) -> None:
@@ -60,18 +60,18 @@ class Batch:
         self._rows.append(row)
 
     def is_due(self) -> bool:
-        """Whether the batch is full or old."""
+        """Return whether the batch is full or old."""
         full = len(self._rows) >= self._every
         return full or time.perf_counter() - self._taken >= self._seconds
 
     def take(self, line: Callable[[Values], Line]) -> list[Line]:
-        """Return the batch as lines, and begin a new one; what is held is read now.
+        """Read the held steps, return the batch as lines, and begin a new batch.
 
         Args:
-            line: returns the line of a step.
+            line: returns the line of a step from the values of the step.
 
         Raises:
-            Exception: whatever a reading raised. All that was held is then lost; the lines stay
+            Exception: a read function raised it. The held steps are then lost; the lines stay
                 for the next batch.
         """
         rows, self._rows = self._rows, []

@@ -1,4 +1,4 @@
-"""Follow a record that grows: reading costs what was added, not what is there."""
+"""Follow a record that grows: each read costs only the added rows."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ from .run import Run
 __all__ = ["Follower", "News"]
 
 READ_BYTES = 1 << 22
-"""Bytes that are read at a time, so that a long record shows before it is read to its end."""
+"""The number of bytes of one read, so that a long record shows before the last read."""
 
 WINDOW_ROWS = 1000
 WINDOW_BYTES = 1 << 22
-"""The latest rows, up to so many and so large, are kept for what needs more than counts."""
+"""The bounds of the window of latest rows, for figures that need more than counts."""
 
 _OPTIMIZER = re.compile(rb'"kind"\s*:\s*"optimizer"')
 
 
 @dataclass(frozen=True)
 class News:
-    """The rows that were added to a record."""
+    """The rows that were added to a record.
+
+    Attributes:
+        run: a run with only the new rows; None without new rows.
+        missing: whether the file does not exist, or does not exist yet.
+        restarted: whether another run replaced the file, so that the earlier rows do not count.
+        behind: the number of bytes that are not read yet; if above 0, read again at once.
+        age: the seconds since the last write to the file.
+    """
 
     run: Run | None = None
-    """A run that holds the new rows only; None: there were none."""
     missing: bool = False
-    """Whether there is no such file (yet)."""
     restarted: bool = False
-    """Whether another run has taken the file's place: forget the rows before."""
     behind: int = 0
-    """Bytes that lie ahead: read again at once."""
     age: float = 0.0
-    """Seconds since the file was last written to."""
 
 
 class Follower:
-    """Reads a record as it grows; memory does not grow with it.
+    """A reader of a record that grows; its memory does not grow with the record.
 
-    It waits for a file that is not there yet, leaves a torn last line until it is whole, and starts
-    over when the file was truncated or another one took its name.
+    The follower waits for a file that does not exist yet, leaves a torn last line until the line is
+    whole, and starts again when the file was truncated or replaced.
 
     Args:
-        path: the record. It need not exist.
+        path: the record, which need not exist.
 
     Example:
         >>> import tempfile
@@ -86,20 +89,26 @@ class Follower:
         self._window_bytes = 0
 
     def read_added(self, most: int = READ_BYTES) -> News:
-        """Read what was added since the last call, at most about `most` bytes.
+        """Read the rows that were added since the last call.
+
+        Args:
+            most: the approximate largest number of bytes to read.
+
+        Returns:
+            The new rows and the state of the file.
 
         Raises:
             RecordError: the file is not a record, or a line is damaged, as in `read_run`.
         """
         try:
             mode = self.path.stat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe waits for ever
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # To open a pipe waits for ever.
                 raise RecordError(f"{self.path} is not a regular file: give a record's path")
             with self.path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 here = (found.st_dev, found.st_ino)
                 file.seek(max(self._offset - len(self._last), 0))
-                # The last line that was read is still there, unless the file was written anew.
+                # If the last line that was read is missing, the file was written again.
                 same = self._file in (None, here) and file.read(len(self._last)) == self._last
                 restarted = not same
                 if restarted:
@@ -112,7 +121,7 @@ class Follower:
         except FileNotFoundError:
             return News(missing=True)
         except OSError:
-            read_run(self.path)  # says why
+            read_run(self.path)  # This raises an error with the reason.
             raise
         whole = text[: text.rfind(b"\n") + 1]
         age = max(time.time() - found.st_mtime, 0.0)
@@ -123,7 +132,7 @@ class Follower:
         return News(run, False, restarted, max(found.st_size - self._offset, 0), age)
 
     def window(self) -> Run | None:
-        """Return a run that holds the latest rows only, about `WINDOW_ROWS`; None before any."""
+        """Return a run with about the latest `WINDOW_ROWS` rows, or None before the header."""
         if not self._header:
             return None
         return self._run(self._window)
@@ -136,11 +145,11 @@ class Follower:
             json.loads(text)
         except ValueError:
             if text.startswith(b"{"):
-                return  # a header that is being written
+                return  # The header is still being written.
         read_run(self.path)
 
     def _take(self, whole: bytes) -> Run:
-        """Take these whole lines in."""
+        """Return a run with these whole lines, and add them to the window."""
         lines = whole.splitlines(keepends=True)
         first = not self._header
         if first:
@@ -148,7 +157,7 @@ class Follower:
         try:
             run = self._run(lines)
         except RecordError:
-            read_run(self.path)  # says which line of the file it is
+            read_run(self.path)  # This raises an error with the line number in the file.
             raise
         for line in lines:
             if _OPTIMIZER.search(line):

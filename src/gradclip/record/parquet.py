@@ -1,4 +1,4 @@
-"""The steps of a run as a Parquet file: the same numbers in columns, a tenth of the size."""
+"""Write and read a run as a Parquet file, which has about a tenth of the record's size."""
 
 from __future__ import annotations
 
@@ -19,34 +19,48 @@ from .rows import Floats
 __all__ = ["MAGIC", "Table", "read_table", "write_table"]
 
 MAGIC = b"PAR1"
-"""How a Parquet file begins."""
+"""The first bytes of a Parquet file."""
 
 _KEY = b"gradclip"
 _EXACT = {"step": "int64", "optimizer": "int64", "clipped": "bool", "skipped": "bool"}
 _RAN = ("ran", "path")
-"""The column of what ran, and the name that it had in older files."""
+"""The column `ran`, and its name in older files."""
 _TOTALS = ("clipped_total", "skipped_total", "nonfinite_total")
 
 
 @dataclass(frozen=True)
 class Table:
-    """All of a run, one step row a place; what is not a number of a step is in `about`."""
+    """A whole run as columns, with one entry for each step row.
+
+    Attributes:
+        columns: the numbers of the steps, by column name.
+        seen: whether each row has a value in a column, by column name; NaN is a value.
+        norms: the norms of the parameters; None where they were not sampled.
+        nonfinite: the names of the parameters with inf or NaN in the gradient; None without any.
+        ran: the path that ran, as in `ClipResult.ran`, or None.
+        about: the header, the optimizers, the events, the end and `torn`, as JSON values.
+    """
 
     columns: Mapping[str, Floats]
     seen: Mapping[str, NDArray[np.bool_]]
-    """Where each column holds a value, be it NaN."""
     norms: Sequence[Floats | None]
-    """Norms of the parameters; None where they were not sampled."""
     nonfinite: Sequence[Sequence[str] | None]
-    """Names of the parameters whose gradient held inf or NaN; None: there were none."""
     ran: Sequence[str | None]
-    """What ran."""
     about: Mapping[str, Any]
-    """Header, optimizers, events, end and torn, as JSON has them."""
 
 
 def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int64]]) -> None:
-    """Write a table, and running counts for other readers of the file; see `Run.to_parquet`."""
+    """Write a table, with running counts for other programs; see `Run.to_parquet`.
+
+    Args:
+        table: the table; not mutated.
+        path: the file, which is replaced if it exists.
+        totals: the running counts of the steps, by name; not mutated.
+
+    Raises:
+        GradclipError: pyarrow is not installed.
+        RecordError: the file cannot be written.
+    """
     pa, pq = _pyarrow("to_parquet")
     columns = {}
     for name, values in table.columns.items():
@@ -72,7 +86,12 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
 
 
 def read_table(path: Path) -> Table:
-    """Return the table that `write_table` wrote; see `gradclip.read_run`."""
+    """Return the table that `write_table` wrote; see `gradclip.read_run`.
+
+    Raises:
+        GradclipError: pyarrow is not installed.
+        RecordError: the file is damaged, or `write_table` did not write it.
+    """
     pa, pq = _pyarrow("a Parquet file")
     remedy = "give one that Run.to_parquet wrote"
     try:
@@ -100,7 +119,7 @@ def read_table(path: Path) -> Table:
 
 
 def _text(name: str) -> str:
-    """Return the name as UTF-8 can have it, which has no lone surrogate."""
+    """Return the name with lone surrogates escaped, which UTF-8 cannot encode."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -19,22 +19,22 @@ from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
 __all__ = ["read_lines", "read_run"]
 
 _Row: TypeAlias = dict[str, Any]
-"""A row as JSON has it: the reader finds out what it holds."""
+"""A row as JSON values, which the reader checks."""
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
-    """Read the record at `path`; a last line that was cut off is left out.
+    """Read the record at `path`, without a last line that was cut off.
 
     Args:
-        path: a file that `gradclip run --record`, `gradclip.torch.record` or `RecordWriter` wrote,
-            or `Run.to_parquet`.
+        path: a file that `gradclip run --record`, `gradclip.torch.record`, `RecordWriter` or
+            `Run.to_parquet` wrote.
 
     Returns:
-        The run; its `end` is None if it has not ended.
+        The run; its `end` is None if the run has not ended.
 
     Raises:
-        RecordError: there is no such file, it is not a record, a newer gradclip wrote it, or a line
-            before the last is damaged (the message has its number).
+        RecordError: the file does not exist or is not a record, a newer gradclip wrote the file,
+            or a line before the last is damaged (the message has the number of the line).
     """
     path = Path(path)
     try:
@@ -52,7 +52,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 
 def read_lines(path: Path, lines: IO[bytes]) -> Run:
-    """Read the lines of a record, or a header and some of the lines; `path` is for messages."""
+    """Read the lines of a record, or its header and some of its lines.
+
+    Args:
+        path: the record's path, for messages.
+        lines: the lines, from the header on.
+
+    Raises:
+        RecordError: a line is damaged, as in `read_run`.
+    """
     return _Reading(path).read(lines)
 
 
@@ -60,7 +68,7 @@ _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
 
 
 class _Reading:
-    """The rows read so far; each kind of row has its method."""
+    """The rows that were read so far, with one method for each kind of row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,7 +109,7 @@ class _Reading:
             except _DAMAGE as error:
                 if line.endswith(b"\n") or number == 1:
                     raise self._damaged(number, error) from error
-                torn = True  # only a last line has no newline: it was cut off while written
+                torn = True  # Only a last line that was cut off has no newline.
         columns, seen = self._columns()
         assert self.header is not None
         return Run(
@@ -177,7 +185,7 @@ class _Reading:
         optimizer = int(row["optimizer"])
         bad = row.pop("nonfinite", [])
         norms = row.pop("norms", None)
-        ran = row.pop("ran", row.pop("path", None))  # "path" is the key of older records
+        ran = row.pop("ran", row.pop("path", None))  # Older records have the key "path".
         if ran is not None and ran != self.said.get(optimizer):
             self.said[optimizer] = str(ran)
             self.ran.append((len(self.steps), str(ran)))
@@ -189,13 +197,13 @@ class _Reading:
                 bad += [names[i] if i < len(names) else f"parameter {i}" for i in odd]
             self.norms.setdefault(optimizer, []).append((len(self.steps), values))
         if bad:
-            # A diverged run names the same parameters at every step: keep each list once.
+            # A run that diverged names the same parameters at every step: keep each list once.
             names = tuple(dict.fromkeys(map(str, bad)))
             self.nonfinite.append((len(self.steps), self.known.setdefault(names, names)))
         self.steps.append(row)
 
     def _columns(self) -> tuple[dict[str, Floats], dict[str, np.ndarray]]:
-        """Turn the step rows into one array a key; keys without numbers are left out."""
+        """Return one array for each key of the step rows whose values are numbers."""
         others = dict.fromkeys(key for row in self.steps for key in row)
         columns, seen = {}, {}
         for key in dict.fromkeys((*STEP_FIELDS, *others)):
@@ -228,8 +236,8 @@ def _rest(row: Mapping[str, object], *known: str) -> dict[str, object]:
 
 
 def _floats(values: Sequence[object]) -> tuple[Floats, list[int]]:
-    """Return `values` as float64, and the places of those that are inf or NaN."""
-    array = np.array(values, dtype=np.float64)  # None becomes NaN, "inf" becomes inf
+    """Return the values as float64, and the indices of the values that are inf or NaN."""
+    array = np.array(values, dtype=np.float64)  # None becomes NaN, "inf" becomes inf.
     if np.isfinite(array).all():
         return array, []
     bad = ~np.isfinite(array) & np.array([value is not None for value in values])
@@ -237,14 +245,14 @@ def _floats(values: Sequence[object]) -> tuple[Floats, list[int]]:
 
 
 def _number(value: object) -> Any:
-    """Return what NumPy takes for a JSON value; None becomes NaN in a float64 array."""
+    """Return a JSON value as a value for NumPy; None becomes NaN in a float64 array."""
     if isinstance(value, str):
         return _NUMBER[value]
     return value
 
 
 def _from_table(path: Path, table: Table) -> Run:
-    """Return the run that `Run.to_parquet` made a table of."""
+    """Return the run of a table that `Run.to_parquet` made."""
     optimizers = table.columns["optimizer"].astype(int).tolist()
     norms: dict[int, list[tuple[int, Floats]]] = {}
     said: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""The rows of a record, typed: the header, the optimizers, the events, the end."""
+"""The types of the rows of a record: the header, the optimizers, the events and the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import Parameter
 __all__ = ["Counters", "End", "Event", "Floats", "Header", "Norms", "Optimizer"]
 
 Floats: TypeAlias = NDArray[np.float64]
-"""Numbers of many steps, one a row."""
+"""Numbers of many steps, one for each row."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Event:
-    """An event worth knowing."""
+    """An event of the run, with a sentence for the user."""
 
     name: str
     text: str
@@ -53,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True)
 class End:
-    """The last row of a run that ended: its own counts and how it ended."""
+    """The last row of a run that ended: its status and its counts of steps."""
 
     status: str
     steps: int | None = None
@@ -63,23 +63,23 @@ class End:
 
 
 class Counters(NamedTuple):
-    """Running counts, one a row: of the steps so far, this one included."""
+    """Running counts at each step row: the steps up to and with this one."""
 
     clipped: NDArray[np.int64]
-    """How many the policy changed."""
+    """The number of steps whose gradient the policy changed."""
     skipped: NDArray[np.int64]
-    """How many were kept from the weights."""
+    """The number of skipped steps."""
     nonfinite: NDArray[np.int64]
-    """How many had a gradient with inf or NaN."""
+    """The number of steps with inf or NaN in a gradient."""
 
 
 class Norms(NamedTuple):
-    """Per-parameter gradient norms of the sampled steps."""
+    """The gradient norm of each parameter at the sampled steps."""
 
     steps: NDArray[np.int64]
-    """Step numbers, shape (sampled,)."""
+    """The step numbers, shape (sampled,)."""
     names: tuple[str, ...]
-    """Parameter names, one a column."""
+    """The parameter names, one for each column of the matrix."""
     matrix: Floats
-    """Norms, shape (sampled, parameters); NaN where the norm was NaN or the gradient absent
-    (`Run.nonfinite` holds the former only)."""
+    """The norms, shape (sampled, parameters). NaN is a NaN norm or an absent gradient;
+    `Run.nonfinite` names only parameters with a non-finite norm."""

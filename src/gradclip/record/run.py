@@ -1,4 +1,4 @@
-"""A record that was read: typed, in columns, immutable."""
+"""A recorded run as an immutable object with columns."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _T = TypeVar("_T", bound=np.generic)
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Run:
-    """A recorded run; `gradclip.read_run` makes one."""
+    """A recorded run, as `gradclip.read_run` returns it."""
 
     path: Path
     header: Header
     optimizers: tuple[Optimizer, ...]
     events: tuple[Event, ...]
     end: End | None
-    """None while the run still runs, or when it was killed."""
+    """The last row; None during the run and after a run that was killed."""
     torn: bool
-    """Whether the last line was cut off and left out."""
+    """Whether the file ends with a line that was cut off, which this run leaves out."""
     _columns: Mapping[str, Floats]
     _seen: Mapping[str, NDArray[np.bool_]]
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
@@ -48,35 +48,49 @@ class Run:
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """Step number of every step row, in the order of the file."""
+        """The step number of every step row, in the order of the file."""
         return self._columns["step"].astype(np.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that `column` takes."""
+        """The names of all columns."""
         return tuple(self._columns)
 
     def column(self, name: str, optimizer: int | None = None) -> Floats:
-        """Return one number of every step row; NaN where a row has none.
+        """Return one column: a number of every step row.
 
         Args:
-            name: one of `names`: those of the schema, and any other number the rows hold.
-            optimizer: only the rows of this one; None: of all.
+            name: one of `names`, which are the names of the schema and the names of all further
+                numbers in the rows.
+            optimizer: the id of an optimizer, for its rows only; None takes all rows.
 
         Returns:
-            A new float64 array, one value a row; True and False as 1 and 0.
+            A new float64 array with one value for each row: NaN for a row without the number, 1
+            and 0 for true and false.
 
         Raises:
-            RecordError: no row has such a number.
+            RecordError: the run has no such column.
         """
         return self._pick(self._columns, name, optimizer)
 
     def seen(self, name: str, optimizer: int | None = None) -> NDArray[np.bool_]:
-        """Return for every step row whether it holds a value for `name`; NaN is a value."""
+        """Return whether each step row has a value in a column; NaN is a value.
+
+        Args:
+            name: one of `names`.
+            optimizer: the id of an optimizer, for its rows only; None takes all rows.
+
+        Raises:
+            RecordError: the run has no such column.
+        """
         return self._pick(self._seen, name, optimizer)
 
     def norms(self, optimizer: int = 0) -> Norms:
-        """Return the per-parameter norms of the steps at which they were sampled."""
+        """Return the norm of each parameter at the sampled steps.
+
+        Args:
+            optimizer: the id of an optimizer.
+        """
         rows = self._norms.get(optimizer, ())
         described = {opt.id: opt.parameters for opt in self.optimizers}.get(optimizer, ())
         names = [parameter.name for parameter in described]
@@ -84,16 +98,16 @@ class Run:
         names += [f"parameter {index}" for index in range(len(names), width)]
         matrix = np.full((len(rows), width), np.nan)
         for line, (_, values) in zip(matrix, rows, strict=True):
-            line[: len(values)] = values  # parameters added later: NaN before
+            line[: len(values)] = values  # A parameter that was added later has NaN before.
         return Norms(self.steps[[row for row, _ in rows]], tuple(names), matrix)
 
     @property
     def nonfinite(self) -> list[tuple[int, tuple[str, ...]]]:
-        """(step, names of the parameters whose gradient held inf or NaN), where there were any."""
+        """Each step with inf or NaN in a gradient, with the names of the parameters."""
         return self.nonfinite_of(None)
 
     def nonfinite_of(self, optimizer: int | None) -> list[tuple[int, tuple[str, ...]]]:
-        """Return `nonfinite` of one optimizer; None: of all."""
+        """Return `nonfinite` of the optimizer with this id; None takes all optimizers."""
         steps, ids = self.steps, self._columns["optimizer"]
         return [
             (int(steps[row]), names)
@@ -102,15 +116,22 @@ class Run:
         ]
 
     def ran(self, optimizer: int = 0) -> list[tuple[int, str]]:
-        """Return (step, what ran from this step on); empty for a record that does not say."""
+        """Return each step at which `ClipResult.ran` changed, with its new text.
+
+        Args:
+            optimizer: the id of an optimizer.
+
+        Returns:
+            Pairs of a step and a text; empty for a record without `ran`.
+        """
         steps, ids = self.steps, self._columns["optimizer"]
         return [(int(steps[row]), ran) for row, ran in self._ran if ids[row] == optimizer]
 
     def counters(self, optimizer: int | None = None) -> Counters:
-        """Return the running counts at every step row, each optimizer counted by itself.
+        """Return the running counts at every step row, which each optimizer has for itself.
 
         Args:
-            optimizer: only the rows of this one; None: of all.
+            optimizer: the id of an optimizer, for its rows only; None takes all rows.
         """
         norm = self._columns["norm"]
         bad = self._seen["norm"] & ~np.isfinite(norm)
@@ -126,8 +147,8 @@ class Run:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the step rows as a DataFrame.
 
-        Its columns are those of `names`; `ran`, what ran, if the record says; and the running
-        counts `clipped_total`, `skipped_total` and `nonfinite_total`, from `counters`.
+        The DataFrame has the columns of `names`, the column `ran` if the record has it, and the
+        running counts `clipped_total`, `skipped_total` and `nonfinite_total` from `counters`.
 
         Raises:
             GradclipError: pandas is not installed.
@@ -150,12 +171,12 @@ class Run:
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the run as a Parquet file, which `gradclip.read_run` reads as the same run.
 
-        A row is a step, as in `to_pandas`, and holds the lists `norms` and `nonfinite` too. The
-        header, the optimizers, the events and the end are JSON in the file's metadata, under
-        "gradclip".
+        Each row is a step, as in `to_pandas`, with the lists `norms` and `nonfinite` in addition.
+        The header, the optimizers, the events and the end are JSON in the file's metadata, with
+        the key "gradclip".
 
         Args:
-            path: the file. Parent directories are created; an existing file is replaced.
+            path: the file, which is replaced if it exists; its parent directories are created.
 
         Raises:
             GradclipError: pyarrow is not installed.
@@ -180,7 +201,7 @@ class Run:
         write_table(table, Path(path), totals=self.counters()._asdict())
 
     def _ran_of_rows(self) -> list[str | None]:
-        """Return what ran at each row: the latest that the rows of the optimizer say."""
+        """Return `ran` at each row: the latest text in the rows of the row's optimizer."""
         said, last = dict(self._ran), dict[float, str]()
         found: list[str | None] = []
         for row, optimizer in enumerate(self._columns["optimizer"].tolist()):

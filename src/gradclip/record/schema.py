@@ -1,28 +1,28 @@
-"""The rows of a record, and how one row becomes one line.
+"""The rows of a record, and the encoding of a row as a line.
 
-A record is a UTF-8 file of JSON lines, one object a line, told apart by ``kind``:
+A record is a UTF-8 file of JSON lines. Each line is one object, whose ``kind`` is:
 
 | kind | when | keys |
 | --- | --- | --- |
 | header | first line | schema, created, gradclip, policy, command, versions |
 | optimizer | before its first step | id, class, policy, parameters: [{name, shape, dtype}] |
 | step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms: [number] |
-| event | when something is worth telling | step, name, text |
+| event | at an event for the user | step, name, text |
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
-JSON has no inf and no NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. ``null`` means
-not known: a loss that was not seen, the norm of a parameter without a gradient. A reader ignores
-unknown kinds and keeps unknown keys.
+JSON cannot hold inf and NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. ``null`` is
+an unknown value, such as a loss that was not seen or the norm of an absent gradient. A reader
+ignores unknown kinds and keeps unknown keys.
 
-Three keys of a step row are not in every row. ``ran`` (what ran, as in "c-avx2+fold") is there
-when it differs from that of the optimizer's step before; in older records its key is ``path``.
-``nonfinite`` is there when a gradient held inf or NaN. ``norms`` is there at each step for a model
-of up to 256 parameters; a larger one has them, and ``nonfinite``, at its first step, at every
-⌈parameters/256⌉-th after that, and at the first step of each row of non-finite ones: a record grows
-by 256 norms a step at most.
+Three keys are only in some step rows. A row has ``ran`` (the path that ran, as in "c-avx2+fold") if
+the text differs from the optimizer's step before; in older records the key is ``path``. A row has
+``nonfinite`` if a gradient held inf or NaN. For a model of up to 256 parameters each row has
+``norms``. For a larger model, the first step, every ⌈parameters/256⌉-th step after it and the first
+step of each stretch of non-finite steps have ``norms`` and ``nonfinite``. So a record grows by
+about 256 norms a step.
 
-How many steps were clipped, skipped or not finite so far is not stored: it is the running sum of
-what is (`Run.counters`), the same for a record of any version.
+A record does not store the numbers of clipped, skipped and non-finite steps so far. They are
+running sums of the steps (`Run.counters`), for a record of any version.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import NamedTuple
 __all__ = ["NONFINITE", "SCHEMA", "STEP_FIELDS", "Parameter", "encode_row"]
 
 SCHEMA = 1
-"""Version of the rows; raised when an old reader would read a new record wrongly."""
+"""The version of the rows; it rises when an old reader would read a new record wrongly."""
 
 STEP_FIELDS = (
     "step",
@@ -52,14 +52,14 @@ STEP_FIELDS = (
     "clipped",
     "skipped",
 )
-"""The numbers of a step row, in the order they are written."""
+"""The numbers of a step row, in the order of the keys."""
 
 NONFINITE = frozenset({"inf", "-inf", "nan"})
 """The spelling of non-finite floats."""
 
 
 class Parameter(NamedTuple):
-    """One parameter of an optimizer, as the record names it."""
+    """The name, the shape and the dtype of a parameter, as the record has them."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,11 +70,11 @@ def encode_row(row: Mapping[str, object]) -> bytes:
     r"""Return `row` as one JSON line, its newline included.
 
     Args:
-        row: str keys; values that JSON has, or anything with ``tolist()``: NumPy scalars and
-            arrays, torch tensors of any device. Not mutated.
+        row: from strings to JSON values or to objects with ``tolist()``, such as NumPy arrays
+            and torch tensors of any device. Not mutated.
 
     Raises:
-        TypeError: a value has no such form.
+        TypeError: a value is not a JSON value and has no ``tolist()``.
 
     Example:
         >>> encode_row({"kind": "step", "norm": float("inf")})
@@ -82,14 +82,14 @@ def encode_row(row: Mapping[str, object]) -> bytes:
     """
     try:
         text = _to_json(row)
-    except ValueError:  # a non-finite float somewhere; rare, so it is looked for only then
+    except ValueError:  # The row holds a non-finite float, which is rare.
         text = _to_json(_spell_nonfinite(row))
     # A lone surrogate has no UTF-8 form; its backslash escape is also its JSON escape.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _plain(value: object) -> object:
-    """Turn a scalar, array or tensor of any library into what JSON has."""
+    """Return a scalar, array or tensor of any library as JSON values."""
     tolist = getattr(value, "tolist", None)
     if tolist is None:
         raise TypeError(f"{type(value).__name__} has no JSON form")

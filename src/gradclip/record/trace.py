@@ -26,13 +26,13 @@ class Trace:
 
     @property
     def policy(self) -> str | None:
-        """Text form of the optimizer's policy, else of the run's; None: recorded only."""
+        """The text form of the optimizer's policy, or else of the run's; None without a policy."""
         described = {opt.id: opt.policy for opt in self.run.optimizers}
         return described.get(self.optimizer) or self.run.header.policy
 
     @cached_property
     def steps(self) -> Floats:
-        """Step numbers, ascending."""
+        """The step numbers, in ascending order."""
         return self.run.column("step", self.optimizer)[self._order]
 
     def column(self, name: str) -> Floats:
@@ -40,30 +40,30 @@ class Trace:
         return self.run.column(name, self.optimizer)[self._order]
 
     def seen(self, name: str) -> NDArray[np.bool_]:
-        """Return where the record holds a value for `name`."""
+        """Return whether the record has a value in a column, for each of `steps`."""
         return self.run.seen(name, self.optimizer)[self._order]
 
     def marked(self, name: str) -> NDArray[np.bool_]:
-        """Return a true-or-false column; absent is False."""
+        """Return a column of true and false values; an absent value is false."""
         return np.nan_to_num(self.column(name), nan=0.0) != 0
 
     @cached_property
     def norms(self) -> Norms:
-        """Per-parameter norms of the sampled steps, in the order of the steps."""
+        """The norm of each parameter at the sampled steps, in the order of the steps."""
         steps, names, matrix = self.run.norms(self.optimizer)
-        if np.all(steps[1:] >= steps[:-1]):  # As nearly always: spare a copy of it all.
+        if np.all(steps[1:] >= steps[:-1]):  # The usual case needs no copy of the matrix.
             return Norms(steps, names, matrix)
         order = np.argsort(steps, kind="stable")
         return Norms(steps[order], names, matrix[order])
 
     @cached_property
     def nonfinite_names(self) -> list[tuple[int, tuple[str, ...]]]:
-        """(step, names of the parameters whose gradient held inf or NaN)."""
+        """Each step with inf or NaN in a gradient, with the names of the parameters."""
         return sorted(self.run.nonfinite_of(self.optimizer))
 
     @cached_property
     def nonfinite(self) -> NDArray[np.bool_]:
-        """Whether a step's gradient held inf or NaN."""
+        """Whether the gradient held inf or NaN, for each of `steps`."""
         named = np.array([step for step, _ in self.nonfinite_names])
         norm = self.seen("norm") & ~np.isfinite(self.column("norm"))
         return norm | np.isin(self.steps, named)
@@ -74,10 +74,10 @@ class Trace:
 
 
 def traces_of(runs: Sequence[Run]) -> list[Trace]:
-    """Return the traces of `runs`, with labels that tell them apart.
+    """Return the traces of the runs, each with its own label.
 
-    The label of a run is its file's name, with as much of its path as it takes where names repeat,
-    and with the optimizer's name where the run has several.
+    The label of a run is the name of its file, with as much of the path as makes the label unique,
+    and with the optimizer's name if the run has several optimizers.
     """
     traces = []
     for run, label in zip(runs, _labels(runs), strict=True):

@@ -1,4 +1,4 @@
-"""Write a record while the run goes on, and never stop the run for it."""
+"""Write a record during a run, without ever stopping the run."""
 
 from __future__ import annotations
 
@@ -36,40 +36,43 @@ _STEP: dict[str, object] = {
     "clipped": False,
     "skipped": False,
 }
-"""A step of which nothing is known; the order is that of the keys in a row."""
+"""A step with unknown values, in the order of the keys in a row."""
 
 
 class RecordWriter:
     """Append rows to a record, in batches.
 
-    A batch goes to the operating system after `every` rows or `seconds`, whichever comes first
-    (looked at when a row comes), and to the disk at most once in `seconds`: a killed process loses
-    at most the last batch, a power cut at most the last `seconds`. Memory does not grow with the
-    steps. If the disk fills up mid-run, that is told once in a `GradclipWarning`, the record stops
-    there, and the training goes on. In a forked child the writer does nothing.
+    The writer hands a batch to the operating system after `every` rows or after `seconds`,
+    whichever comes first, and syncs to the disk at most once in `seconds`. It checks the time when
+    a row arrives. So a killed process loses at most the last batch, and a power cut loses at most
+    the last `seconds`. Memory does not grow with the steps. If the disk fills up during the run,
+    the writer emits one `GradclipWarning`, the record stops, and the training goes on. In a forked
+    child the writer does nothing.
 
-    This is the one place where steps are gathered into batches: for the file, for the sinks, and
-    for numbers that are still on a device (`defer`), which are read when their batch is written.
+    Only the writer gathers steps into batches: for the file, for the sinks, and for numbers that
+    are still on a device (`defer`), which are read when their batch is written.
 
-    Each batch of steps also goes to the sinks. One that raises is left out from then on, which is
-    told in a `GradclipWarning` and in an event of the record; the training goes on. When the disk
-    is full the sinks still get every step.
+    Each batch of steps also goes to the sinks. If a sink raises, it gets no more steps, the writer
+    emits a `GradclipWarning` and records an event, and the training goes on. When the disk is full,
+    the sinks still get every step.
 
     Args:
-        path: The file. Parent directories are created; **an existing file is replaced**.
-        policy: Text form of the run's policy; None when the run only records.
-        command: The command line; default ``sys.argv``.
-        versions: Name to version; default Python's, NumPy's and (where installed) torch's.
-        every: Rows in a batch, 1 or more.
-        seconds: Seconds a row may wait, and between two syncs to the disk; 0 or more.
-        sinks: Where each step goes as well: see `gradclip.sinks`.
-        extra: Further keys of the header.
+        path: the file; its parent directories are created, and **an existing file is replaced**.
+        policy: the text form of the run's policy; None for a run that only records.
+        command: the command line; None takes ``sys.argv``.
+        versions: from package names to versions; None takes the versions of Python, NumPy and,
+            if installed, torch. Not mutated.
+        every: the number of rows in a batch, ≥ 1.
+        seconds: the longest time in seconds that a row waits in a batch, and the shortest time
+            between two syncs to the disk, ≥ 0.
+        sinks: further receivers of each step: see `gradclip.sinks`.
+        extra: further keys of the header.
 
     Raises:
-        RecordError: The file cannot be opened, or an argument is wrong.
-        PolicyError: A sink is not something that a step can be given to.
+        RecordError: the file cannot be opened, or an argument is wrong.
+        PolicyError: a sink does not have the interface of a sink.
 
-    Examples:
+    Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from gradclip.record import Parameter, RecordWriter, read_run
@@ -100,16 +103,16 @@ class RecordWriter:
             raise RecordError(f"seconds={seconds!r} is not usable: give 0 or more")
         self.path = Path(path)
         self.error: OSError | None = None
-        """What stopped the record; None while it is being written."""
+        """The error that stopped the record; None as long as the writer writes."""
         self._seconds = seconds
         self._batch = Batch(every, seconds)
         self.counts = {"steps": 0, "clipped": 0, "skipped": 0}
-        """The steps that were added, and how many of those written were clipped and skipped."""
+        """The number of added steps, and of clipped and skipped steps among the written steps."""
         self._optimizers = 0
         self._ran: dict[object, object] = {}
         self._process = os.getpid()
         self._start = self._synced = clock.perf_counter()
-        self._feed = Feed(sinks)  # First: a sink that is wrong must not cost an old record.
+        self._feed = Feed(sinks)  # Before the open: a wrong sink must not erase an old record.
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb", buffering=0)
@@ -142,14 +145,14 @@ class RecordWriter:
         """Describe an optimizer, before its first step or when its parameters have changed.
 
         Args:
-            class_name: Such as ``"AdamW"``.
-            parameters: (name, shape, dtype) of each, in the order of a step's `norms`.
-            policy: Text form of its policy; None when it is only recorded.
-            id: Default the next free one: 0, 1, ...
-            extra: Further keys of the row.
+            class_name: the name of the optimizer's class, such as ``"AdamW"``.
+            parameters: (name, shape, dtype) of each parameter, in the order of a step's `norms`.
+            policy: the text form of the optimizer's policy; None without clipping.
+            id: the id of the optimizer; None takes the next free id: 0, 1, ...
+            extra: further keys of the row.
 
         Returns:
-            The id that this optimizer's steps carry.
+            The id, which the steps of this optimizer carry.
         """
         id = self._optimizers if id is None else id
         self._optimizers = max(self._optimizers, id + 1)
@@ -183,26 +186,33 @@ class RecordWriter:
         norms: object = None,
         **extra: object,
     ) -> None:
-        """Add one step of one optimizer. A number may be a NumPy or torch scalar, or None.
+        """Add one step of one optimizer.
+
+        A number may be a Python, NumPy or torch scalar; None is an unknown number.
 
         Args:
-            step: The optimizer's count of steps, from 1.
-            optimizer: Its id.
-            time: Seconds since the run's start; default since the writer's.
-            loss: The script's loss, where it was seen.
-            lr: The learning rate (of the first parameter group).
-            norm: Total norm of the gradient before clipping.
-            clipped_norm: The same after.
-            limit: The threshold that was in force; None when there was none, or several.
-            coef: The clip coefficient, 1 for an untouched gradient.
-            removed: Share of the gradient's norm that was cut, 0 to 1.
-            cosine: Cosine of the clipped to the raw gradient, where the direction changed.
-            clipped: Whether the gradient was changed.
-            skipped: Whether the optimizer's update was left out.
-            ran: What ran, as in `ClipResult.ran`; written when it has changed.
-            nonfinite: Names of the parameters whose gradient held inf or NaN.
-            norms: Norm of each parameter's gradient, None for one without; None: not sampled.
-            extra: Further keys of the row.
+            step: the optimizer's count of steps, ≥ 1.
+            optimizer: the id of the optimizer.
+            time: the seconds since the start of the run; None takes the seconds since the start
+                of the writer.
+            loss: the loss of the step.
+            lr: the learning rate of the first parameter group.
+            norm: the total norm of the gradient before clipping.
+            clipped_norm: the total norm of the gradient after clipping.
+            limit: the limit of the step; None without a limit, or with several limits.
+            coef: the clip coefficient, 1 for an unchanged gradient.
+            removed: the share of the gradient's norm that clipping removed, 0 to 1.
+            cosine: the cosine between the gradient before and after clipping.
+            clipped: whether the gradient was changed.
+            skipped: whether the optimizer's update was skipped.
+            ran: the path that ran, as in `ClipResult.ran`; the row has it only after a change.
+            nonfinite: the names of the parameters whose gradient held inf or NaN.
+            norms: the norm of each parameter's gradient, None for an absent gradient; None for a
+                step without sampled norms.
+            extra: further keys of the row.
+
+        Raises:
+            RecordError: the record has ended, or a value cannot be written.
         """
         if not self._here:
             return
@@ -230,28 +240,28 @@ class RecordWriter:
         self._take(line)
 
     def defer(self, held: Held, read: Read[Held]) -> None:
-        """Add one step whose numbers are read later, all those of a batch together.
+        """Add one step whose numbers are read later, together with the other steps of its batch.
 
-        A step after `end` is left out: whoever holds back steps may not know of the end.
+        A step after `end` is ignored, because the caller may not know of the end.
 
         Args:
-            held: what stands for the step until its batch is written.
-            read: is given all that is held in a batch with this same function, in their order, and
-                returns for each the arguments of `step`. What it raises comes out of the call
-                that writes the batch, and these steps are lost.
+            held: an object that stands for the step until its batch is written.
+            read: the function that gets all held objects of a batch with this same function, in
+                their order, and returns for each object the arguments of `step`. If it raises,
+                the call that writes the batch raises, and these steps are lost.
         """
         if not self._file.closed and self._here:
             self.counts["steps"] += 1
             self._take(HeldStep(held, read))  # type: ignore[arg-type]
 
     def event(self, name: str, text: str, *, step: int | None = None, **extra: object) -> None:
-        """Tell something worth knowing, such as that the script clips by itself.
+        """Add an event for the user, such as a script that clips by itself.
 
         Args:
-            name: Short and fixed, to search for: ``"script-clips"``.
-            text: A sentence for the user.
-            step: The step it happened at; None: it belongs to none.
-            extra: Further keys of the row.
+            name: a short and fixed name for a search, such as ``"script-clips"``.
+            text: a sentence for the user.
+            step: the step of the event; None for an event without a step.
+            extra: further keys of the row.
         """
         self._add({"kind": "event", "step": step, "name": name, "text": text}, extra)
 
@@ -259,8 +269,8 @@ class RecordWriter:
         """Write the last row and close the file. A second call does nothing.
 
         Args:
-            status: ``"ok"``, or ``"error: "`` and what ended the run.
-            extra: Further keys; `steps`, `clipped` and `skipped` replace the writer's own counts.
+            status: ``"ok"``, or ``"error: "`` and the error that ended the run.
+            extra: further keys; `steps`, `clipped` and `skipped` replace the writer's own counts.
         """
         if self._file.closed:
             return
@@ -269,11 +279,15 @@ class RecordWriter:
             self._tell_failures(self._feed.close())
         self._add({"kind": "end", "status": status}, self.counts | extra)
         self._write(sync=True)
-        with contextlib.suppress(OSError):  # whatever close could tell, the write has told
+        with contextlib.suppress(OSError):  # The write has reported the same error.
             self._file.close()
 
     def flush(self, *, sync: bool = True) -> None:
-        """Hand every row over to the operating system and the sinks; with `sync`, to the disk."""
+        """Write every row to the operating system and the sinks.
+
+        Args:
+            sync: whether to sync the file to the disk too.
+        """
         self._write(sync=sync)
 
     def __enter__(self) -> Self:
@@ -289,7 +303,7 @@ class RecordWriter:
 
     @property
     def _here(self) -> bool:
-        """Whether this is the process that began the record, not a fork of it."""
+        """Whether this process began the record and is not a fork."""
         return os.getpid() == self._process
 
     def _refuse_after_end(self) -> None:
@@ -326,7 +340,7 @@ class RecordWriter:
         return Line(text, self._feed.scalars(row) if self._feed.sinks else None)
 
     def _take(self, row: Line | HeldStep) -> None:
-        """Add to the batch, and write the batch if it is full or old."""
+        """Add a row to the batch, and write the batch if it is full or old."""
         self._batch.add(row)
         if self._batch.is_due():
             self._write(sync=clock.perf_counter() - self._synced >= self._seconds)
@@ -347,7 +361,7 @@ class RecordWriter:
             return
         rest = memoryview(text)
         try:
-            while rest:  # A nearly full disk takes a part, then refuses the rest.
+            while rest:  # A nearly full disk accepts a part and then refuses the rest.
                 rest = rest[self._file.write(rest) :]
             if sync:
                 _sync(self._file.fileno())
@@ -362,7 +376,7 @@ class RecordWriter:
             )
 
     def _tell_failures(self, failures: Iterable[str]) -> None:
-        """Tell of sinks that were left out, in the record and in a warning each."""
+        """Report each sink that failed, with an event in the record and a warning."""
         for text in failures:
             self.event("sink-stopped", text, step=self._feed.last)
             warnings.warn(text, GradclipWarning, stacklevel=5)
@@ -382,7 +396,7 @@ def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a pipe or a device has no disk
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Pipes and devices cannot sync.
             raise
 
 

@@ -1,4 +1,4 @@
-"""Write records as one offline HTML page. Bokeh is imported when a page is written."""
+"""Write records as one offline HTML page; the package imports Bokeh only for a page."""
 
 from .page import write_report
 

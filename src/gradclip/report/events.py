@@ -1,4 +1,4 @@
-"""The list of events: those of the record, and those that the diagnosis finds."""
+"""List the events of the record and the findings of the diagnosis."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..show.words import number
 __all__ = ["Row", "events_of"]
 
 _MAX_ROWS = 50
-"""Rows of one trace at most; further ones are counted, not listed."""
+"""The largest number of rows for one trace; the page has only the number of further rows."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One event, at a step where it has one."""
+    """One event of a trace; its step may be None."""
 
     trace: int
     step: int | None
@@ -27,12 +27,12 @@ class Row:
 
 
 def events_of(traces: Sequence[Trace]) -> list[Row]:
-    """Return the events of every trace, each trace's in the order of the steps."""
+    """Return the events of every trace, in the order of the steps within a trace."""
     rows: list[Row] = []
     listed = set()
     for index, trace in enumerate(traces):
         own = _nonfinite(index, trace) + _spikes(index, trace)
-        if id(trace.run) not in listed:  # a run's events stand once, with its first trace
+        if id(trace.run) not in listed:  # The events of a run are listed with its first trace.
             listed.add(id(trace.run))
             own += _recorded(index, trace)
         own.sort(key=lambda row: -1 if row.step is None else row.step)

@@ -1,4 +1,4 @@
-"""One empty figure on the shared step axis, and the marks that any panel may need."""
+"""Make figures on the shared step axis, and draw the marks that a panel may need."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_l
 
 EDGE = "edge"
 _LEFT = 112
-"""Pixels left of every plot, so that the step axes lie under one another."""
+"""The pixels left of every plot, so that the step axes are aligned."""
 
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
@@ -76,7 +76,7 @@ class Panel:
     explanation: str
     figure: Figure
     trace: int | None = None
-    """The one trace that the panel shows; None: all."""
+    """The index of the trace that the panel shows; None for all traces."""
     marks: list[Mark] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ def new_figure(
     height: int = 260,
     **options: Any,
 ) -> Figure:
-    """Return an empty figure that pans and zooms along the shared step axis, or one of norms."""
+    """Return an empty figure that pans and zooms along the shared axis of steps or of norms."""
     fig = Figure(
         name=name,
         height=height,
@@ -117,7 +117,7 @@ def new_figure(
     if norms is None:
         fig.xaxis.axis_label = "step"
         fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
-        fig.xaxis.ticker = BasicTicker(min_interval=1)  # there is no step 1.5
+        fig.xaxis.ticker = BasicTicker(min_interval=1)  # Steps are whole numbers.
     if y == "share":
         fig.yaxis.formatter = NumeralTickFormatter(format="0%")
     fig.xgrid.grid_line_color = None
@@ -140,13 +140,13 @@ def new_figure(
 
 
 class Plotter:
-    """Draws traces into one panel's figure and keeps its legend."""
+    """Draw traces into the figure of one panel, and collect the marks of its legend."""
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
         self.figure = panel.figure
         self._rows: list[tuple[str, Mapping[str, Floats], str]] = []
-        # A lane of its own, so that marks stay at the figure's edge wherever the data are.
+        # The lane has its own range, so that marks stay at the figure's edge for any data.
         self.figure.extra_y_ranges = {EDGE: Range1d(start=0, end=1, bounds=(0, 1), min_interval=1)}
         self.figure.extra_y_scales = {EDGE: LinearScale()}
 
@@ -167,7 +167,7 @@ class Plotter:
         }
         properties |= (mark.line or {}) | options
         source = ColumnDataSource({"step": drawn["step"], y: drawn[y]})
-        alone = _alone(drawn[y])  # a line through one point is nothing
+        alone = _alone(drawn[y])  # A line through one point is invisible.
         if alone.any():
             dots = self.figure.scatter(
                 drawn["step"][alone], drawn[y][alone], size=5, line_color=style.colour,
@@ -283,7 +283,7 @@ class Plotter:
 
 
 def _alone(values: Floats) -> NDArray[np.bool_]:
-    """Return which values have no value beside them."""
+    """Return whether each value has no neighbour with a value."""
     known = np.isfinite(values)
     beside = np.zeros(len(values), np.bool_)
     beside[1:] |= known[:-1]
@@ -292,7 +292,7 @@ def _alone(values: Floats) -> NDArray[np.bool_]:
 
 
 def label_log(axis: Axis, low: float, high: float) -> None:
-    """Tick an axis over under three powers of ten, which Bokeh's own ticker leaves nearly bare."""
+    """Add ticks to an axis of under three powers of ten, where Bokeh's ticker sets few ticks."""
     if high - low >= 3:
         return
     if high - low < 0.5:

@@ -1,4 +1,4 @@
-"""The heat map of per-layer norms."""
+"""Draw the heat map of the layers' norms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SHORT = 17
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """One trace's heat map: a value, and a flag for inf or NaN, for each layer and bucket."""
+    """The heat map of one trace: a value and a flag for inf or NaN, for each layer and bucket."""
 
     names: tuple[str, ...]
     edges: Floats
@@ -67,12 +67,12 @@ def _cells(trace: Trace) -> _Cells:
 
 
 def _colour_range(tables: Sequence[Floats]) -> tuple[float, float]:
-    """Return the norms that the ends of the colour scale stand for, outliers left out."""
+    """Return the norms at the ends of the colour scale, without outliers."""
     every = np.concatenate([table[table > 0] for table in tables]) if tables else np.array([])
     if not len(every):
         return 0.1, 10.0
     low, high = np.quantile(every, [0.005, 0.999], method="nearest")
-    low = max(low, high * 1e-12)  # beyond this, differences between layers vanish
+    low = max(low, high * 1e-12)  # A longer scale would hide differences between layers.
     return (low, high) if high > low * 1.01 else (low / 3, high * 3)
 
 
@@ -99,7 +99,7 @@ def _panel(
     place = {
         "x": [cells.edges[0]], "y": [0], "dw": [cells.edges[-1] - cells.edges[0]], "dh": [layers],
     }  # fmt: skip
-    # A picture's first row is its lowest: turn the layers over so that the first is on top.
+    # The first row of a picture is the lowest: reverse the layers, so that the first is on top.
     values = _compact(cells.values.T[::-1])
     image = fig.image(
         "image", "x", "y", "dw", "dh", source=ColumnDataSource({"image": [values], **place}),
@@ -116,7 +116,7 @@ def _panel(
 
 
 def _compact(values: Floats) -> np.ndarray:
-    """Return `values` as float32, half the size in the page, where they all fit into it."""
+    """Return `values` as float32, which halves the page, if float32 can hold all of them."""
     magnitudes = values[values > 0]
     info = np.finfo(np.float32)
     fits = not len(magnitudes) or info.tiny < magnitudes.min() <= magnitudes.max() < info.max
@@ -124,7 +124,7 @@ def _compact(values: Floats) -> np.ndarray:
 
 
 def _draw_bad(fig: Figure, index: int, cells: _Cells, place: dict[str, list[float]]) -> None:
-    """Fill the cells that held inf or NaN, and cross the first of each stretch."""
+    """Fill the cells with inf or NaN, and draw a cross on the first cell of each stretch."""
     bad = cells.bad.T[::-1]
     picture = np.zeros(bad.shape, np.uint32)
     picture[bad] = 0xFF000000 | int(BAD[5:7] + BAD[3:5] + BAD[1:3], 16)  # ABGR
@@ -143,12 +143,12 @@ def _draw_bad(fig: Figure, index: int, cells: _Cells, place: dict[str, list[floa
 
 
 def _label_layers(fig: Figure, names: Sequence[str], height: int) -> None:
-    every = -(-len(names) * 13 // height)  # 13 pixels a label
+    every = -(-len(names) * 13 // height)  # A label takes 13 pixels.
     rows = range(0, len(names), every)
     places = {len(names) - 0.5 - row: names[row] for row in rows}
     axis = fig.yaxis[0]
     axis.ticker = FixedTicker(ticks=list(places))
-    # PlainText: a plain string with $$ in it would be taken for TeX.
+    # Bokeh reads a string with $$ as TeX, but never a PlainText.
     axis.major_label_overrides = {
         place: PlainText(text=shorten(one_line(name), _SHORT, front=0.4))
         for place, name in places.items()

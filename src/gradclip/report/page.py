@@ -25,19 +25,19 @@ __all__ = ["write_report"]
 def write_report(
     runs: RunLike | Iterable[RunLike], out: str | os.PathLike[str] = "report.html"
 ) -> Path:
-    """Write one offline HTML page that shows one run, or compares several.
+    """Write one offline HTML page that shows one run, or compares several runs.
 
     Args:
-        runs: Records, as paths or as `gradclip.read_run` returned them; also of runs that still
-            run. Not mutated.
-        out: the page. Its folder is created, and an old page is replaced once the new is whole.
+        runs: records, as paths or as runs from `gradclip.read_run`, finished or not. Not mutated.
+        out: the path of the page, whose folder is created. The new page replaces an old page only
+            when the new page is complete.
 
     Returns:
         The path of the page.
 
     Raises:
         RecordError: a record cannot be read.
-        GradclipError: there is no run, the extra "report" is not installed, or `out` cannot be
+        GradclipError: `runs` is empty, the extra "report" is not installed, or `out` cannot be
             written.
     """
     out = Path(out)
@@ -83,7 +83,7 @@ def _render(traces: Sequence[Trace]) -> str:
 
 
 def _legend(panel: Panel) -> list[tuple[str, str, str]]:
-    """Return name, text and swatch of each kind of mark, where they need telling apart."""
+    """Return the name, the text and the swatch of each kind of mark, if a legend needs them."""
     if len(panel.marks) < 2 and panel.trace is None:
         return []
     return [(mark.name, mark.text, mark_swatch(mark)) for mark in panel.marks]

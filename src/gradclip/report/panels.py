@@ -29,7 +29,7 @@ def panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
 
 
 def _loss_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
-    """Return the loss where it was seen; None if no trace has one."""
+    """Return the panel of the loss, or None if no trace has a loss."""
     if not any(trace.seen("loss").any() for trace in traces):
         return None
     losses = [finite(trace.column("loss")) for trace in traces]
@@ -55,7 +55,7 @@ def _loss_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
 
 
 def _norm_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
-    """Return the norm before and after clipping, the limit, and the marked steps."""
+    """Return the panel of the norm before and after clipping, the limit and the marked steps."""
     panel = Panel(
         "norm",
         "Gradient norm",
@@ -102,14 +102,14 @@ def _norm_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
 
 
 def _spread_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
-    """Return how often each norm came, and the limit; None where no norm can be shown."""
+    """Return the panel of the distribution of norms and the limit, or None without a norm."""
     norms = [positive(trace.column("norm")) for trace in traces]
     heights, edges = histogram(norms)
     if not len(edges):
         return None
     limits = [positive(trace.column("limit")) for trace in traces]
     middles = [float(np.nanmedian(one)) for one in limits if np.isfinite(one).any()]
-    # Room for the limits too, unless they lie so far off that the norms would be a needle.
+    # Show the limits too, unless they are so far away that the norms would be too narrow.
     near = [log for log in np.log10(middles) if edges[0] - 2 < log < edges[-1] + 2]
     low, high = min([edges[0], *near]), max([edges[-1], *near])
     pad = 0.02 * (high - low)
@@ -148,7 +148,7 @@ def _spread_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
 
 
 def _coef_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
-    """Return the clip coefficient and the share of the norm that was removed."""
+    """Return the panel of the clip coefficient and of the removed share of the norm."""
     panel = Panel(
         "coef",
         "Clip coefficient and share removed",
@@ -177,7 +177,7 @@ def _coef_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
 
 
 def _rate_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
-    """Return the running share of steps clipped."""
+    """Return the panel of the running share of clipped steps."""
     window = rate_window(traces)
     panel = Panel(
         "rate",

@@ -1,4 +1,4 @@
-"""Small drawings for the legends, as SVG that the page takes over unescaped."""
+"""Make small drawings for the legends, as SVG that the page inserts unescaped."""
 
 from __future__ import annotations
 

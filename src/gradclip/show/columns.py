@@ -1,4 +1,4 @@
-"""Which values of a column a plot can show, and on which scale."""
+"""Choose the values of a column that a plot can show, and the scale of the plot."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..record.trace import Trace
 __all__ = ["finite", "positive", "rate_window", "wants_log"]
 
 SKEWED = 30
-"""Times the median that the largest value exceeds where a linear scale would hide the rest."""
+"""The ratio of the largest value to the median over which a linear scale hides small values."""
 
 
 def positive(column: Floats) -> Floats:
-    """Return `column` with a gap where a logarithmic axis has no place for the value."""
+    """Return a column with NaN in place of values that a logarithmic axis cannot show."""
     return np.where(np.isfinite(column) & (column > 0), column, np.nan)
 
 
 def finite(column: Floats) -> Floats:
-    """Return `column` with a gap in place of inf."""
+    """Return a column with NaN in place of inf."""
     return np.where(np.isfinite(column), column, np.nan)
 
 
@@ -35,6 +35,6 @@ def wants_log(columns: Sequence[Floats]) -> bool:
 
 
 def rate_window(traces: Sequence[Trace]) -> int:
-    """Return the number of steps over which a running share of steps is taken."""
+    """Return the number of steps in the window of a running share of steps."""
     longest = max(len(trace.steps) for trace in traces)
     return int(np.clip(longest // 20, 20, 1000))

@@ -1,4 +1,4 @@
-"""The records that a page or a figure is made from, and the one file that is written."""
+"""Read the records of a page or a figure, and write its one file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ RunLike: TypeAlias = str | os.PathLike[str] | Run
 
 
 def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
-    """Return one or more records, read.
+    """Read one or more records.
+
+    Args:
+        runs: a record or several records; not mutated.
+
+    Returns:
+        The runs, at least one.
 
     Raises:
         RecordError: a record cannot be read.
-        GradclipError: there is no record.
+        GradclipError: `runs` is empty.
     """
     if isinstance(runs, str | os.PathLike | Run):
         runs = [runs]
@@ -33,11 +39,11 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
 
 
 def replace_file(out: Path, content: bytes) -> None:
-    """Write a whole file, and put it in the place of an old one; a failure leaves the old one.
+    """Write a whole file, or leave the old file unchanged on a failure.
 
     Args:
-        out: the file. Its folder is created.
-        content: all of the file.
+        out: the path of the file, whose folder is created.
+        content: the whole content of the file.
 
     Raises:
         GradclipError: the file cannot be written.
@@ -59,7 +65,7 @@ def _replace(out: Path, content: bytes) -> None:
             file.write(content)
         umask = os.umask(0)
         os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's file is its owner's alone
+        part.chmod(0o666 & ~umask)  # The file of mkstemp is readable only for its owner.
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

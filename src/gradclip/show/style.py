@@ -5,31 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INK = "#7d858f"
-"""Text and axes until the page's script has set the colours of its theme."""
+"""The colour of text and axes, until the page's script sets the colours of the theme."""
 
 BAD = "#ff2d55"
-"""Fill of a heat map's cell that held inf or NaN; no colour of the scale is near it."""
+"""The colour of a heat map's cell with inf or NaN; every colour of the scale differs clearly."""
 
 SEVERITY = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-"""How rich writes the severity of a finding in a terminal."""
+"""The styles of rich for the severities of findings."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
-# Okabe and Ito's hues, at a lightness that is 3:1 or more against white and against near-black.
+# The hues of Okabe and Ito, with a contrast of at least 3:1 to white and to near-black.
 _COLOURS = ("#1a7fc1", "#d55e00", "#0a9a73", "#b666a2", "#a87900", "#7a7f87")
 _DASHES = ("solid", "9 2", "3 2", "12 2 3 2", "18 3", "6 2 2 2 2 2")
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour and dash of one trace, the same in every panel."""
+    """The colour and the dash of one trace, the same in every panel."""
 
     colour: str
     dash: str
 
 
 def style_of(index: int) -> Style:
-    """Return the style of the trace at `index`; the first 36 differ."""
+    """Return the style of the trace at `index`; the first 36 styles differ."""
     shift = index // len(_COLOURS)
     return Style(_COLOURS[index % len(_COLOURS)], _DASHES[(index + shift) % len(_DASHES)])
 
@@ -42,7 +42,7 @@ class Mark:
     text: str
     marker: str | None = None
     line: dict[str, float] | None = None
-    """Bokeh's properties of the line."""
+    """The properties of the line for Bokeh."""
 
 
 BEFORE = Mark("before", "before clipping", line={"line_width": 1.6, "line_alpha": 0.95})

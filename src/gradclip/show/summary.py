@@ -1,4 +1,4 @@
-"""A run in a few numbers and one sentence."""
+"""Summarise a run in a few numbers and one sentence."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .words import percent
 __all__ = ["Summary", "summarise", "worst_spike"]
 
 WARM_UP = 20
-"""Losses at the start in which no spike is looked for: every run begins high."""
+"""The number of first losses that cannot be spikes, because every run begins with a high loss."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One trace in numbers. Shares are 0 to 1; None: not known."""
+    """One trace in numbers; None is an unknown number."""
 
     label: str
     policy: str | None
@@ -27,18 +27,18 @@ class Summary:
     clipped: int
     skipped: int
     nonfinite: int
-    """Steps whose gradient held inf or NaN."""
+    """The number of steps with inf or NaN in a gradient."""
     loss_seen: bool
     final_loss: float | None
     worst_spike: float | None
     worst_spike_step: int | None
     median_norm: float | None
     status: str
-    """How the run ended: "ok", "error: ...", or "no end: still running, or killed"."""
+    """The end of the run: "ok", "error: ...", or "no end: still running, or killed"."""
 
     @property
     def clipped_share(self) -> float | None:
-        """Share of the steps that were clipped."""
+        """The share of clipped steps, 0 to 1; None without a step."""
         return self.clipped / self.steps if self.steps else None
 
     @property
@@ -57,10 +57,10 @@ class Summary:
 
 
 def summarise(run: Run | Trace) -> Summary:
-    """Return the summary of a trace, or of a run's first.
+    """Return the summary of a trace, or of the first trace of a run.
 
     Args:
-        run: as `gradclip.read_run` returned it.
+        run: a trace, or a run from `gradclip.read_run`; not mutated.
     """
     trace = run if isinstance(run, Trace) else traces_of([run])[0]
     loss = trace.column("loss")[trace.seen("loss")]
@@ -86,17 +86,17 @@ def summarise(run: Run | Trace) -> Summary:
 
 
 def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int | None]:
-    """Return the worst rise of the loss over the best before it, and where.
+    """Return the largest rise of the loss over the lowest earlier loss, and its place.
 
-    Formula: max over t > warm_up of loss[t] - min(loss[:t]). A non-finite loss is an infinite
-    rise; the best before is the least finite loss. Never under 0: a loss that only falls has none.
+    max over t > warm_up of loss[t] - min(loss[:t]), at least 0. A non-finite loss is an infinite
+    rise and does not count as an earlier loss.
 
     Args:
         loss: shape (n,), in the order of the steps. Not mutated.
-        warm_up: number of losses at the start that do not count.
+        warm_up: the number of first losses that do not count, ≥ 0.
 
     Returns:
-        The rise and its place; None twice where there are not more than `warm_up` + 1 losses.
+        The rise and its index; (None, None) for at most `warm_up` + 1 losses.
 
     Example:
         >>> worst_spike(np.array([3.0, 2.0, 5.0, 1.0]), warm_up=0)
@@ -106,7 +106,7 @@ def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int
         return None, None
     high = np.where(np.isfinite(loss), loss, np.inf)
     best = np.minimum.accumulate(high)[:-1]
-    with np.errstate(over="ignore", invalid="ignore"):  # far apart, or inf and still no best
+    with np.errstate(over="ignore", invalid="ignore"):  # A difference may be inf or NaN.
         risen = np.where(np.isinf(high[1:]), np.inf, high[1:] - best)
     risen = risen[warm_up:]
     at = int(risen.argmax())

@@ -1,4 +1,4 @@
-"""Numbers, shares, times and names as text: the same in the page, the figure and the terminal."""
+"""Write numbers, shares, times and names as text, for the page, the figure and the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number as a table shows it: four digits, or a power of ten."""
+    """Return a number as text with four digits, or with a power of ten."""
     if value is None:
         return "–"
     if math.isnan(value):
@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with a sign in place of each character that could move or colour a terminal."""
+    """Return `text` with a mark in place of each character that could control a terminal."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
@@ -50,12 +50,12 @@ def one_line(text: str) -> str:
 
 
 def shorten(name: str, length: int, front: float = 0.5) -> str:
-    """Return `name` with its middle left out where it is longer than `length`.
+    """Return `name` without its middle if it is longer than `length`.
 
     Args:
         name: one line of text.
-        length: characters at most. Under 4 there is no room for a cut, and `name` stays whole.
-        front: share of the kept characters that come from the start of the name, 0 to 1.
+        length: the largest number of characters; under 4 the name stays whole.
+        front: the share of the kept characters from the start of the name, 0 to 1.
 
     Example:
         >>> shorten("encoder.layers.0.weight", 11)

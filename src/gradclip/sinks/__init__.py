@@ -1,19 +1,19 @@
 """Send each recorded step to a tracker: TensorBoard, W&B, MLflow, trackio, or your own `log`.
 
-A sink gets the numbers of `SCALARS`, under those names, a batch of steps at a time: when the
-recorder has read a batch from the device, so that a sink costs no further wait for it.
+A sink gets the numbers of `SCALARS` by their names, for a batch of steps at a time. The recorder
+has then read the batch from the device, so that a sink adds no further wait for the device.
 
 Give `gradclip.torch.record` or `RecordWriter` any of these in `sinks=[...]`:
 
-| what | it is given |
+| sink | calls |
 | --- | --- |
-| text such as "tensorboard:runs/a" (`KINDS` names all) | as a run of its own, closed at the end |
-| an object with `log(values, step=...)` | one call a step |
+| text such as "tensorboard:runs/a" (`KINDS` has all kinds) | gradclip opens and closes a new run |
+| an object with `log(values, step=...)` | one call for each step |
 | an object with `log_metrics(values, step=...)`: a Lightning logger, the module `mlflow` | same |
-| an object with `add_scalar(name, value, step)`: any SummaryWriter | one call a number |
+| an object with `add_scalar(name, value, step)`: any SummaryWriter | one call for each number |
 
-Only a sink that was given as text is closed. A name of the second optimizer of a run ends in "_1",
-of the third in "_2".
+gradclip closes only the sinks that were given as text. The names of a run's second optimizer end in
+"_1", the names of its third in "_2".
 """
 
 from .._publish import publish as _publish

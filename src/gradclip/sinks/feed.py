@@ -1,4 +1,4 @@
-"""Hands the steps of a record on to its sinks."""
+"""Send the steps of a record to its sinks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ __all__ = ["Feed"]
 
 
 class Feed:
-    """Some sinks, and how many steps they have had of each optimizer.
+    """A list of sinks, and the counts of each optimizer's steps for them.
 
     Args:
-        sinks: see `gradclip.sinks`; opened here.
+        sinks: the sinks, see `gradclip.sinks`; the feed opens those given as text.
 
     Attributes:
-        sinks: those that have not failed.
-        last: the number of the last step that they were given.
+        sinks: the sinks that have not failed.
+        last: the number of the last step that the sinks got, or None.
+
+    Raises:
+        PolicyError: a sink does not have the interface of a sink.
+        GradclipError: a tracker cannot be opened.
     """
 
     def __init__(self, sinks: Iterable[object]) -> None:
@@ -33,17 +37,20 @@ class Feed:
             raise
 
     def scalars(self, row: Mapping[str, object]) -> tuple[int, dict[str, float]]:
-        """Return what the sinks get of a step row, which is counted: the step, and its numbers."""
+        """Count a step row, and return its step number and its numbers for the sinks."""
         optimizer = row["optimizer"]
         counts = self._counts.get(optimizer, Counts()).after(row)
         self._counts[optimizer] = counts
         return int(row["step"]), scalars(row, counts)  # type: ignore[call-overload]
 
     def deliver(self, steps: Steps) -> list[str]:
-        """Write a batch of steps; return what to tell of the sinks that failed and are out.
+        """Write a batch of steps to all sinks, and remove the sinks that fail.
 
         Args:
-            steps: from `scalars`, in their order; none is no delivery.
+            steps: the results of `scalars`, in their order; not mutated.
+
+        Returns:
+            A sentence for each sink that failed.
         """
         if not steps:
             return []
@@ -51,13 +58,13 @@ class Feed:
         return self._each(lambda sink: sink.write(steps))
 
     def close(self) -> list[str]:
-        """Close what was opened here; return what to tell of those that failed."""
+        """Close the sinks that the feed opened; return a sentence for each failure."""
         failures = self._each(lambda sink: sink.close and sink.close())
         self.sinks = []
         return failures
 
     def _each(self, do: Callable[[Sink], object]) -> list[str]:
-        """Do something with each sink; one that raises, whatever it raises, is out."""
+        """Call a function with each sink, and remove a sink for which it raises."""
         failures = []
         for sink in list(self.sinks):
             try:

@@ -1,4 +1,4 @@
-"""A run of its own in MLflow."""
+"""A sink that logs to a new run in MLflow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from .opened import Opened, Steps
 __all__ = ["open_run"]
 
 _AT_ONCE = 1000
-"""How many numbers MLflow takes in one call."""
+"""The largest number of values in one call of MLflow."""
 
 
 def open_run(experiment: str) -> Opened:
     """Return functions that log steps to a new run of an experiment, and end the run.
 
-    The script's own active run is left alone; a batch is one call, not one for each number.
+    The script's own active run does not change. A batch takes one call for many numbers.
+
+    Args:
+        experiment: the name of the experiment, which is created if it does not exist.
     """
     mlflow = importlib.import_module("mlflow")
     client, metric = mlflow.MlflowClient(), mlflow.entities.Metric

@@ -1,4 +1,4 @@
-"""Sinks named by a text, KIND:WHERE, which gradclip opens and closes."""
+"""Open the sinks that a text KIND:WHERE names; gradclip also closes them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import GradclipError, PolicyError
 __all__ = ["KINDS", "Opened", "Steps", "open_sink"]
 
 Steps: TypeAlias = Sequence[tuple[int, dict[str, float]]]
-"""Some steps in their order: the number of each, and its names and values."""
+"""Steps in their order: the number of each step, and its values by name."""
 
 Opened: TypeAlias = tuple[Callable[[Steps], object], Callable[[], object]]
-"""A function that takes a batch of steps, and a function that closes the sink."""
+"""The function that writes a batch of steps, and the function that closes the sink."""
 
 KINDS = {
     "tensorboard": "a folder, for event files",
@@ -22,17 +22,17 @@ KINDS = {
     "mlflow": "an experiment; MLFLOW_TRACKING_URI says where the store is",
     "trackio": "a project",
 }
-"""The kinds of text, each a module of this package and an extra, with the meaning of WHERE."""
+"""The kinds with the meaning of WHERE; each kind is a module of this package and an extra."""
 
 
 def open_sink(text: str) -> Opened:
     """Open the sink of a text such as "tensorboard:runs/a".
 
     Returns:
-        The function that takes a batch of steps, and the function that closes the sink.
+        The function that writes a batch of steps, and the function that closes the sink.
 
     Raises:
-        PolicyError: the text is not of a known kind, or names no place.
+        PolicyError: the kind is unknown, or WHERE is empty.
         GradclipError: the package of the sink is not installed, or the sink cannot be opened.
     """
     kind, _, where = text.partition(":")

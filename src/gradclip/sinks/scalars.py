@@ -1,4 +1,4 @@
-"""From a step row of a record to the names and numbers that every sink gets."""
+"""Turn a step row of a record into the names and numbers for the sinks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SCALARS = {
     "loss": "the loss; left out where it was not seen",
     "lr": "the learning rate",
 }
-"""The numbers that a sink gets of each step: name and meaning."""
+"""The numbers that a sink gets for each step, with their meanings."""
 
-# The keys of a step row that are handed on as they are.
+# From names in a sink to the keys of a step row whose values a sink gets unchanged.
 _KEYS = {
     "grad_norm/pre": "norm",
     "grad_norm/post": "clipped_norm",
@@ -38,7 +38,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of steps of one optimizer so far: all, clipped, skipped and non-finite."""
+    """The counts of one optimizer's steps so far: all, clipped, skipped and non-finite steps."""
 
     steps: int = 0
     clipped: int = 0
@@ -58,11 +58,11 @@ class Counts:
 
 
 def scalars(row: Mapping[str, object], counts: Counts) -> dict[str, float]:
-    """Return the numbers that a sink gets of a step row, without the unknown ones.
+    """Return the known numbers of a step row by their names in a sink.
 
     Args:
         row: a step row, as `RecordWriter.step` takes it. Not mutated.
-        counts: of its optimizer, this step included.
+        counts: the counts of the row's optimizer, with this step.
 
     Example:
         >>> from gradclip.sinks.scalars import Counts

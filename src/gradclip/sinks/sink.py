@@ -1,4 +1,4 @@
-"""A sink, and how an object that takes the numbers of a step becomes one."""
+"""Sinks, and the conversion of trackers and texts into sinks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ __all__ = ["Sink", "Steps", "as_sink"]
 
 @dataclass(frozen=True)
 class Sink:
-    """Something that takes steps.
+    """A receiver of steps.
 
     Attributes:
-        name: for messages.
-        write: takes a batch of steps, in their order.
-        close: called once at the end; None leaves the closing to the owner of the tracker.
+        name: the name of the sink in messages.
+        write: the function that writes a batch of steps, in their order.
+        close: the function that closes the sink at the end; None for a tracker that its owner
+            closes.
     """
 
     name: str
@@ -28,10 +29,10 @@ class Sink:
 
 
 def as_sink(given: object) -> Sink:
-    """Return an object or a text as a sink: see `gradclip.sinks`.
+    """Return the sink of a tracker or a text: see `gradclip.sinks`.
 
     Raises:
-        PolicyError: the object takes no numbers of a step, or the text is of an unknown kind.
+        PolicyError: the object has none of the methods of a tracker, or the kind is unknown.
         GradclipError: the tracker that the text names cannot be opened.
     """
     if isinstance(given, str):

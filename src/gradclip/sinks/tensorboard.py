@@ -1,4 +1,4 @@
-"""Event files for TensorBoard."""
+"""A sink that writes event files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["open_run"]
 
 
 def open_run(folder: str) -> Opened:
-    """Return functions that write steps into event files of a folder, and close them.
+    """Return functions that write steps into event files of a folder, and close the files.
 
-    A step is one event with all its numbers: `SummaryWriter.add_scalar` makes an event of each,
-    which takes several times as long.
+    Each step is one event with all its numbers. `SummaryWriter.add_scalar` writes one event for
+    each number, which takes several times as long.
     """
     writer = importlib.import_module("tensorboardX").FileWriter(folder)
     summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary

@@ -1,4 +1,4 @@
-"""A run of its own in trackio."""
+"""A sink that logs to a new run in trackio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["open_run"]
 def open_run(project: str) -> Opened:
     """Return functions that log steps to a new run of a project, and finish the run."""
     trackio = importlib.import_module("trackio")
-    # trackio ends the run that its context knows: ours and the script's must not meet.
+    # trackio ends the last run of its context, so our run has a context apart from the script's.
     run = contextvars.Context().run(
         trackio.init, project, embed=False, auto_log_gpu=False, auto_log_cpu=False
     )

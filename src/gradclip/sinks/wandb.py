@@ -1,4 +1,4 @@
-"""A run of its own in Weights & Biases."""
+"""A sink that logs to a new run in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _STEP = "gradclip/step"
 def open_run(project: str) -> Opened:
     """Return functions that log steps to a new run of a project, and finish the run.
 
-    W&B drops a step that is behind its last one, and a batch of ours comes late: so it is a run
-    beside the script's own, and the step is a number of its own.
+    W&B drops a step that is smaller than its last step, and our batches arrive late. So the sink
+    uses a run beside the script's own run, and logs the step as a value.
     """
     run = importlib.import_module("wandb").init(project=project, reinit="create_new")
     run.define_metric("*", step_metric=_STEP)

@@ -1,4 +1,4 @@
-"""Short real runs of a script over thresholds and learning rates, by successive halving."""
+"""Tune a script: run it with several thresholds and learning rates, by successive halving."""
 
 from .outcome import Outcome, judge
 from .plan import UNCLIPPED, Trial, lengths_for, survivors

@@ -18,20 +18,20 @@ __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
 Status = Literal["stable", "unstable", "diverged", "failed"]
 STATUSES: tuple[Status, ...] = ("stable", "unstable", "diverged", "failed")
-"""From the best."""
+"""The statuses, the best first."""
 
 LAST = 0.2
-"""Share of the run, at its end, whose median loss is the final loss."""
+"""The final loss is the median loss over this last share of the run."""
 
 MIN_LOSSES = 10
-"""Losses at least that the median is taken of, if there are as many."""
+"""The smallest number of losses in this median, if the run has as many."""
 
 ROSE = 0.5
-"""A final loss over the first by more than this share of it means that the run diverged; a rise by
-as much on the way means that it was unstable."""
+"""A run diverged if the final loss exceeds the first loss by more than this share of the first
+loss. A run was unstable if its loss rose by as much on the way."""
 
 WIDTH = 3
-"""Losses whose median counts on the way: one hard batch is no instability."""
+"""The number of losses in a median on the way, so that one hard batch is not an instability."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Outcome:
             these was not finite, or if there is none.
         first_loss: the first loss, before any training.
         steps: number of optimizer steps.
-        lr: the largest learning rate of the first parameter group; None: not known.
-        clip_rate: share of the steps that were clipped.
+        lr: the largest learning rate of the first parameter group; None if it is unknown.
+        clip_rate: the share of clipped steps, 0 to 1.
         why: the reason for a status other than "stable".
     """
 
@@ -63,27 +63,27 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The lower the better: first by status, then by loss."""
+        """The rank by status, then by loss; a lower rank is better."""
         return STATUSES.index(self.status), self.loss
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data."""
+        """Return the outcome as plain data."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        """Return the outcome that `to_dict` made plain; inf and NaN may be strings."""
+        """Return the outcome from the data of `to_dict`; inf and NaN may be strings."""
         numbers = {name: float(data[name]) for name in ("loss", "first_loss", "clip_rate")}
         return cls(**{**data, **numbers})
 
 
 @np.errstate(all="ignore")
 def judge(run: Run, failure: str | None = None) -> Outcome:
-    """Return how a recorded run went; of several optimizers, that with the most steps counts.
+    """Return the outcome of a recorded run, for the optimizer with the most steps.
 
     Args:
-        run: as `gradclip.read_run` returned it.
-        failure: how the script failed; None: it did not.
+        run: a run from `gradclip.read_run`; not mutated.
+        failure: the error of the script; None for a script without an error.
     """
     trace = max(traces_of([run]), key=lambda trace: len(trace.steps))
     loss = trace.column("loss")[trace.seen("loss")]
@@ -105,7 +105,7 @@ def judge(run: Run, failure: str | None = None) -> Outcome:
 
 
 def _rise(loss: Floats) -> float:
-    """Return how far the loss rose over its lowest so far, lone steps left aside."""
+    """Return the largest rise of the loss over its lowest earlier level; levels are medians."""
     kept = loss[np.isfinite(loss)]
     if len(kept) < 2 * WIDTH:
         return 0.0
@@ -127,7 +127,7 @@ def _status(final: float, first: float, rise: float, findings: list[Finding]) ->
 
 
 def _shakes(finding: Finding) -> bool:
-    """Whether the finding is about instability in time, and not about depth."""
+    """Return whether the finding shows an instability over time, not over depth."""
     if finding.kind == "exploding":
         return "reached_at" in finding.evidence
     return finding.kind in ("loss-spike", "skipped")

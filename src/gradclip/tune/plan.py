@@ -1,4 +1,4 @@
-"""Plan the trials: their lengths, and which of them go on. Pure functions."""
+"""Plan the trials with pure functions: their lengths, and the trials that continue."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = [
 ]
 
 UNCLIPPED = "none"
-"""The policy of a run that is only recorded."""
+"""The policy of a run without clipping."""
 
 KEEP = 3
-"""One in this many trials goes on to the next rung, which is this many times as long."""
+"""One in this many trials continues in the next rung, which is this many times as long."""
 
 MIN_STEPS = 20
-"""Steps that a rung has at least: the diagnosis needs ten before it finds a spike."""
+"""The smallest number of steps in a rung; the diagnosis needs ten steps before it finds a spike."""
 
 APART = 1.25
-"""Factor between two thresholds at least: closer ones make no visible difference."""
+"""The smallest ratio of two thresholds; a smaller ratio makes no visible difference."""
 
 
 @dataclass(frozen=True, order=True)
 class Trial:
-    """One run: a policy, a factor on the learning rate, and how many steps.
+    """One run: a policy, a factor of the learning rate, and a number of steps.
 
     Attributes:
-        policy: its text form; `UNCLIPPED` for none.
-        factor: what every learning rate of the script is multiplied by, > 0.
-        steps: optimizer steps, ≥ 1.
+        policy: the text form of the policy; `UNCLIPPED` for no clipping.
+        factor: the factor of every learning rate of the script, > 0.
+        steps: the number of optimizer steps, ≥ 1.
     """
 
     policy: str
@@ -50,12 +50,16 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Its name in the state file."""
+        """The name of the trial in the state file."""
         return f"{self.policy} lr*{self.factor:g} steps={self.steps}"
 
 
 def lengths_for(steps: int, rungs: int) -> tuple[int, ...]:
-    """Return the steps of each rung, each `KEEP` times the one before; the last is `steps`.
+    """Return the steps of each rung; each rung is `KEEP` times as long as the one before.
+
+    Args:
+        steps: the steps of the last rung, ≥ 1.
+        rungs: the largest number of rungs, ≥ 1; rungs under `MIN_STEPS` steps are left out.
 
     Example:
         >>> lengths_for(300, 3), lengths_for(100, 3), lengths_for(10, 3)
@@ -66,7 +70,11 @@ def lengths_for(steps: int, rungs: int) -> tuple[int, ...]:
 
 
 def sizes_for(count: int, rungs: int) -> tuple[int, ...]:
-    """Return how many trials each rung has, for `count` in the first.
+    """Return the number of trials in each rung.
+
+    Args:
+        count: the number of trials in the first rung, ≥ 1.
+        rungs: the number of rungs, ≥ 1.
 
     Example:
         >>> sizes_for(32, 3)
@@ -79,7 +87,7 @@ def sizes_for(count: int, rungs: int) -> tuple[int, ...]:
 
 
 def grid(policies: Sequence[str], factors: Sequence[float], steps: int) -> tuple[Trial, ...]:
-    """Return the first rung: every policy with every factor, repetitions left out."""
+    """Return the first rung: every policy with every factor, without repetitions."""
     pairs = itertools.product(dict.fromkeys(policies), dict.fromkeys(factors))
     return tuple(Trial(policy, factor, steps) for policy, factor in pairs)
 
@@ -87,27 +95,27 @@ def grid(policies: Sequence[str], factors: Sequence[float], steps: int) -> tuple
 def survivors(
     trials: Iterable[Trial], rank: Callable[[Trial], tuple[float, ...]], count: int, steps: int
 ) -> tuple[Trial, ...]:
-    """Return the best trials of a rung, made as long as the next; equal ones in their order.
+    """Return the best trials of a rung with the length of the next rung.
 
     Args:
-        trials: those of one rung.
-        rank: the lower the better; NaN is not allowed in it.
-        count: how many go on.
-        steps: of the next rung.
+        trials: the trials of one rung; not mutated.
+        rank: the rank of a trial without NaN; a lower rank is better.
+        count: the number of trials that continue.
+        steps: the steps of the next rung.
 
     Returns:
-        The best, the best first; all of them if they are no more than `count`.
+        At most `count` trials, the best first; equal trials keep their order.
     """
     best = sorted(trials, key=rank)[:count]
     return tuple(Trial(trial.policy, trial.factor, steps) for trial in best)
 
 
 def candidates(advice: Advice) -> tuple[str, ...]:
-    """Return the fixed thresholds worth a run, from the advice on the unclipped one.
+    """Return the policies to try, from the advice on the run without clipping.
 
-    These are the advisor's (quantiles of the norms, and its guess), and half and a quarter of the
-    smallest, since clipping lowers the norms themselves; a limit
-    closer than `APART` to a smaller one is left out. No clipping comes first.
+    The first policy is no clipping. The others are the fixed thresholds of the advice, and half and
+    a quarter of the smallest, since clipping lowers the norms. A threshold is left out if its ratio
+    to a smaller one is under `APART`.
     """
     texts = (row.policy for row in advice.policies)
     limits = [float(text[len("norm:") :]) for text in texts if text.startswith("norm:")]

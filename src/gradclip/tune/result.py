@@ -1,4 +1,4 @@
-"""The result: loss of each threshold, highest stable learning rate, and the recommendation."""
+"""The result of a tuning: the results of each policy, and the recommendation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .plan import UNCLIPPED, Trial
 __all__ = ["Result", "Row", "conclude"]
 
 TIE = 0.01
-"""Share of the best loss within which losses are equal: batches and seeds differ by as much."""
+"""Losses within this share of the best loss are equal; batches and seeds differ by as much."""
 
 _Outcomes = Mapping[Trial, Outcome]
 
@@ -23,13 +23,13 @@ class Row:
     """The results of one policy.
 
     Attributes:
-        policy: its text form; "none" is no clipping.
-        short: its best outcome among the shortest runs, which every policy has had.
-        short_factor: the factor on the learning rate of that run.
-        long: its best outcome among the longest runs; None: it did not come that far.
-        long_factor: the factor of that run.
-        highest: the largest factor with which all its runs were stable; None: with none.
-        highest_lr: the learning rate with that factor; None: not known.
+        policy: the text form of the policy; "none" is no clipping.
+        short: the best outcome among the shortest runs, which every policy has.
+        short_factor: the factor of the learning rate in that run.
+        long: the best outcome among the longest runs; None if the policy has no such run.
+        long_factor: the factor of the learning rate in that run, or None.
+        highest: the largest factor with which all runs of the policy were stable, or None.
+        highest_lr: the learning rate with that factor; None if it is unknown.
     """
 
     policy: str
@@ -43,16 +43,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The policy and the learning rate to use, the reason, and all that was tried.
+    """The recommended policy and learning rate, the reason, and the results of all trials.
 
     Attributes:
         recommended: the text form of the policy; "none" is no clipping.
-        factor: what to multiply the script's learning rate by.
-        reason: why these.
-        rows: one for each policy, in the order of the grid.
-        outcomes: of every trial.
-        lengths: steps of each rung.
-        command: the script and its arguments, for the line to paste.
+        factor: the factor of the script's learning rate.
+        lr: the learning rate with this factor; None if it is unknown.
+        reason: the reason for the policy and the factor.
+        rows: the results of each policy, in the order of the grid.
+        outcomes: the outcome of every trial.
+        lengths: the steps of each rung.
+        command: the script and its arguments, for the recommended command.
     """
 
     recommended: str
@@ -66,19 +67,19 @@ class Result:
 
     @property
     def code(self) -> str | None:
-        """The line for a script; None where the advice is no clipping."""
+        """The line of Python that uses the policy in a script; None for no clipping."""
         clips = self.recommended != UNCLIPPED
         return f'attach(optimizer, "{self.recommended}")' if clips else None
 
     @property
     def line(self) -> str:
-        """The command for a script that stays as it is."""
+        """The command that uses the policy with an unchanged script."""
         if self.recommended == UNCLIPPED:
             return shlex.join(["python", *self.command])
         return shlex.join(["gradclip", "run", "--clip", self.recommended, *self.command])
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain data."""
+        """Return the result as plain data."""
         return {
             "recommended": self.recommended,
             "lr_factor": self.factor,
@@ -113,14 +114,15 @@ def conclude(
 ) -> Result:
     """Return the result of the trials.
 
-    Of the longest runs, those that are as stable as the best and within 1 % of its loss are taken
-    as equal; of these the policy with the highest stable learning rate is recommended, then the
-    one that clips rather than not, then the factor nearest to 1, then the least clipping.
+    Among the longest runs, every run with the status of the best run and a loss within 1 % of the
+    best loss is equal to the best run. Of the equal runs, the result recommends the policy with the
+    highest stable learning rate; of those, a policy that clips before no clipping, then the factor
+    nearest to 1, then the smallest clip rate.
 
     Args:
-        first: the trials of the first rung.
-        outcomes: of every trial.
-        lengths: steps of each rung.
+        first: the trials of the first rung; not mutated.
+        outcomes: the outcome of every trial; not mutated.
+        lengths: the steps of each rung.
         command: the script and its arguments.
 
     Raises:

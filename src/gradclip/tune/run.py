@@ -1,4 +1,4 @@
-"""Run the trials of a tuning, each in a process of its own, and keep each outcome."""
+"""Run the trials of a tuning, each in its own process, and keep each outcome."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ NOTHING_SEEN = 3
 
 
 class TuneError(GradclipError):
-    """The script cannot be tuned, and no threshold or learning rate would change that.
+    """An error of a script that fails with every threshold and every learning rate.
 
     Attributes:
-        code: what a command exits with.
+        code: the exit code of the command.
     """
 
     def __init__(self, text: str, code: int) -> None:
@@ -48,11 +48,11 @@ class Script:
     """The script to tune.
 
     Attributes:
-        target: its path, or the module's name.
-        args: its command line.
-        module: whether it runs as with `python -m`.
-        lr_flag: the argument that is the learning rate, such as "--lr"; None multiplies the rates
-            of the optimizers.
+        target: the path of the script, or the name of the module.
+        args: the arguments of the script.
+        module: whether the target is a module, as for `python -m`.
+        lr_flag: the script's argument for the learning rate, such as "--lr"; None multiplies the
+            rates of the optimizers.
     """
 
     target: str
@@ -61,7 +61,10 @@ class Script:
     lr_flag: str | None = None
 
     def args_for(self, factor: float) -> tuple[str, ...]:
-        """Return the command line with a multiple of the learning rate in it.
+        """Return the arguments with a multiple of the learning rate.
+
+        Args:
+            factor: the factor of the learning rate, > 0.
 
         Raises:
             GradclipError: the arguments do not have the flag once, or its value is not a number.
@@ -97,10 +100,11 @@ class Setting:
     """The policies, learning rates and lengths to try.
 
     Attributes:
-        steps: of the longest runs, ≥ 1.
-        rungs: how many lengths of runs at most, ≥ 1.
-        factors: on the learning rate, each > 0.
-        policies: text forms; None takes thresholds from the unclipped run.
+        steps: the steps of the longest runs, ≥ 1.
+        rungs: the largest number of different lengths, ≥ 1.
+        factors: the factors of the learning rate, each > 0.
+        policies: the text forms of the policies; None takes thresholds from the run without
+            clipping.
     """
 
     steps: int = 300
@@ -110,7 +114,7 @@ class Setting:
 
 
 Listener = Callable[[Trial, Outcome | None, int], None]
-"""Called with a trial that begins (no outcome) or is done, and how many steps are planned."""
+"""A function that gets a trial, its outcome (None at its start) and the number of planned steps."""
 
 
 def tune(
@@ -122,24 +126,27 @@ def tune(
     fresh: bool = False,
     on_trial: Listener = lambda _trial, _outcome, _planned: None,
 ) -> Result:
-    """Run a script many times, for short, and say which policy and learning rate to use.
+    """Run a script many times for a few steps, and recommend a policy and a learning rate.
 
-    First it runs unclipped, for as long as the longest runs: that gives the thresholds to try.
-    Then every policy runs with every factor for a few steps; the best third of these three times
-    as long; and so on. Each run begins anew, with the script's own seed. What is done is in
-    `out/tune.json`, and is not done again by a call with the same arguments.
+    The first run has no clipping and the full length; its norms give the thresholds to try. Then
+    every policy runs with every factor for a few steps, the best third of them runs three times as
+    long, and so on. Each run starts from the beginning, with the script's own seed. The file
+    `out/tune.json` has the outcomes; a call with the same arguments does not repeat finished runs.
 
     Args:
         script: the script to run.
         setting: the policies, rates and lengths to try.
-        out: the folder for the state, and for each run's record and output.
-        jobs: how many runs at a time, ≥ 1; results do not depend on it.
-        fresh: do all again.
-        on_trial: called as each trial begins, and when it is done.
+        out: the folder for the state, and for the record and the output of each run.
+        jobs: the number of runs at the same time, ≥ 1; the results do not depend on this number.
+        fresh: whether to repeat finished runs.
+        on_trial: the function to call at the start and at the end of each trial.
+
+    Returns:
+        The result with the recommendation.
 
     Raises:
-        TuneError: the script fails by itself, makes no optimizer step, or shows no loss.
-        GradclipError: the state is of another tuning, or all runs diverged.
+        TuneError: the script itself fails, makes no optimizer step, or shows no loss.
+        GradclipError: the state belongs to another tuning, or all runs diverged.
     """
     for factor in setting.factors:
         script.args_for(factor)
@@ -168,7 +175,7 @@ def tune(
 
 
 def _facts(script: Script, setting: Setting) -> dict[str, object]:
-    """Return all that outcomes depend on, as JSON reads it back."""
+    """Return every fact that the outcomes depend on, as JSON values."""
     source = None
     if not script.module and Path(script.target).is_file():
         source = hashlib.sha256(Path(script.target).read_bytes()).hexdigest()
@@ -182,7 +189,7 @@ def _facts(script: Script, setting: Setting) -> dict[str, object]:
 
 
 class _Runner:
-    """Starts trials, follows them to their end, and ends those that are left when it stops."""
+    """Start trials, follow them to their end, and end the unfinished trials on a stop."""
 
     def __init__(self, script: Script, state: State, out: Path, on_trial: Listener) -> None:
         self.planned = 0
@@ -198,11 +205,11 @@ class _Runner:
             left.unlink()
 
     def record(self, trial: Trial) -> Path:
-        """Return where a trial's record is."""
+        """Return the path of a trial's record."""
         return self._out / f"{_name(trial)}.jsonl"
 
     def run_trials(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
-        """Run the trials that are not done yet; return the outcomes of all."""
+        """Run the unfinished trials, and return the outcomes of all trials."""
         known = self._state.outcomes
         todo = []
         for trial in trials:
@@ -224,7 +231,7 @@ class _Runner:
     def _one(self, trial: Trial) -> None:
         self._on_trial(trial, None, self.planned)
         record, log = self.record(trial), self._out / f"{_name(trial)}.log"
-        # Of this process: a trial that a killed one has left may still write its own.
+        # The name has this process's id: a trial of a killed tuning may still write its own file.
         partial = record.with_suffix(f".{os.getpid()}.partial")
         args = self._script.args_for(trial.factor)
         job = {
@@ -310,7 +317,7 @@ def _read(path: Path) -> Run | None:
 
 
 def _failure(log: Path, code: int) -> str:
-    """Return how a script ended: the last line that it wrote, as a traceback has it."""
+    """Return the last line of the script's output, which in a traceback is the error."""
     lines = log.read_text("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -318,7 +325,7 @@ def _failure(log: Path, code: int) -> str:
 
 
 def _name(trial: Trial) -> str:
-    """Return a name for files: readable, and one trial's only."""
+    """Return a readable name for the files of one trial."""
     policy = re.sub(r"[^\w.=-]+", "-", trial.policy)[:60]
     digest = hashlib.sha256(trial.key.encode()).hexdigest()[:6]
     return f"{policy}_lr{trial.factor:g}_{trial.steps}_{digest}"

@@ -1,4 +1,4 @@
-"""The state of a tuning: one JSON file, whole at any moment."""
+"""The state of a tuning: one JSON file, which is complete at any moment."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .plan import Trial
 __all__ = ["SCHEMA", "State"]
 
 SCHEMA = 1
-"""Version of the file."""
+"""The version of the file."""
 
 
 class State:
-    """The outcomes of the trials that are done, in a file that is replaced after each.
+    """The outcomes of the finished trials, in a file that is replaced after each trial.
 
     Args:
-        path: the file; a tuning of the same setting goes on from there.
-        setting: all that the outcomes depend on, as plain data.
-        fresh: forget the outcomes in the file.
+        path: the file; a tuning with the same setting continues from its outcomes.
+        setting: every fact that the outcomes depend on, as plain data.
+        fresh: whether to ignore the outcomes in the file.
 
     Raises:
-        GradclipError: the file cannot be read or written, or is of another setting.
+        GradclipError: the file cannot be read or written, or has another setting.
     """
 
     def __init__(self, path: Path, setting: dict[str, object], *, fresh: bool = False) -> None:
@@ -40,7 +40,7 @@ class State:
         self._write()
 
     def add(self, trial: Trial, outcome: Outcome) -> None:
-        """Keep an outcome, on the disk as well."""
+        """Add an outcome, and write the file."""
         self.outcomes[trial] = outcome
         self._write()
 
@@ -55,14 +55,14 @@ class State:
             self.outcomes = {trial: Outcome.from_dict(row) for trial, row in outcomes.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GradclipError(
-                f"{self.path} cannot be gone on with ({error}): give --fresh to begin anew, or "
-                "another --out"
+                f"the tuning cannot continue from {self.path} ({error}): give --fresh to begin "
+                "again, or another --out"
             ) from error
         if schema != SCHEMA or found != self.setting:
             changed = [key for key in self.setting if found.get(key) != self.setting[key]]
             raise GradclipError(
-                f"{self.path} is of another tuning ({', '.join(changed) or 'schema'} differ"
-                f"{'s' * (len(changed) < 2)}): give --fresh to begin anew, or another --out"
+                f"{self.path} belongs to another tuning ({', '.join(changed) or 'schema'} differ"
+                f"{'s' * (len(changed) < 2)}): give --fresh to begin again, or another --out"
             )
 
     def _write(self) -> None:

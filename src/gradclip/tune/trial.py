@@ -1,4 +1,4 @@
-"""One trial, in a process of its own: `python -m gradclip.tune.trial JSON`.
+"""Run one trial in its own process: `python -m gradclip.tune.trial JSON`.
 
 The script runs as under `gradclip run`, but each of its steps uses a multiple of the learning
 rate, and the process stops after a given number of steps.
@@ -28,23 +28,26 @@ from ..torch.script.runner import Session, run_script
 __all__ = ["Scale", "Stop", "StopAfter", "main"]
 
 SWALLOWED = 3
-"""Stops that a script may catch; at the next one the process ends without asking."""
+"""The number of stops that a script may catch; after the next stop the process ends at once."""
 
 
 class Stop(SystemExit):
-    """The trial has made its steps. No `except Exception` of a script's catches this."""
+    """The trial has made its steps; `except Exception` in a script does not catch this."""
 
     def __init__(self) -> None:
         super().__init__(0)
 
 
 class Scale:
-    """Multiplies the learning rates of every group, for the length of each step only.
+    """Multiply the learning rates of every group, only during each step.
 
-    Between the steps the script and its schedulers see their own numbers: so a LambdaLR, which
-    computes from its `base_lrs`, a OneCycleLR, which has its own maximum, a CosineAnnealingLR,
-    which computes from the present rate, and a script that writes `group["lr"]` itself are all
-    multiplied as a whole.
+    Between the steps the script and its schedulers see their own rates. So the factor holds for a
+    LambdaLR, which computes from its `base_lrs`, for a OneCycleLR, which has its own maximum, for a
+    CosineAnnealingLR, which computes from the present rate, and for a script that writes
+    `group["lr"]` itself.
+
+    Args:
+        factor: the factor of every learning rate, > 0.
     """
 
     def __init__(self, factor: float) -> None:
@@ -55,7 +58,7 @@ class Scale:
         )
 
     def before(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """Put the multiple in; a subclass's step that calls its parent's gets it once."""
+        """Multiply the rates, once even if a subclass's step calls its parent's step."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 0) + 1
         if depth > 1:
             return
@@ -66,7 +69,7 @@ class Scale:
                 scaled.append(_Rate(group, rate, group["lr"]))
 
     def after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """Put the script's own rate back; one that the step itself has set is divided."""
+        """Restore the script's own rates; divide a rate that the step itself has set."""
         self._depth[optimizer] = depth = self._depth.get(optimizer, 1) - 1
         if depth > 0:
             return
@@ -75,7 +78,7 @@ class Scale:
 
 
 class _Rate(NamedTuple):
-    """A multiplied rate: where it is, what the script had there, and what is there now."""
+    """A multiplied rate: the parameter group, the script's rate, and the multiplied rate."""
 
     group: dict[str, Any]
     rate: float | torch.Tensor
@@ -83,11 +86,11 @@ class _Rate(NamedTuple):
 
 
 class StopAfter:
-    """Ends the script once any optimizer has made a number of steps.
+    """End the script when an optimizer has made a number of steps.
 
     Args:
         steps: the number of steps.
-        last: called before the process ends without asking, since the script would not stop.
+        last: the function to call before the process ends although the script does not stop.
     """
 
     def __init__(self, steps: int, last: Callable[[], object]) -> None:
@@ -99,11 +102,11 @@ class StopAfter:
         self._stops = 0
 
     def after(self, optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """Count, and stop. A fork of the script stops as well."""
+        """Count a step, and stop after the last one; a fork of the script stops too."""
         self._made[optimizer] = made = self._made.get(optimizer, 0) + 1
         here = os.getpid() == self._process
         if here and os.getppid() != self._parent:
-            os._exit(1)  # Whoever waited for this trial is no more.
+            os._exit(1)  # The process that waited for this trial has ended.
         if made < self._steps:
             return
         self._stops += 1
@@ -115,7 +118,7 @@ class StopAfter:
 
 
 def main(text: str) -> int:
-    """Run the trial that this JSON describes; return the exit code of the script."""
+    """Run the trial that a JSON text describes, and return the exit code of the script."""
     job = json.loads(text)
     policy = job["policy"]
     writer = RecordWriter(job["record"], policy=policy, command=job["command"])
@@ -124,9 +127,9 @@ def main(text: str) -> int:
         max_skips=job["steps"],
         writer=writer,
     )
-    uncompiled: Any = torch.compiler.disable  # its type says that it may return anything
+    uncompiled: Any = torch.compiler.disable  # Its declared type does not fit the hooks.
     stop = StopAfter(job["steps"], lambda: session.close("ok"))
-    if job["factor"] != 1:  # Before the session's own hook, so that the record has what was used.
+    if job["factor"] != 1:  # Before the session's hook, so that the record has the used rate.
         scale = Scale(job["factor"])
         register_optimizer_step_pre_hook(uncompiled(scale.before))
         register_optimizer_step_post_hook(uncompiled(scale.after))

@@ -183,7 +183,7 @@ def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
         finally:
             one.kill()
     assert one.returncode == 130
-    assert err == "gradclip: stopped; the same command goes on from out\n"
+    assert err == "gradclip: stopped; the same command continues from out\n"
 
 
 # ---- Scripts that cannot be tuned

@@ -252,7 +252,9 @@ def test_the_state_comes_back_with_inf_and_nan(tmp_path: Path) -> None:
 def test_a_state_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "tune.json"
     State(path, {"steps": 1, "script": "a"}).add(Trial("none", 1.0, 20), outcome(1.0))
-    with pytest.raises(GradclipError, match=r"of another tuning \(steps differs\): give --fresh"):
+    with pytest.raises(
+        GradclipError, match=r"belongs to another tuning \(steps differs\): give --fresh"
+    ):
         State(path, {"steps": 2, "script": "a"})
     assert State(path, {"steps": 1, "script": "a"}).outcomes
     assert not State(path, {"steps": 2, "script": "a"}, fresh=True).outcomes
@@ -261,6 +263,6 @@ def test_a_state_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema":1,"setting":{},"trials":[{}]}'])
 def test_a_damaged_state_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "tune.json").write_text(text)
-    with pytest.raises(GradclipError, match=r"cannot be gone on with .*--fresh"):
+    with pytest.raises(GradclipError, match=r"cannot continue from .*--fresh"):
         State(tmp_path / "tune.json", {})
     assert (tmp_path / "tune.json").read_text() == text

@@ -1,6 +1,6 @@
-"""The published methods, each a few lines: what is measured, its limit, what happens then.
+"""The published methods: each function returns a policy of a few lines and names its paper.
 
-The names of this package are those that its modules list in `__all__`.
+This package exports every name that its modules list in `__all__`.
 """
 
 from . import adaptive, moments, skips, static, updates, wrappers

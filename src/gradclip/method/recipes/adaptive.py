@@ -1,4 +1,4 @@
-"""Methods whose threshold follows the norms that were seen."""
+"""Methods whose threshold follows the norms of the steps so far."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ __all__ = [
 
 @recipe(kind="following", paper="Seetharaman et al. 2020, arXiv:2007.14469")
 def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "global") -> Policy:
-    """Clip at a percentile of all norms so far (AutoClip).
+    """Clip the norm at a percentile of all norms so far (AutoClip).
 
-    τ = the p-th percentile of n₁ … n_t, this step's raw norm included.
+    τ = the p-th percentile of n₁ … n_t; the raw norm of this step is among them.
 
     Args:
-        percentile: p in [0, 100]. At 10, nine steps in ten are clipped.
-        window: norms that are remembered, ≥ 1. The paper keeps all; 10,000 bound the memory.
+        percentile: p in [0, 100]. At 10, about nine steps in ten are clipped.
+        window: the number of norms that are remembered, ≥ 1. The paper keeps all norms; a
+            window bounds the memory.
         scope: "global" or "tensor".
 
     Returns:
@@ -56,7 +57,8 @@ def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "glo
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: linear interpolation between norms; a non-finite norm is not remembered.
+    Numerics: the percentile is interpolated linearly between norms. A non-finite norm is not
+    remembered.
 
     Example:
         >>> autoclip()
@@ -70,18 +72,18 @@ def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "glo
 
 @recipe(kind="following", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
 def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = "global") -> Policy:
-    """Clip at a quantile of the last norms (rolling quantile clipping).
+    """Clip the norm at a quantile of the last norms (rolling quantile clipping).
 
-    τ = the q-quantile of the last `window` raw norms, this step's included.
+    τ = the q-quantile of the last `window` raw norms; the norm of this step is among them.
 
     Args:
-        q: in [0, 1].
-        window: norms that are remembered, ≥ 1.
-        warmup: nothing is clipped before this many norms were seen.
+        q: the quantile, in [0, 1].
+        window: the number of norms that are remembered, ≥ 1.
+        warmup: the method clips nothing before this many norms were seen, ≥ 0.
         scope: "global" or "tensor".
 
     Returns:
-        The policy. The defaults are ours: the paper leaves q and the window open.
+        The policy. The paper gives no defaults for q and the window; these are ours.
 
     Raises:
         PolicyError: an argument is out of its range.
@@ -90,8 +92,8 @@ def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = 
         >>> quantile(0.9, window=50)
         quantile(0.9, window=50)
 
-    Source: Merad & Gaïffas 2023, rolling QC-SGD; there an order statistic of a buffer that is
-    filled beforehand, here interpolated over what there is.
+    Source: Merad & Gaïffas 2023, rolling QC-SGD. The paper takes an order statistic of a buffer
+    that is filled beforehand; here the quantile is interpolated over the norms so far.
     """
     return Policy(_norms(scope), Quantile(q, window, warmup), Rescale())
 
@@ -100,14 +102,14 @@ def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = 
 def online_quantile(
     q: float = 0.5, rate: float = 0.2, start: float = 0.1, scope: Scope = "global"
 ) -> Policy:
-    """Clip at a quantile that one number tracks.
+    """Clip the norm at a quantile of the norms that one running number estimates.
 
-    clip at τ, then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
+    The norm n is clipped at τ; then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
 
     Args:
         q: the share of norms that should stay under the threshold, in [0, 1].
-        rate: η > 0.
-        start: the first τ, > 0.
+        rate: η > 0, the step size of the logarithm of τ.
+        start: the first τ, > 0 and finite.
         scope: "global" or "tensor".
 
     Returns:
@@ -120,7 +122,7 @@ def online_quantile(
         >>> online_quantile()
         online_quantile()
 
-    Source: Andrew et al. 2019, section 2, without the noise.
+    Source: Andrew et al. 2019, section 2, without the noise for privacy.
     """
     return Policy(_norms(scope), OnlineQuantile(q, rate, start), Rescale())
 
@@ -137,35 +139,39 @@ def zclip(
     clip_factor: float = 1.0,
     skip_update_on_spike: bool = False,
 ) -> Policy:
-    """Clip norms that are outliers of their own moving mean and variance (ZClip).
+    """Clip a norm that is an outlier of the moving mean and variance of the norms (ZClip).
 
-    z = (n-μ)/(s+ε); if z > z*: τ = μ + z*²·s/z. Then μ and s² move on by the clipped norm.
+    z = (n-μ)/(s+ε); if z > z*: τ = μ + z*²·s/z. Then the clipped norm enters μ and s².
 
     Args:
-        z: z* > 0.
+        z: z* > 0, the largest z-score that stays unchanged.
         alpha: the weight of the old mean and variance, in [0, 1).
-        warmup: norms that make the first mean and variance, ≥ 2; nothing is clipped meanwhile.
-        max_norm: a constant limit besides. The paper has none, the authors' code 1.0.
-        eps: ε ≥ 0.
-        mode: "percentile" clips every norm above μ + z*·s to this limit.
-        clip_option: for the mode "zscore": "mean" clips an outlier to μ.
-        clip_factor: τ of "adaptive_scaling" is multiplied by it, > 0.
-        skip_update_on_spike: keep an outlier's limit out of μ and s².
+        warmup: the number of norms in the first mean and variance, ≥ 2; the method clips
+            nothing during these steps.
+        max_norm: a constant limit in addition, ≥ 0; None sets no constant limit. The paper sets
+            none; the authors' code sets 1.0.
+        eps: ε ≥ 0, added to the deviation s.
+        mode: "zscore", the formula above, or "percentile", which clips every norm above
+            μ + z*·s to this limit.
+        clip_option: for the mode "zscore": "adaptive_scaling", the formula above, or "mean",
+            which clips an outlier to μ.
+        clip_factor: the factor of τ for "adaptive_scaling", > 0.
+        skip_update_on_spike: whether μ and s² stay unchanged at an outlier.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: an argument is out of its range, or goes with another mode or option.
+        PolicyError: an argument is out of its range, or does not fit the mode or the option.
 
-    Numerics: while all norms were equal there is no variance, and no norm is an outlier.
+    Numerics: as long as all norms are equal, the variance is 0 and no norm is an outlier.
 
     Example:
         >>> zclip(z=3.0)
         zclip(z=3.0)
 
-    Source: Kumar et al. 2025, section 3, the reciprocal form; the last four arguments, their
-    names and their defaults are those of the authors' code.
+    Source: Kumar et al. 2025, section 3, the reciprocal form. The last four arguments have the
+    names and defaults of the authors' code.
     """
     choice("mode", mode, ("zscore", "percentile"))
     choice("clip_option", clip_option, ("adaptive_scaling", "mean"))
@@ -184,24 +190,24 @@ def zclip(
 
 @recipe(kind="following", paper="AdaGC, arXiv:2502.11034")
 def adagc(rel: float = 1.05, start: float = 1.0, decay: float = 0.98, warmup: int = 100) -> Policy:
-    """Clip each tensor against the moving average of its own clipped norm (AdaGC).
+    """Clip each tensor at a multiple of the moving average of its own clipped norm (AdaGC).
 
-    Warm-up: global norm clipping at λ_abs, γᵢ = min(γᵢ, ‖ĝᵢ‖). Then
+    Warm-up: the global norm is clipped at λ_abs, and γᵢ = min(γᵢ, ‖ĝᵢ‖). Afterwards:
     ĝᵢ = gᵢ·min(1, λ_rel·γᵢ/‖gᵢ‖), γᵢ ← β·γᵢ + (1-β)·‖ĝᵢ‖.
 
     Args:
-        rel: λ_rel > 0.
-        start: λ_abs > 0.
-        decay: β in [0, 1).
-        warmup: steps of the warm-up, ≥ 0.
+        rel: λ_rel > 0, the multiple of the average.
+        start: λ_abs > 0, the limit of the global norm in the warm-up.
+        decay: β, the weight of the old average, in [0, 1).
+        warmup: the number of steps of the warm-up, ≥ 0.
 
     Returns:
-        The policy. γ grows by at most β + (1-β)·λ_rel a step.
+        The policy. In one step γ grows by at most the factor β + (1-β)·λ_rel.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: a zero gradient does not start γ, which would lock its tensor at zero.
+    Numerics: a zero gradient does not start γ, because γ = 0 would keep the tensor at zero.
 
     Example:
         >>> adagc()
@@ -220,26 +226,28 @@ def aggc(
     min_norm: float = 0.0,
     current: bool = True,
 ) -> Policy:
-    """Keep a group's norm in a band around its moving average (AGGC).
+    """Keep the norm of a group of parameters in a band around its moving average (AGGC).
 
-    S ← β·S + (1-β)·n; the norm is scaled into [max(min_norm, α_low·S), α_high·S].
+    S ← β·S + (1-β)·n; the gradient is scaled so that max(min_norm, α_low·S) ≤ n ≤ α_high·S.
 
     Args:
-        low: α_low ≥ 0.
-        high: α_high ≥ α_low.
-        decay: β in [0, 1).
-        min_norm: the least lower end, ≥ 0.
-        current: the paper's order: n enters S first. False is the authors' code: the limits come
-            from the steps before, and the clipped norm enters.
+        low: α_low ≥ 0, the lower end of the band over S.
+        high: α_high ≥ α_low, the upper end of the band over S.
+        decay: β, the weight of the old average, in [0, 1).
+        min_norm: the smallest lower end, ≥ 0.
+        current: whether n enters S before the limits are taken, as in the paper. With False the
+            limits come from the steps before and the clipped norm enters S, as in the
+            authors' code.
 
     Returns:
-        The policy, for one group; give each group its own:
+        The policy, for one group. Give each group its own policy:
         {"*.q_proj.*": aggc(), "*.k_proj.*": aggc(), "*": None}.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: S starts at the first norm; from 0, as published, it would lock at α_high = 1.
+    Numerics: S starts at the first norm that is not zero. The published start at 0 would keep
+    the gradient at 0 if α_high is 1.
 
     Example:
         >>> aggc(low=0.5, high=2.0)
@@ -254,14 +262,15 @@ def aggc(
 def mean_std(
     k: float = 3.0, warmup: int = 20, clipped: bool = True, scope: Scope = "global"
 ) -> Policy:
-    """Clip at the mean plus k standard deviations of the norms before.
+    """Clip the norm at the mean plus k standard deviations of the earlier norms.
 
     τ = μ + k·s over all steps before this one.
 
     Args:
-        k: ≥ 0.
-        warmup: norms that must have been seen, ≥ 2.
-        clipped: the memory takes the norms after clipping, so that a spike does not raise it.
+        k: the number of standard deviations, ≥ 0.
+        warmup: the number of norms before the method clips, ≥ 2.
+        clipped: whether the memory takes the norm after clipping, so that a spike does not raise
+            the limit.
         scope: "global" or "tensor".
 
     Returns:
@@ -270,7 +279,8 @@ def mean_std(
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+    Numerics: as long as all norms are 0 there is no limit, because a limit of 0 would keep the
+    gradient at 0 for ever.
 
     Example:
         >>> mean_std()
@@ -287,15 +297,16 @@ def moving_average(
     clipped: bool = True,
     scope: Scope = "global",
 ) -> Policy:
-    """Clip at a multiple of the moving average of the norms before.
+    """Clip the norm at a multiple of the moving average of the earlier norms.
 
     τ = factor·m̂, m ← β·m + (1-β)·min(n, τ), m̂ = m/(1-βᵗ).
 
     Args:
-        factor: > 0.
-        decay: β in [0, 1).
-        warmup: norms that must have been seen, ≥ 0.
-        clipped: the memory takes the norms after clipping, so that a spike does not raise it.
+        factor: the multiple of the average, > 0.
+        decay: β, the weight of the old average, in [0, 1).
+        warmup: the number of norms before the method clips, ≥ 0; it needs at least one.
+        clipped: whether the memory takes the norm after clipping, so that a spike does not raise
+            the limit.
         scope: "global" or "tensor".
 
     Returns:
@@ -304,7 +315,8 @@ def moving_average(
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+    Numerics: as long as all norms are 0 there is no limit, because a limit of 0 would keep the
+    gradient at 0 for ever.
 
     Example:
         >>> moving_average(3.0)
@@ -317,29 +329,30 @@ def moving_average(
 def rolling_mean(
     factor: float = 2.0, window: int = 100, start: int = 100, scope: Scope = "global"
 ) -> Policy:
-    """Clip at a multiple of the plain mean of the last norms, from a given step on.
+    """Clip the norm at a multiple of the plain mean of the last norms, from a given step on.
 
     τ = factor·(mean of the last `window` norms before this one), from step `start` + 1 on.
 
     Args:
-        factor: > 0.
-        window: norms that are remembered, ≥ 1.
-        start: norms that must have been seen, ≥ 1.
+        factor: the multiple of the mean, > 0.
+        window: the number of norms that are remembered, ≥ 1.
+        start: the number of norms before the method clips, ≥ 1.
         scope: "global" or "tensor".
 
     Returns:
-        The policy. The norms enter as they are, before clipping. The defaults are ours.
+        The policy. The memory takes the norms before clipping. The defaults are ours.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: norms that were all 0 set no limit: it would keep the gradient at 0 for ever.
+    Numerics: as long as all norms are 0 there is no limit, because a limit of 0 would keep the
+    gradient at 0 for ever.
 
     Example:
         >>> rolling_mean(1.5, window=50)
         rolling_mean(1.5, window=50)
 
-    Source: a description of maxtext's rule; its code was not read.
+    Source: a description of maxtext's rule; we did not read its code.
     """
     return Policy(_norms(scope), RollingMean(factor, window, start), Rescale())
 
@@ -354,35 +367,36 @@ def adaptive_spectral(
     warmup: int = 1,
     rank: int | None = None,
 ) -> Policy:
-    """Cap each matrix's singular values at what its largest one usually is.
+    """Cap the singular values of each matrix at the usual size of its largest singular value.
 
     U·min(σ, τ)·Vᵀ, τ = factor·(moving average of σ₁), or the q-quantile of the last σ₁.
 
     Args:
-        statistic: "average", or "quantile" of a sliding window; of the steps before this one.
-        factor: of the average, > 0.
+        statistic: "average", or "quantile" of a sliding window, over the steps before this one.
+        factor: the multiple of the average, > 0.
         decay: the weight of the old average, in [0, 1).
-        q: in [0, 1].
-        window: values of σ₁ that the quantile remembers, ≥ 1.
-        warmup: values of σ₁ that must have been seen, ≥ 0.
-        rank: only the so many largest singular values are capped, ≥ 1; None caps all.
+        q: the quantile, in [0, 1].
+        window: the number of values of σ₁ that the quantile remembers, ≥ 1.
+        warmup: the number of values of σ₁ before the method clips, ≥ 0.
+        rank: the number of singular values to cap, ≥ 1, from the largest one on; None caps all.
 
     Returns:
-        The policy. σ₁ enters the memory as it is, before clipping. Filters are flattened to
-        (out, rest); a vector's one singular value is its norm.
+        The policy. The memory takes σ₁ before clipping. A filter counts as a matrix of shape
+        (out, rest); the only singular value of a vector is its norm.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: a full decomposition is computed for any rank; the paper's randomised one, which
-    saves time, gives the same up to its error. A matrix under the limit keeps its bits.
+    Numerics: each step decomposes every matrix in full, for any rank. The paper saves time with
+    a randomised decomposition, which gives the same result up to its error. A matrix under the
+    limit keeps its bits.
 
     Example:
         >>> adaptive_spectral("quantile", rank=8)
         adaptive_spectral('quantile', rank=8)
 
-    Source: the abstract of arXiv:2605.11838, which names the two statistics; the defaults, and
-    that this step's σ₁ does not count for its own limit, are ours.
+    Source: the abstract of arXiv:2605.11838, which names the two statistics. The defaults are
+    ours, and so is the choice that σ₁ of this step does not count for its own limit.
     """
     choice("statistic", statistic, ("average", "quantile"))
     threshold: Threshold = MovingAverage(factor, decay, warmup, current=False, clipped=False)
@@ -392,6 +406,6 @@ def adaptive_spectral(
 
 
 def _norms(scope: Scope) -> Measure:
-    """Return what these methods follow: a norm over many values."""
+    """Return the measure that these methods follow: one norm over many values."""
     choice("scope", scope, ("global", "tensor"))
     return Measure(scope)

@@ -1,4 +1,4 @@
-"""Methods that follow a moment of the values themselves: of each value, or of each tensor."""
+"""Methods whose limit is a moving moment of each value, or of each tensor."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = [
 
 @recipe(kind="moment", paper="Huang et al. 2025, arXiv:2501.06842")
 def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Policy:
-    """Clip single values that are spikes of their own second moment (SPAM's clipping).
+    """Clip each value whose square is far above its own moving second moment (SPAM's clipping).
 
     g → sign(g)·√(θ·V) if g² > θ·V; then V ← β·V + (1-β)·g², without bias correction.
 
     Args:
-        theta: θ > 0.
-        decay: β in [0, 1).
-        warmup: steps before anything is clipped, ≥ 0: 19 in the authors' code, whose 150
-            are another warm-up, of the learning rate.
+        theta: θ > 0, the largest ratio of g² to V.
+        decay: β, the weight of the old V, in [0, 1).
+        warmup: the number of steps before the method clips, ≥ 0. The authors' code has 19; its
+            150 is another warm-up, of the learning rate.
 
     Returns:
         The policy. Its memory is as large as the gradients.
@@ -41,13 +41,15 @@ def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Polic
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: a value whose V is still 0 has no limit; in the authors' code it stays 0 for ever.
+    Numerics: a value whose V is still 0 has no limit. In the authors' code such a value stays 0
+    for ever.
 
     Example:
         >>> spam()
         spam()
 
-    Source: Huang et al. 2025, equation 4; the momentum reset belongs to the optimizer.
+    Source: Huang et al. 2025, equation 4. The paper's momentum reset is part of the optimizer
+    and not of this policy.
     """
     return Policy(Measure("element"), SecondMoment(theta, decay, warmup), Rescale())
 
@@ -56,31 +58,33 @@ def spam(theta: float = 5000.0, decay: float = 0.999, warmup: int = 19) -> Polic
 def adamw_clip(
     k: float = 3.0, decay: float = 0.999, minimum: float = 1e-10, warmup: int = 0
 ) -> Policy:
-    """Clip single values at a multiple of their own root mean square (AdamWClip's clipping).
+    """Clip each value at a multiple of its own moving root mean square (AdamWClip's clipping).
 
     g → clamp(g, ±max(k·√V̂, minimum)), V̂ = V/(1-βᵗ); then V ← β·V + (1-β)·g² of the clipped g.
 
     Args:
-        k: > 0.
+        k: the multiple of the root mean square, > 0.
         decay: β, the weight of the old V, in [0, 1).
-        minimum: the least limit, ≥ 0.
-        warmup: steps before anything is clipped, ≥ 0.
+        minimum: the smallest limit, ≥ 0.
+        warmup: the number of steps before the method clips, ≥ 0.
 
     Returns:
-        The policy. Its memory is as large as the gradients; the optimizer shares its own.
+        The policy. Its memory is as large as the gradients; AdamWClip reads the optimizer's own
+        V instead.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: a value whose V is still 0 has no limit; in the authors' code it is the minimum, to
-    which the first step would be cut. t counts the steps in V; their code counts one more.
+    Numerics: a value whose V is still 0 has no limit. In the authors' code its limit is the
+    minimum, which would clip the first step to the minimum. Here t is the number of steps in V;
+    the authors' code counts one more.
 
     Example:
         >>> adamw_clip()
         adamw_clip()
 
-    Source: the authors' code, 3, 1e-10 and no warm-up; another version of it, and its
-    description, have a minimum of 0.01, on √V̂, and a warm-up of 10.
+    Source: the authors' code, with k = 3, a minimum of 1e-10 and no warm-up. Another version and
+    its description have a minimum of 0.01 for √V̂ and a warm-up of 10 steps.
     """
     root = number("k", k, low=0, above=True)
     return Policy(
@@ -90,12 +94,12 @@ def adamw_clip(
 
 @recipe(kind="moment", paper="Stable-SPAM, arXiv:2502.17055")
 def adaclip(decay: float = 0.999) -> Policy:
-    """Shrink the values above the moving average of each tensor's largest magnitude.
+    """Shrink each value above the moving average of its tensor's largest magnitude (AdaClip).
 
-    T ← γ·T + (1-γ)·max|g|, T̂ = T/(1-γᵗ); |gᵢ| > T̂ → gᵢ·T̂/max|g|.
+    T ← γ·T + (1-γ)·max|g|, T̂ = T/(1-γᵗ); gᵢ → gᵢ·T̂/max|g| if |gᵢ| > T̂.
 
     Args:
-        decay: γ in [0, 1).
+        decay: γ, the weight of the old average, in [0, 1).
 
     Returns:
         The policy.
@@ -107,7 +111,8 @@ def adaclip(decay: float = 0.999) -> Policy:
         >>> adaclip()
         adaclip()
 
-    Source: arXiv:2502.17055, AdaClip. The correction has its own counter, which no reset touches.
+    Source: arXiv:2502.17055, AdaClip. The bias correction has its own counter t, which a reset
+    of the momentum does not change.
     """
     threshold = MovingAverage(1.0, decay, current=True, clipped=False)
     return Policy(Measure("tensor", math.inf), threshold, ShrinkSpikes())
@@ -119,14 +124,14 @@ def adaclip(decay: float = 0.999) -> Policy:
     renamed={"mean": "mean_decay", "square": "square_decay"},
 )
 def adagn(mean_decay: float = 0.7, square_decay: float = 0.9, eps: float = 1e-8) -> Policy:
-    """Give each tensor the norm that its moving moments call for.
+    """Give each tensor the norm that the moving moments of its norm set (AdaGN).
 
-    g/‖g‖·m̂/(√v̂ + ε), m and v the moving averages of ‖g‖ and ‖g‖².
+    g/‖g‖·m̂/(√v̂ + ε), with m and v the moving averages of ‖g‖ and ‖g‖².
 
     Args:
         mean_decay: γ₁ in [0, 1), the weight of the old average of norms.
         square_decay: γ₂ in [0, 1), the weight of the old average of squared norms.
-        eps: ε ≥ 0.
+        eps: ε ≥ 0, added to the root.
 
     Returns:
         The policy.
@@ -153,13 +158,15 @@ def adagn(mean_decay: float = 0.7, square_decay: float = 0.9, eps: float = 1e-8)
 def stable_spam(
     mean_decay: float = 0.7, square_decay: float = 0.9, decay: float = 0.999, eps: float = 1e-8
 ) -> Chain:
-    """Shrink spikes, then normalise each tensor: AdaClip, then AdaGN.
+    """Shrink the spikes of each tensor with `adaclip`, then set its norm with `adagn`.
+
+    adagn(adaclip(g)), for each tensor.
 
     Args:
-        mean_decay: γ₁ of AdaGN, in [0, 1).
-        square_decay: γ₂ of AdaGN, in [0, 1).
-        decay: γ₃ of AdaClip, in [0, 1).
-        eps: of AdaGN, ≥ 0.
+        mean_decay: γ₁ of AdaGN, the weight of the old average of norms, in [0, 1).
+        square_decay: γ₂ of AdaGN, the weight of the old average of squared norms, in [0, 1).
+        decay: γ₃ of AdaClip, the weight of the old average, in [0, 1).
+        eps: ε of AdaGN, ≥ 0.
 
     Returns:
         The chain of the two policies.
@@ -171,35 +178,37 @@ def stable_spam(
         >>> stable_spam() == adaclip() | adagn()
         True
 
-    Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
+    Source: arXiv:2502.17055, algorithm 1. The paper's momentum reset is part of the optimizer
+    and not of this policy.
     """
     return adaclip(decay) | adagn(mean_decay, square_decay, eps)
 
 
 @recipe(kind="moment", paper="You & Liu 2025, arXiv:2510.01578")
 def spamp(alpha: float = 0.85, decay: float = 0.99) -> Policy:
-    """Raise each magnitude to a power, then cap each tensor at the average of its norm (SPAMP).
+    """Raise each magnitude to a power, then cap each tensor's norm at its moving average (SPAMP).
 
     τ ← β·τ + (1-β)·‖g‖, y = sign(g)·|g|^α; y·min(1, τ/‖y‖), for each tensor.
 
     Args:
-        alpha: α in (0, 1]; the paper's lies in [0.7, 1]. At 1 only the cap is left.
-        decay: β, the weight of the old average, in [0, 1); the paper's lies in [0.9, 0.999].
+        alpha: α in (0, 1]; the paper's α is in [0.7, 1]. With 1 the method only caps the norm.
+        decay: β, the weight of the old average, in [0, 1); the paper's β is in [0.9, 0.999].
 
     Returns:
-        The policy. This step's norm counts for its own limit. A magnitude under 1 grows.
+        The policy. The norm of this step counts for its own limit. A magnitude under 1 grows.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: τ is rid of its start at zero. ‖y‖ is the α-th power of the norm of order 2·α.
+    Numerics: a bias correction removes the start of τ at zero. ‖y‖ is the α-th power of the norm
+    of order 2·α.
 
     Example:
         >>> spamp()
         spamp()
 
-    Source: a description of arXiv:2510.01578. There α falls as ‖g‖/τ grows, by a function that
-    the description leaves open; here α is constant, and the default is ours.
+    Source: a description of arXiv:2510.01578. In the paper α falls as ‖g‖/τ grows, but the
+    description does not give the function; here α is constant, and the default is ours.
     """
     average = MovingAverage(1.0, decay, current=True, clipped=False)
     power = Power(alpha)
@@ -210,18 +219,18 @@ def spamp(alpha: float = 0.85, decay: float = 0.99) -> Policy:
 def acclip(
     alpha: float = 1.0, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-5
 ) -> Wrapped:
-    """Clip each value of a momentum at a moving average of |g|; β weighs the old (ACClip).
+    """Clip each value of a momentum at a moving average of |g|, with β for the old (ACClip).
 
-    m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; min(τ/(|m| + ε), 1)·m.
+    m ← β₁m + (1-β₁)g; τ^α ← β₂τ^α + (1-β₂)|g|^α; the optimizer gets min(τ/(|m| + ε), 1)·m.
 
     Args:
-        alpha: α > 0.
+        alpha: α > 0, the power in the average.
         beta1: β₁ in [0, 1), the weight of the old momentum.
         beta2: β₂ in [0, 1), the weight of the old average.
-        eps: ε ≥ 0.
+        eps: ε ≥ 0, added to the magnitude of the momentum.
 
     Returns:
-        The policy. What comes out is a momentum: use it with plain SGD.
+        The policy. The output is a momentum: use the policy with SGD without momentum.
 
     Raises:
         PolicyError: an argument is out of its range.

@@ -1,4 +1,4 @@
-"""Methods that leave out a whole step."""
+"""Methods that skip a whole step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ __all__ = ["skip_above", "skip_outliers"]
 
 @recipe(kind="skip", sample=(100.0,), paper="folklore")
 def skip_above(max_norm: float) -> Policy:
-    """Skip the step if the global norm exceeds max_norm.
+    """Skip the whole step if the global norm exceeds max_norm.
+
+    The step is skipped if ‖g‖ > max_norm; a step that is not skipped stays unchanged.
 
     Args:
-        max_norm: the largest norm of a step that is taken, ≥ 0.
+        max_norm: the largest norm of a step that is not skipped, ≥ 0.
 
     Returns:
-        The policy. Skips in a row are limited by the clipper's max_skips.
+        The policy. The clipper's max_skips limits the number of skips in a row.
 
     Raises:
         PolicyError: max_norm is negative or NaN.
@@ -38,19 +40,20 @@ def skip_above(max_norm: float) -> Policy:
 def skip_outliers(
     k: float = 6.0, window: int = 128, minimum: int = 64, of: Literal["norm", "loss"] = "norm"
 ) -> Policy:
-    """Skip the step if its norm, or its loss, is an outlier of the last ones.
+    """Skip the whole step if its norm, or its loss, is an outlier of the last values.
 
-    skip if x > μ + k·s, over the last `window` values before this one.
+    The step is skipped if x > μ + k·s, over the last `window` values before this one.
 
     Args:
-        k: > 0.
-        window: values that are remembered, ≥ 2.
-        minimum: values, this one counted, that must have been seen, ≥ 3.
-        of: "norm", or "loss", which must then be passed to each step.
+        k: the number of standard deviations, > 0.
+        window: the number of values that are remembered, ≥ 2.
+        minimum: the number of values, this one included, before the method skips, ≥ 3.
+        of: "norm" for the global norm, or "loss" for the loss, which each step must then give.
 
     Returns:
-        The policy; for both write skip_outliers() | skip_outliers(of="loss"). One-sided: a sudden
-        drop is no fault. Skipped values are remembered, non-finite ones are not.
+        The policy; for both values write skip_outliers() | skip_outliers(of="loss"). A sudden
+        drop does not skip the step. The memory takes the value of a skipped step, but not a
+        non-finite value.
 
     Raises:
         PolicyError: an argument is out of its range.

@@ -1,4 +1,4 @@
-"""Methods without a memory."""
+"""Methods that remember nothing from step to step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
 
     Args:
-        max_norm: the largest norm that stays as it is, ≥ 0; inf only measures.
+        max_norm: the largest norm that stays unchanged, ≥ 0; inf measures and changes nothing.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
@@ -45,7 +45,7 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     Raises:
         PolicyError: max_norm is negative or NaN, order ≤ 0, or the scope is unknown.
 
-    Numerics: exact at the limit: no ε is added to the norm. Zero stays zero.
+    Numerics: the limit is exact: the method adds no ε to the norm. A zero gradient stays zero.
 
     Example:
         >>> by_norm(1.0)
@@ -70,21 +70,24 @@ def by_value(
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
-    by_value(c) clamps to [-c, c]; by_value(a, b) to [a, b]; by_value(min=a) has no upper end.
+    gᵢ → min(max(gᵢ, a), b).
+
+    by_value(c) clamps to [-c, c], by_value(a, b) clamps to [a, b], and by_value(min=a) sets no
+    maximum.
 
     Args:
-        limit: alone, the largest magnitude, ≥ 0; followed by max, the minimum.
-        max: the largest value.
-        min: the smallest value.
+        limit: the largest magnitude, ≥ 0, if it is the only argument; with max, the minimum a.
+        max: the maximum b; None sets no maximum.
+        min: the minimum a; None sets no minimum.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: nothing was given, a bound is NaN, or min exceeds max.
+        PolicyError: no bound was given, a bound is NaN, or min exceeds max.
 
-    Numerics: values inside the bounds keep their bits; NaN stays NaN. The direction of the
-    gradient changes: `ClipResult.cosine` says by how much.
+    Numerics: a value inside the bounds keeps its bits; NaN stays NaN. The direction of the
+    gradient changes; `ClipResult.cosine` is the cosine between the two directions.
 
     Example:
         >>> by_value(0.5)
@@ -123,10 +126,10 @@ def floor(
     g·min(min_norm/‖g‖, max_gain) if 0 < ‖g‖ < min_norm, else g.
 
     Args:
-        min_norm: the smallest norm that stays as it is, > 0 and finite.
+        min_norm: the smallest norm that stays unchanged, > 0 and finite.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
-        max_gain: the largest factor, ≥ 1: rounding noise of norm 1e-30 is not a direction.
+        max_gain: the largest factor, ≥ 1, so that rounding noise of norm 1e-30 stays small.
 
     Returns:
         The policy.
@@ -138,7 +141,7 @@ def floor(
         >>> floor(0.1)
         floor(0.1)
 
-    Source: the counterpart of norm clipping; no paper isolates it.
+    Source: the counterpart of norm clipping; no paper proposes a floor alone.
     """
     _refuse_scope(scope)
     limit = Fixed(low=number("min_norm", min_norm, low=0, above=True, finite=True))
@@ -162,8 +165,8 @@ def band(
     g·max_norm/‖g‖ above the band, g·min(min_norm/‖g‖, max_gain) below it, else g.
 
     Args:
-        min_norm: the lower end, > 0 and finite.
-        max_norm: the upper end, ≥ min_norm.
+        min_norm: the smallest norm that stays unchanged, > 0 and finite.
+        max_norm: the largest norm that stays unchanged, ≥ min_norm.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
         max_gain: the largest factor, ≥ 1.
@@ -172,7 +175,7 @@ def band(
         The policy.
 
     Raises:
-        PolicyError: an end is not a number that fits, or the ends are swapped.
+        PolicyError: an argument is out of its range, or max_norm is smaller than min_norm.
 
     Example:
         >>> band(0.1, 1.0)
@@ -194,7 +197,7 @@ def band(
 def block_rms(threshold: float) -> Policy:
     """Rescale each tensor whose root mean square exceeds the threshold.
 
-    g·threshold/RMS(g) if RMS(g) > threshold, RMS(g) = ‖g‖/√N, for each tensor.
+    g·threshold/RMS(g) if RMS(g) > threshold, else g, with RMS(g) = ‖g‖/√N, for each tensor.
 
     Args:
         threshold: the largest root mean square, ≥ 0.
@@ -209,7 +212,8 @@ def block_rms(threshold: float) -> Policy:
         >>> block_rms(1.0) == by_norm(1.0, order="rms", scope="tensor")
         True
 
-    Source: Shazeer & Stern 2018, section 6 (there on the update: see `update_rms`).
+    Source: Shazeer & Stern 2018, section 6, for the optimizer's update (see `update_rms`); optax
+    applies the rule to gradients.
     """
     limit = Fixed(high=number("threshold", threshold, low=0))
     return Policy(Measure("tensor", "rms"), limit, Rescale())
@@ -217,9 +221,9 @@ def block_rms(threshold: float) -> Policy:
 
 @recipe(kind="fixed", sample=(0.1,), paper="TensorFlow clip_by_average_norm")
 def average_norm(max_norm: float) -> Policy:
-    """Rescale each tensor whose 2-norm over its number of values exceeds max_norm.
+    """Rescale each tensor whose 2-norm, divided by its number of values, exceeds max_norm.
 
-    g·max_norm/(‖g‖/N) if ‖g‖/N > max_norm, for each tensor. Note the N: not √N.
+    g·max_norm/(‖g‖/N) if ‖g‖/N > max_norm, else g, for each tensor. The divisor is N, not √N.
 
     Args:
         max_norm: the largest average norm, ≥ 0.
@@ -244,23 +248,23 @@ def average_norm(max_norm: float) -> Policy:
 def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
     """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
 
-    G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), for each output row or filter.
+    G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), else G, for each output row or filter.
 
     Args:
-        clipping: λ > 0.
-        eps: ε ≥ 0, the norm that a smaller weight counts as.
-        axis: the axis that counts the units; None: the first for PyTorch and NumPy, the last
-            for JAX. A scalar or a vector is one unit.
+        clipping: λ > 0, the largest ratio of the gradient's norm to the weights' norm.
+        eps: ε ≥ 0, the norm that stands in for every smaller norm of weights.
+        axis: the axis that counts the units; None takes the first axis for PyTorch and NumPy,
+            and the last axis for JAX. A scalar or a vector is one unit.
 
     Returns:
-        The policy. It needs the weights. The authors leave the last layer out:
+        The policy, which needs the weights. The authors exclude the last layer:
         {"head.*": None, "*": agc()}.
 
     Raises:
         PolicyError: clipping is not positive, or eps is negative.
 
-    Numerics: exact at the limit; the authors' code divides by max(‖G‖, 1e-6), which never
-    binds at these defaults.
+    Numerics: the limit is exact. The authors' code divides by max(‖G‖, 1e-6), which changes
+    nothing with these defaults.
 
     Example:
         >>> agc()
@@ -282,18 +286,18 @@ def smooth(
     order: Order = 2.0,
     scope: Scope = "global",
 ) -> Policy:
-    """Shrink every gradient so that its norm stays under max_norm, without a corner.
+    """Shrink every gradient smoothly, so that its norm stays under max_norm.
 
-    "root": g/√(1 + n²/τ²); "linear": g/(1 + n/τ).
+    "root": g/√(1 + n²/τ²); "linear": g/(1 + n/τ); with n = ‖g‖.
 
     Args:
-        max_norm: τ > 0, approached but never reached.
-        shape: "root" or "linear".
+        max_norm: τ > 0, the norm that no result reaches.
+        shape: "root" or "linear", one of the two formulas.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
 
     Returns:
-        The policy. Every gradient is changed, small ones a little.
+        The policy, which changes every gradient, a small one only a little.
 
     Raises:
         PolicyError: max_norm is not positive, or the shape is unknown.
@@ -311,10 +315,12 @@ def smooth(
 
 @recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
 def tanh(limit: float) -> Policy:
-    """Squash each value: τ·tanh(g/τ).
+    """Squash each value of the gradient smoothly, so that its magnitude stays under the limit.
+
+    gᵢ → τ·tanh(gᵢ/τ).
 
     Args:
-        limit: τ > 0, approached but never reached.
+        limit: τ > 0, the magnitude that no result reaches, except by rounding.
 
     Returns:
         The policy.
@@ -342,13 +348,13 @@ def normalise(
     g·τ/(‖g‖ + ε).
 
     Args:
-        norm: τ > 0.
-        eps: ε ≥ 0.
+        norm: τ > 0, the norm of the result.
+        eps: ε ≥ 0, added to the norm in the divisor.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
 
     Returns:
-        The policy. With a fixed learning rate the training never settles.
+        The policy. With a constant learning rate the steps never shrink.
 
     Raises:
         PolicyError: norm is not positive, or eps is negative.
@@ -366,35 +372,37 @@ def normalise(
 
 @recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")
 def spectral(max_value: float, soft: bool = False) -> Policy:
-    """Cap the singular values of each matrix.
+    """Cap the singular values of each matrix of the gradient.
 
-    U·min(σ, τ)·Vᵀ; soft: (I + GGᵀ/τ²)^(-1/2)·G, which gives σ/√(1 + σ²/τ²).
+    U·min(σ, τ)·Vᵀ; soft: (I + GGᵀ/τ²)^(-1/2)·G, which turns σ into σ/√(1 + σ²/τ²).
 
     Args:
-        max_value: τ > 0.
-        soft: the smooth form.
+        max_value: τ > 0, the largest singular value of the result.
+        soft: whether to shrink every singular value smoothly instead of cutting the large ones.
 
     Returns:
-        The policy. Filters are flattened to (out, rest); a vector's one singular value is its
-        norm. Costs a singular value decomposition of each matrix.
+        The policy. A filter counts as a matrix of shape (out, rest); the only singular value of
+        a vector is its norm. Each step decomposes every matrix.
 
     Raises:
         PolicyError: max_value is not positive.
 
-    Numerics: decomposed in at least float32; a matrix under the limit keeps its bits (hard form).
+    Numerics: the decomposition runs in at least float32. In the hard form a matrix under the
+    limit keeps its bits.
 
     Example:
         >>> spectral(1.0)
         spectral(1.0)
 
-    Source: SPECTRA; there the soft form is computed by Newton-Schulz, here exactly.
+    Source: SPECTRA. The authors approximate the soft form by Newton-Schulz iterations; here it
+    is exact up to rounding.
     """
     limit = Fixed(high=number("max_value", max_value, low=0, above=True))
     return Policy(Measure("singular"), limit, Smooth("root") if flag("soft", soft) else Rescale())
 
 
 def _refuse_scope(scope: object) -> None:
-    """These methods take one norm over many values."""
+    """Refuse a scope that does not take one norm over many values."""
     if scope == "element":
         remedy = "one element's norm is its value: use by_value, or global, tensor or unit"
         raise PolicyError.of("scope", scope, remedy)

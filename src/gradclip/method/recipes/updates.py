@@ -1,4 +1,7 @@
-"""Methods that bound an optimizer's update: for `attach(on="update")`, or after it in a chain."""
+"""Methods that bound an optimizer's update.
+
+Use them with `attach(on="update")`, or place them after the optimizer in a chain of optax.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ __all__ = [
 
 @recipe(kind="update", paper="Tang et al. 2023, arXiv:2302.09178")
 def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
-    """Scale each tensor's update so that no weight moves by more than its own share.
+    """Scale each tensor's update so that each weight moves by a bounded share of its size (Clippy).
 
     δ·min(1, minᵢ (λ_rel·|wᵢ| + λ_abs)/|δᵢ|), for each tensor.
 
     Args:
-        relative: λ_rel ≥ 0.
-        absolute: λ_abs > 0.
+        relative: λ_rel ≥ 0, the largest move as a share of the weight's magnitude.
+        absolute: λ_abs > 0, the largest move of a weight that is 0.
 
     Returns:
-        The policy. It needs the weights, and is meant for the optimizer's update: place it
-        after the optimizer. One zero weight nearly stops its tensor, as published.
+        The policy, which needs the weights. It bounds the optimizer's update: place it after the
+        optimizer. As published, one weight of 0 nearly stops its tensor.
 
     Raises:
         PolicyError: an argument is out of its range.
@@ -37,7 +40,7 @@ def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
         >>> clippy()
         clippy()
 
-    Source: Tang et al. 2023, algorithm 1; defaults of the authors' code.
+    Source: Tang et al. 2023, algorithm 1; the defaults are those of the authors' code.
     """
     measure = Measure("tensor", math.inf, relative=(relative, absolute))
     return Policy(measure, Fixed(high=1.0), Rescale())
@@ -53,19 +56,19 @@ def update_rms(threshold: float = 1.0) -> Policy:
     U/max(1, RMS(U)/d), for each tensor.
 
     Args:
-        threshold: d > 0.
+        threshold: d, the largest root mean square of an update, > 0.
 
     Returns:
-        The policy. It is meant for the optimizer's update: place it after the optimizer.
+        The policy. It bounds the optimizer's update: place it after the optimizer.
 
     Raises:
-        PolicyError: threshold is not positive.
+        PolicyError: threshold is not a number.
 
     Example:
         >>> update_rms()
         update_rms()
 
-    Source: Shazeer & Stern 2018, section 6. StableAdamW takes the RMS of g/√v and applies it to
-    the momentum's update: the same where there is no momentum.
+    Source: Shazeer & Stern 2018, section 6. StableAdamW takes the RMS of g/√v and divides the
+    update with momentum by it; without momentum both are the same.
     """
     return Policy(Measure("tensor", "rms"), Fixed(high=threshold), Rescale())

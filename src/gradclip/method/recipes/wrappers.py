@@ -1,4 +1,4 @@
-"""Methods that carry something along: what was cut, a momentum, an estimate."""
+"""Methods that wrap another policy and remember an array for each gradient."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["centered", "clip21", "with_feedback"]
     wraps=as_policy,
 )
 def with_feedback(policy: PolicyLike) -> Wrapped:
-    """Carry what a policy cuts off into the next step (U-Clip's error feedback).
+    """Add the part that a policy cuts off to the gradient of the next step (U-Clip).
 
-    u = clip(g + Δ); Δ ← Δ + g - u: what was applied plus what is carried is what there was.
+    u = clip(g + Δ); Δ ← Δ + g - u; the optimizer gets u. So u plus the new Δ is g plus the old Δ.
 
     Args:
-        policy: any policy but one by name; give the wrapper inside the rules instead.
+        policy: the policy that clips, not one by name; put the wrapper inside the rules instead.
 
     Returns:
         The wrapped policy. Its memory is as large as the gradients.
@@ -30,8 +30,8 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
     Raises:
         PolicyError: policy is not a policy, or holds rules by name.
 
-    Numerics: Δ is at least float32, and takes the rounding of the result up too. A step that is
-    skipped leaves it as it is.
+    Numerics: Δ is at least float32, and also takes the rounding error of u. A skipped step does
+    not change Δ.
 
     Example:
         >>> from gradclip import by_norm
@@ -47,14 +47,14 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
     kind="wrapper", sample=("norm:1.0",), paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
 )
 def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
-    """Clip a momentum's distance from an estimate; β weighs the new (Clip21-SGD2M).
+    """Clip the difference of a momentum and an estimate, with β for the new (Clip21-SGD2M).
 
-    v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); e is applied.
+    v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); the optimizer gets e.
 
     Args:
-        policy: what clips the distance, such as by_norm(1.0).
+        policy: the policy that clips the difference, such as by_norm(1.0).
         beta1: β₁ in (0, 1], the weight of the new gradient; 1 is Clip21 without momentum.
-        beta2: β₂ in (0, 1], the share of the clipped distance that the estimate moves.
+        beta2: β₂ in (0, 1], the share of the clipped difference that is added to the estimate.
 
     Returns:
         The wrapped policy. Its memory is twice as large as the gradients.
@@ -67,7 +67,8 @@ def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrappe
         >>> str(clip21(by_norm(1.0), beta1=0.5))
         'clip21:beta1=0.5(norm:1.0)'
 
-    Source: arXiv:2502.11682, one worker; β has no default there: these are ours.
+    Source: arXiv:2502.11682, for one worker. The paper gives no defaults for β₁ and β₂; these
+    are ours.
     """
     return Wrapped(Difference(beta1, beta2), _inner(policy))
 
@@ -79,15 +80,16 @@ def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrappe
     wraps=as_policy,
 )
 def centered(policy: PolicyLike) -> Wrapped:
-    """Clip the gradient's distance from the last output (centered clipping).
+    """Clip the difference of the gradient and the last output (centered clipping).
 
-    v ← v + clip(g - v); v is applied.
+    v ← v + clip(g - v); the optimizer gets v.
 
     Args:
-        policy: what clips the distance, such as by_norm(1.0).
+        policy: the policy that clips the difference, such as by_norm(1.0).
 
     Returns:
-        The wrapped policy, for the stream of one worker. With several, average their outputs.
+        The wrapped policy, for the gradients of one worker. Average the outputs of several
+        workers.
 
     Raises:
         PolicyError: policy is not a policy, or holds rules by name.
@@ -103,5 +105,5 @@ def centered(policy: PolicyLike) -> Wrapped:
 
 
 def _inner(policy: PolicyLike) -> Policy | Chain:
-    """Return the policy inside; `Wrapped` refuses one by name."""
+    """Return the inner policy; `Wrapped` refuses rules by name."""
     return as_policy(policy)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""How large is too large: pure rules from norms, and what they remember, to limits."""
+"""Thresholds: pure rules that turn norms, and a memory of earlier norms, into limits."""
 
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold

@@ -1,4 +1,4 @@
-"""AdaGC's limit: each tensor against its own smoothed norm, after a globally clipped start."""
+"""AdaGC's limit: a multiple of each tensor's own average norm, after a warm-up."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ __all__ = ["OwnAverage"]
 
 @dataclass(frozen=True)
 class OwnAverage:
-    """Warm-up: the global norm is clipped to start, γᵢ = min(γᵢ, ‖ĝᵢ‖); then high = factor·γᵢ.
+    """Limit each norm to a multiple of the moving average of its own clipped values.
 
-    After the warm-up γᵢ ← decay·γᵢ + (1-decay)·‖ĝᵢ‖, with ĝ the clipped gradient.
+    Warm-up: the global norm is clipped at start, and γᵢ = min(γᵢ, ‖ĝᵢ‖). Afterwards:
+    high = factor·γᵢ, γᵢ ← decay·γᵢ + (1-decay)·‖ĝᵢ‖, with ĝ the clipped gradient.
 
     Args:
-        start: the global limit of the warm-up, > 0.
-        factor: > 0.
-        decay: of γ, in [0, 1).
-        warmup: steps of the warm-up, ≥ 0.
+        start: the limit of the global norm in the warm-up, > 0.
+        factor: the multiple of the average, > 0.
+        decay: the weight of the old average, in [0, 1).
+        warmup: the number of steps of the warm-up, ≥ 0.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a norm of 0 does not enter an empty average.
+
+    Source: AdaGC, arXiv:2502.11034v1, algorithm 1.
     """
 
     start: float
@@ -31,14 +39,14 @@ class OwnAverage:
     warmup: int
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "start", number("start", self.start, low=0, above=True))
         object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return no average: infinite until a norm that is not zero was context."""
+        """Return the empty memory: each average is infinite until its first norm above zero."""
         return {"own": xp.full_like(norms, xp.inf), "count": xp.zeros_like(norms)}
 
     def update(
@@ -48,7 +56,7 @@ class OwnAverage:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the limits of the warm-up, or those of each tensor's own average."""
+        """Return the limits of the warm-up, or a multiple of each average; and the new memory."""
         own, count = state["own"], state["count"]
         warm = count < self.warmup
         total = combine(norms, 2.0, xp)
@@ -58,7 +66,8 @@ class OwnAverage:
         high = xp.where(warm, xp.where(over, shrunk, none), self.factor * own)
         value = xp.where(norms > high, high, norms)
         known = xp.isfinite(own)
-        # A zero says nothing of a tensor's usual size: as its average it would lock the tensor.
+        # A norm of zero does not show the tensor's usual size: an average of zero would keep the
+        # tensor at zero.
         least = xp.where((value > 0) & (value < own), value, own)
         smooth = average(xp.where(known, own, xp.zeros_like(own)), value, self.decay)
         new = xp.where(warm | ~known, least, smooth)

@@ -1,9 +1,9 @@
-"""What every threshold is: two pure functions, written against the array API.
+"""The interface of a threshold: two pure functions, written against the array API.
 
-`init` returns a threshold's memory, a dict of arrays whose first axis counts the measured items
-(for single elements: whose shape is the gradient's). `update` returns the limits of this step and
-the new memory. The same lines serve NumPy, PyTorch and JAX; the engine sees to it that nothing
-non-finite, and no step that was skipped, enters a memory.
+`init` returns a threshold's memory, a dict of arrays. The first axis of each array counts the
+measured items; for scope "element" each array has the shape of the gradient. `update` returns the
+limits of this step and the new memory. The same lines serve NumPy, PyTorch and JAX. The engine
+keeps the old memory after a skipped step and after a non-finite norm.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ __all__ = ["Context", "Limits", "State", "Threshold", "average", "check_threshol
 
 
 class Limits(NamedTuple):
-    """The bounds of this step: floats, or arrays of the norms' shape; None is no bound."""
+    """The bounds of this step.
+
+    Attributes:
+        low: the smallest allowed norm or value: a float, an array of the norms' shape, or None
+            for no lower bound.
+        high: the largest allowed norm or value, likewise.
+    """
 
     low: Array = None
     high: Array = None
 
 
 def _nothing() -> Array:
-    raise AssertionError("nothing else was shown")
+    raise AssertionError("the caller gave the threshold no such context")
 
 
 def _no_other_order(order: float) -> Norms:
@@ -35,12 +41,12 @@ def _no_other_order(order: float) -> Norms:
 
 
 class Context(NamedTuple):
-    """What else a threshold may look at; each is measured only if it is asked for.
+    """Functions that a threshold may call for more than the norms; each measures only on a call.
 
     Attributes:
-        weights: returns the weights' norms, of the same parts as the gradients'.
-        raw: returns the gradient before the wrapper that the policy is in.
-        norms: returns the norms of another order, of the same parts of the gradients.
+        weights: returns the norms of the weights, over the same parts as the gradients' norms.
+        raw: returns the gradient before the wrapper around the policy changed it.
+        norms: returns the gradients' norms of another order, over the same parts.
     """
 
     weights: Callable[[], Norms] = _nothing
@@ -52,13 +58,26 @@ class Threshold(Protocol):
     """The two pure functions that every threshold has."""
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the empty memory for norms of this shape; nothing of their values enters."""
+        """Return the empty memory for norms of this shape; their values do not matter.
+
+        Args:
+            norms: the norms of the first step; only their shape, dtype and device are used. Not
+                mutated.
+            xp: the array namespace of the norms.
+        """
         ...
 
     def update(
         self, state: State, norms: Norms, context: Context, xp: Namespace
     ) -> tuple[Limits, State]:
-        """Return this step's limits and the new memory; nothing is mutated."""
+        """Return the limits of this step and the new memory.
+
+        Args:
+            state: the memory after the last step; not mutated.
+            norms: the norms of this step, one for each measured part; not mutated.
+            context: functions that measure more on request.
+            xp: the array namespace of the norms.
+        """
         ...
 
 
@@ -74,5 +93,5 @@ def average(old: Array, value: Array, decay: float) -> Array:
 
 
 def corrected(mean: Array, decay: float, count: Array) -> Array:
-    """Return a moving average that started at zero, rid of that start; count ≥ 1."""
+    """Return a moving average without the bias of its start at zero, after count ≥ 1 values."""
     return mean / (1 - decay**count)

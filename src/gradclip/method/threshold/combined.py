@@ -1,4 +1,4 @@
-"""Thresholds made of thresholds, which change when they hold or which norms they see."""
+"""Thresholds that combine other thresholds, or give another threshold other norms."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ __all__ = ["After", "Leading", "OtherOrder", "Smallest"]
 
 @dataclass(frozen=True)
 class Smallest:
-    """The tighter upper limit of two thresholds; the first one's lower limit."""
+    """Take the smaller upper limit of two thresholds, and the lower limit of the first one.
+
+    high = min(high₁, high₂), low = low₁.
+
+    Args:
+        first: a threshold; its lower limit holds.
+        second: another threshold.
+
+    Raises:
+        PolicyError: an argument is not a threshold.
+    """
 
     first: Threshold
     second: Threshold
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse parts and arguments that do not fit."""
         check_threshold("first", self.first)
         check_threshold("second", self.second)
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return both memories."""
+        """Return the empty memories of both thresholds."""
         return {"first": self.first.init(norms, xp), "second": self.second.init(norms, xp)}
 
     def update(
         self, state: State, norms: Norms, context: Context, xp: Namespace
     ) -> tuple[Limits, State]:
-        """Return the tighter limits and both new memories."""
+        """Return the smaller upper limits, the first lower limits, and both new memories."""
         one, first = self.first.update(state["first"], norms, context, xp)
         two, second = self.second.update(state["second"], norms, context, xp)
         a, b = (limits.high + xp.zeros_like(norms) for limits in (one, two))
@@ -40,27 +50,39 @@ class Smallest:
 
 @dataclass(frozen=True)
 class After:
-    """One threshold for the first steps, another after them; both watch from the start."""
+    """Use one threshold for the first steps and another one afterwards.
+
+    high = high of `first` for the first `steps` steps, then high of `then`; there is no lower
+    limit. Both thresholds remember every step from the start.
+
+    Args:
+        steps: the number of steps of the first threshold, ≥ 0.
+        first: the threshold of the first steps.
+        then: the threshold of all later steps.
+
+    Raises:
+        PolicyError: steps is out of its range, or an argument is not a threshold.
+    """
 
     steps: int
     first: Threshold
     then: Threshold
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse parts and arguments that do not fit."""
         object.__setattr__(self, "steps", integer("steps", self.steps, low=0))
         check_threshold("first", self.first)
         check_threshold("then", self.then)
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return both memories and the count of steps."""
+        """Return the empty memories of both thresholds and the count of steps."""
         memories = {"first": self.first.init(norms, xp), "then": self.then.init(norms, xp)}
         return {**memories, "count": xp.zeros_like(norms)}
 
     def update(
         self, state: State, norms: Norms, context: Context, xp: Namespace
     ) -> tuple[Limits, State]:
-        """Return the limits that hold now and both new memories."""
+        """Return the limits of the threshold in use, and both new memories."""
         one, first = self.first.update(state["first"], norms, context, xp)
         two, then = self.then.update(state["then"], norms, context, xp)
         early = state["count"] < self.steps
@@ -70,31 +92,36 @@ class After:
 
 @dataclass(frozen=True)
 class Leading:
-    """The limit that a threshold gives for the largest of the norms, for the first of them.
+    """Give the first norms the limit that a threshold computes from the largest norm.
+
+    high_i = high(max n) for i < rank, else inf.
 
     Args:
         of_largest: the threshold, which sees only the largest norm.
-        rank: so many norms have the limit, from the first on, ≥ 1; None for all. Singular
-            values come in descending order.
+        rank: the number of norms that have the limit, from the first on, ≥ 1; None limits all.
+            Singular values are in descending order.
+
+    Raises:
+        PolicyError: of_largest is not a threshold, or rank is out of its range.
     """
 
     of_largest: Threshold
     rank: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse parts and arguments that do not fit."""
         check_threshold("of_largest", self.of_largest)
         if self.rank is not None:
             object.__setattr__(self, "rank", integer("rank", self.rank, low=1))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the threshold's memory, as often as there are norms."""
+        """Return the threshold's empty memory, with one entry for each norm."""
         return self.of_largest.init(norms, xp)
 
     def update(
         self, state: State, norms: Norms, context: Context, xp: Namespace
     ) -> tuple[Limits, State]:
-        """Return the limit of the largest norm for the first norms, and the new memory."""
+        """Return the limit from the largest norm for the first norms, and the new memory."""
         zeros = xp.zeros_like(norms)
         largest = xp.max(norms) + zeros if math.prod(norms.shape) else norms
         limits, new = self.of_largest.update(state, largest, context, xp)
@@ -109,23 +136,26 @@ class Leading:
 
 @dataclass(frozen=True)
 class OtherOrder:
-    """The limit that a threshold gives for the norms of another order than the policy's measure.
+    """Give a threshold norms of another order than the order of the policy's measure.
 
     Args:
         order: p > 0 of the p-norm that the threshold sees, or inf.
-        threshold: the threshold; the policy's measure takes one norm of each tensor, or of all.
+        threshold: the threshold. The scope of the policy's measure is "tensor" or "global".
+
+    Raises:
+        PolicyError: order is not positive, or threshold is not a threshold.
     """
 
     order: float
     threshold: Threshold
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse parts and arguments that do not fit."""
         object.__setattr__(self, "order", number("order", self.order, low=0, above=True))
         check_threshold("threshold", self.threshold)
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the threshold's memory."""
+        """Return the threshold's empty memory."""
         return self.threshold.init(norms, xp)
 
     def update(
@@ -135,5 +165,5 @@ class OtherOrder:
         context: Context,
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the threshold's limits and new memory, for norms of the other order."""
+        """Return the limits and the new memory that the other norms give."""
         return self.threshold.update(state, context.norms(self.order), context, xp)

@@ -1,4 +1,4 @@
-"""Limits without a memory: numbers, and the weights' own size."""
+"""Limits without a memory: fixed numbers, and multiples of the weights' norms."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ __all__ = ["Fixed", "RatioToWeight"]
 
 @dataclass(frozen=True)
 class Fixed:
-    """Limits that never move.
+    """Use the same limits at every step.
 
     Args:
-        high: the largest allowed norm or value; None for no upper bound.
-        low: the smallest allowed norm or value; None for no lower bound.
+        high: the largest allowed norm or value; None sets no upper bound.
+        low: the smallest allowed norm or value, ≤ high; None sets no lower bound.
+
+    Raises:
+        PolicyError: both bounds are None, a bound is NaN, or low exceeds high.
 
     Example:
         >>> Fixed(high=1.0).update({}, 3.0, Context(), None)
@@ -30,7 +33,7 @@ class Fixed:
     low: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         for name in ("low", "high"):
             value = getattr(self, name)
             if value is not None:
@@ -57,23 +60,31 @@ class Fixed:
 
 @dataclass(frozen=True)
 class RatioToWeight:
-    """high = ratio·max(‖W‖, eps), with the norm of the weights over the same part.
+    """Limit a gradient's norm to a multiple of the norm of its weights.
+
+    high = ratio·max(‖W‖, eps), with the weights W of the same part.
 
     Args:
-        ratio: > 0.
-        eps: the norm that a smaller weight counts as, ≥ 0, so that a new one can grow.
+        ratio: the multiple, > 0.
+        eps: the norm that stands in for every smaller norm of weights, ≥ 0, so that weights can
+            grow from 0.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Source: Brock et al. 2021, equation 3.
     """
 
     ratio: float
     eps: float
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "ratio", number("ratio", self.ratio, low=0, above=True))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
     def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
-        """Return the empty memory: the weights remember for themselves."""
+        """Return the empty memory: the limits depend only on the weights."""
         return {}
 
     def update(

@@ -1,4 +1,4 @@
-"""Limits from moments of the gradient's own values, or of its norms, as optimizers keep them."""
+"""Limits from moving moments of the gradient's values, or of its norms."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ __all__ = ["NormalisedNorm", "PowerAverage", "SecondMoment"]
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """SPAM's limit: high = √(theta·V), V ← decay·V + (1-decay)·min(n, high)².
+    """Limit each value to a multiple of its own moving root mean square (SPAM).
+
+    high = √(theta·V); then V ← decay·V + (1-decay)·min(n, high)².
 
     Args:
-        theta: > 0.
-        decay: of V, in [0, 1).
-        warmup: no limit before this many steps.
-        corrected: whether V is rid of its start at zero, for the limit.
-        minimum: the least limit, ≥ 0.
+        theta: the largest ratio of n² to V, > 0.
+        decay: the weight of the old V, in [0, 1).
+        warmup: the number of steps without a limit, ≥ 0.
+        corrected: whether the limit uses V with a bias correction, V/(1-decayᵗ).
+        minimum: the smallest limit, ≥ 0.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: a value whose V is 0 has no limit.
+
+    Source: Huang et al. 2025, equation 4; AdamWClip for the correction and the minimum.
     """
 
     theta: float
@@ -30,7 +39,7 @@ class SecondMoment:
     minimum: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "theta", number("theta", self.theta, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
@@ -38,7 +47,7 @@ class SecondMoment:
         object.__setattr__(self, "minimum", number("minimum", self.minimum, low=0))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return a second moment of nothing."""
+        """Return second moments of zero, and the count of steps."""
         return {"moment": xp.zeros_like(norms), "count": xp.zeros_like(norms)}
 
     def update(
@@ -48,7 +57,7 @@ class SecondMoment:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return a multiple of the root mean square; one that was never non-zero has none."""
+        """Return a multiple of the root mean square, or no limit where the moment is zero."""
         moment, count = state["moment"], state["count"]
         ready = (count >= self.warmup) & (moment > 0)
         square = moment
@@ -67,23 +76,30 @@ class SecondMoment:
 
 @dataclass(frozen=True)
 class PowerAverage:
-    """ACClip's limit: high = τ with τ^α ← decay·τ^α + (1-decay)·|g|^α of the raw gradient.
+    """Limit each value to a moving average of the raw gradient's magnitude (ACClip).
+
+    high = τ, with τ^α ← decay·τ^α + (1-decay)·|g|^α; g of this step counts.
 
     Args:
-        alpha: the power, > 0.
-        decay: of the average, in [0, 1).
+        alpha: the power α, > 0.
+        decay: the weight of the old average, in [0, 1).
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Source: Zhang et al. 2020, algorithm 2.
     """
 
     alpha: float
     decay: float
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "alpha", number("alpha", self.alpha, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return an average of nothing."""
+        """Return averages of zero."""
         return {"power": xp.zeros_like(norms)}
 
     def update(
@@ -93,19 +109,26 @@ class PowerAverage:
         context: Context,
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the average, which this step's gradient has entered."""
+        """Return the average, with this step's gradient in it, and the new memory."""
         power = average(state["power"], xp.abs(context.raw()) ** self.alpha, self.decay)
         return Limits(high=power ** (1 / self.alpha)), {"power": power}
 
 
 @dataclass(frozen=True)
 class NormalisedNorm:
-    """AdaGN's target: high = m̂/(√v̂ + eps), m and v the moving moments of the norm.
+    """Set the norm from the moving averages of the norm and of its square (AdaGN).
+
+    high = m̂/(√v̂ + eps), with m and v the moving averages of n and n²; n of this step counts.
 
     Args:
-        decay_mean: of m, in [0, 1).
-        decay_square: of v, in [0, 1).
+        decay_mean: the weight of the old m, in [0, 1).
+        decay_square: the weight of the old v, in [0, 1).
         eps: added to the root, ≥ 0.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Source: Stable-SPAM, arXiv:2502.17055, AdaGN.
     """
 
     decay_mean: float
@@ -113,14 +136,14 @@ class NormalisedNorm:
     eps: float
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         for name in ("decay_mean", "decay_square"):
             value = number(name, getattr(self, name), low=0, high=1, below=True)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return moments of nothing."""
+        """Return moments of zero, and the count of steps."""
         return {name: xp.zeros_like(norms) for name in ("mean", "square", "count")}
 
     def update(
@@ -130,7 +153,7 @@ class NormalisedNorm:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the target norm; each moment is corrected by its own decay."""
+        """Return the target norm and the new memory; each moment has its own bias correction."""
         count = state["count"] + 1
         mean = average(state["mean"], norms, self.decay_mean)
         square = average(state["square"], norms * norms, self.decay_square)

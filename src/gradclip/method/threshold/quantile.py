@@ -1,4 +1,4 @@
-"""Limits at a quantile of the norms seen so far: exact over a window, or tracked."""
+"""Limits at a quantile of the norms so far: exact over a window, or estimated by one number."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ __all__ = ["OnlineQuantile", "Quantile", "places", "push"]
 
 
 def push(history: Array, count: Array, values: Array, xp: Namespace) -> Array:
-    """Return a ring buffer, shape (K, W), with one more value for each row."""
+    """Return a ring buffer, shape (K, W), with one more value in each row.
+
+    Args:
+        history: the ring buffer, shape (K, W); not mutated.
+        count: the number of values that each row has taken so far, shape (K,).
+        values: the new values, shape (K,).
+        xp: the array namespace of the buffer.
+    """
     here = places(history, xp) == _slot(count, history.shape[1], xp)
     return xp.where(here, values[:, None], history)
 
 
 def _slot(count: Array, width: int, xp: Namespace) -> Array:
-    """Return the place in a ring buffer where the next value goes, shape (K, 1)."""
+    """Return the column of a ring buffer for the next value of each row, shape (K, 1)."""
     return (count - width * xp.floor(count / width))[:, None]
 
 
 def _exchange(ordered: Array, old: Array, new: Array, xp: Namespace) -> Array:
-    """Return rows in ascending order, shape (K, W), with a new value for an old one.
+    """Return sorted rows, shape (K, W), in which a new value replaces an old one.
 
-    In two steps of W comparisons, where a sort would take W·log W of them.
+    This takes two passes of W comparisons; a sort would take W·log W comparisons.
     """
     end = xp.full_like(ordered[:, :1], xp.inf)
     longer = xp.minimum(
@@ -36,19 +43,24 @@ def _exchange(ordered: Array, old: Array, new: Array, xp: Namespace) -> Array:
 
 
 def places(history: Array, xp: Namespace) -> Array:
-    """Return 0, 1, … W-1, shape (1, W), where and in the dtype that the history has."""
+    """Return 0, 1, … W-1, shape (1, W), with the dtype and device of the history."""
     return xp.cumulative_sum(xp.ones_like(history[:1]), axis=1) - 1
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """high = the q-quantile of the last norms, linearly interpolated.
+    """Limit the norm to a quantile of the last raw norms.
+
+    high = the q-quantile of the last `window` norms, interpolated linearly.
 
     Args:
-        q: in [0, 1].
-        window: how many norms are remembered, ≥ 1.
-        warmup: no limit before this many norms were context.
+        q: the quantile, in [0, 1].
+        window: the number of norms that are remembered, ≥ 1.
+        warmup: the number of norms before there is a limit, ≥ 0.
         current: whether this step's norm counts for its own limit.
+
+    Raises:
+        PolicyError: an argument is out of its range.
     """
 
     q: float
@@ -57,14 +69,14 @@ class Quantile:
     current: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "q", number("q", self.q, low=0, high=1))
         object.__setattr__(self, "window", integer("window", self.window, low=1))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
         object.__setattr__(self, "current", flag("current", self.current))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return an empty ring buffer; what is not filled counts as infinite."""
+        """Return an empty ring buffer; each empty place counts as infinite."""
         row = xp.full_like(norms, xp.inf)[:, None]
         wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
         return {"history": wide, "ordered": wide + 0, "count": xp.zeros_like(norms)}
@@ -76,7 +88,7 @@ class Quantile:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Remember this step's norms, and return the quantile."""
+        """Return the quantile, and the memory with this step's norms."""
         history, count = state["history"], state["count"]
         at = places(history, xp)
         here = at == _slot(count, self.window, xp)
@@ -96,7 +108,7 @@ class Quantile:
         low = xp.floor(position)
         high = xp.where(low < last, low + 1, last)
         enough = (count >= self.warmup) & (filled > 0)
-        # By comparison, not by index: JAX may have no int64, and PyTorch takes no other.
+        # Select by comparison, not by index: PyTorch accepts only int64, which JAX may lack.
         below, above = (
             xp.sum(xp.where(here, ordered, xp.zeros_like(ordered)), axis=1)
             for here in (enough[:, None] & (at == p[:, None]) for p in (low, high))
@@ -107,12 +119,19 @@ class Quantile:
 
 @dataclass(frozen=True)
 class OnlineQuantile:
-    """high ← high·exp(-rate·(1[n ≤ high] - q)): a quantile tracked with one number.
+    """Limit the norm to a quantile that one running number estimates.
+
+    After each step, high ← high·exp(-rate·(1[n ≤ high] - q)).
 
     Args:
-        q: the share of norms that should lie under the limit, in [0, 1].
-        rate: the step of the logarithm, > 0.
-        start: the first limit, > 0.
+        q: the share of norms that should be under the limit, in [0, 1].
+        rate: the step size of the logarithm of the limit, > 0.
+        start: the first limit, > 0 and finite.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Source: Andrew et al. 2019, section 2, without the noise for privacy.
     """
 
     q: float
@@ -120,7 +139,7 @@ class OnlineQuantile:
     start: float
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "q", number("q", self.q, low=0, high=1))
         object.__setattr__(self, "rate", number("rate", self.rate, low=0, above=True))
         start = number("start", self.start, low=0, above=True, finite=True)
@@ -137,7 +156,7 @@ class OnlineQuantile:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the limit as it stands, and move it towards the quantile."""
+        """Return the limit before this step, and the memory with the moved limit."""
         limit = state["limit"]
         under = xp.where(norms <= limit, xp.ones_like(limit), xp.zeros_like(limit))
         return Limits(high=limit), {"limit": limit * xp.exp(-self.rate * (under - self.q))}

@@ -1,8 +1,8 @@
-"""Which values the memory of a threshold can have come to; a saved one may hold any.
+"""Find values in a saved memory that the memory of a threshold can never hold.
 
-A name means the same in all thresholds of this package: `count` is how many norms were seen,
-`history` a ring buffer of the last of them, `ordered` that buffer in ascending order, and all
-others are norms, or means and squares of norms, of which none is negative.
+A name has the same meaning in all thresholds of this package: `count` is the number of norms so
+far, `history` is a ring buffer of the last norms, and `ordered` is this buffer in ascending order.
+Every other entry holds norms, or means and squares of norms, which are never negative.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def inside(threshold: Threshold, name: str) -> Threshold:
 def fault(
     name: str, value: Values, empty: Values, xp: Namespace, *, own: bool, signed: bool
 ) -> str | None:
-    """Return what no method remembers, though an entry of a memory holds that; None if nothing.
+    """Return the fault of an entry of a memory, or None.
 
     Args:
-        name: of the entry.
-        value: an array of floats.
+        name: the name of the entry.
+        value: the entry, an array of floats; not mutated.
         empty: one element, which the entry holds before the first norm.
-        xp: the array namespace of both.
-        own: whether the threshold is one of this package, whose names are known.
-        signed: whether what is measured can be negative, as a loss can.
+        xp: the array namespace of both arrays.
+        own: whether the threshold is one of this package, so that the name has a known meaning.
+        signed: whether the measured values can be negative, as losses can.
     """
     empty = xp.reshape(empty, (-1,))[:1]
     both_nan = xp.isnan(value) & xp.isnan(empty)
@@ -54,7 +54,7 @@ def fault(
 
 
 def history_fault(state: State, empty: State, xp: Namespace) -> str | None:
-    """Return why a ring buffer, its count and its order do not belong together; None if they do."""
+    """Return the contradiction between a ring buffer, its count and its order, or None."""
     history, count = state["history"], state["count"]
     if history.ndim != 2 or count.ndim != 1:
         return None

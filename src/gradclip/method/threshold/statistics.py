@@ -15,14 +15,21 @@ __all__ = ["MeanStd", "MovingAverage", "MovingBand", "WindowZScore", "ZScore"]
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """high = factor·m̂, with m̂ the bias-corrected moving average of the norms.
+    """Limit the norm to a multiple of the moving average of the norms.
+
+    high = factor·m̂, m̂ = m/(1-decayᵗ), m ← decay·m + (1-decay)·n.
 
     Args:
-        factor: > 0.
-        decay: of the average, in [0, 1).
-        warmup: no limit before this many norms were context.
-        current: whether this step's norm counts for its own limit.
-        clipped: whether the memory takes the norm after clipping.
+        factor: the multiple of the average, > 0.
+        decay: the weight of the old average, in [0, 1).
+        warmup: the number of norms before there is a limit, ≥ 0.
+        current: whether this step's raw norm counts for its own limit.
+        clipped: whether the memory takes the norm after clipping; only if current is false.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: an average of 0 sets no limit, because a limit of 0 would keep the gradient at 0.
     """
 
     factor: float
@@ -32,7 +39,7 @@ class MovingAverage:
     clipped: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "factor", number("factor", self.factor, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
@@ -40,7 +47,7 @@ class MovingAverage:
         object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return an average of nothing."""
+        """Return averages of zero, and the count of norms."""
         return {"mean": xp.zeros_like(norms), "count": xp.zeros_like(norms)}
 
     def update(
@@ -50,7 +57,7 @@ class MovingAverage:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return a multiple of the average."""
+        """Return a multiple of the average, and the new memory."""
         if self.current:
             new = self._with(state, norms)
             return Limits(high=self._limit(new, xp)), new
@@ -64,7 +71,8 @@ class MovingAverage:
 
     def _limit(self, state: State, xp: Namespace) -> Array:
         count = state["count"]
-        # Zeros alone say nothing of the usual size: as a limit they would lock the gradient.
+        # A mean of zero does not show the usual size: a limit of zero would keep the gradient
+        # at zero.
         ready = (count >= self.warmup) & (count > 0) & (state["mean"] > 0)
         some = xp.where(ready, count, xp.ones_like(count))
         high = self.factor * corrected(state["mean"], self.decay, some)
@@ -73,12 +81,20 @@ class MovingAverage:
 
 @dataclass(frozen=True)
 class MeanStd:
-    """high = μ + k·s over all norms before this one (Welford's running mean and variance).
+    """Limit the norm to the mean plus k standard deviations of all earlier norms.
+
+    high = μ + k·s over all norms before this one.
 
     Args:
-        k: how many standard deviations, ≥ 0.
-        warmup: no limit before this many norms were seen, ≥ 2.
+        k: the number of standard deviations, ≥ 0.
+        warmup: the number of norms before there is a limit, ≥ 2.
         clipped: whether the memory takes the norm after clipping.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: the mean and the variance are Welford's running ones. A mean of 0 sets no limit,
+    because a limit of 0 would keep the gradient at 0.
     """
 
     k: float
@@ -86,13 +102,13 @@ class MeanStd:
     clipped: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "k", number("k", self.k, low=0))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
         object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the statistics of nothing."""
+        """Return statistics of zero, and the count of norms."""
         return {name: xp.zeros_like(norms) for name in ("mean", "squares", "count")}
 
     def update(
@@ -102,12 +118,13 @@ class MeanStd:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the mean and so many deviations."""
+        """Return the mean plus k deviations, and the new memory."""
         mean, count = state["mean"], state["count"]
         ready = count >= self.warmup
         freedom = xp.where(ready, count - 1, xp.ones_like(count))
         high = mean + self.k * xp.sqrt(state["squares"] / freedom)
-        # Zeros alone say nothing of the usual size: as a limit they would lock the gradient.
+        # A mean of zero does not show the usual size: a limit of zero would keep the gradient
+        # at zero.
         high = xp.where(ready & (mean > 0), high, xp.full_like(high, xp.inf))
         value = xp.where(norms > high, high, norms) if self.clipped else norms
         step = value - mean
@@ -118,17 +135,27 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class ZScore:
-    """ZClip's limit: z = (n-μ)/(s+eps); a spike z > z_max is cut to μ + s·z_max²/z.
+    """Limit a norm that is an outlier of the moving mean and variance of the norms (ZClip).
+
+    z = (n-μ)/(s+eps); high = μ + s·z_max²/z if z > z_max, else inf.
 
     Args:
-        z_max: the largest z that stays as it is, > 0.
-        decay: of the moving mean and variance, in [0, 1).
-        warmup: norms that make the first mean and variance, and have no limit, ≥ 2.
-        eps: added to the deviation, ≥ 0.
-        form: where a spike is cut to: "reciprocal", as above; "mean", to μ; "percentile", to
-            μ + z_max·s, and every norm above this limit is a spike.
-        factor: the limit of the form "reciprocal" is multiplied by it, > 0.
-        remember_spikes: whether a spike's limit enters the mean and the variance.
+        z_max: the largest z-score that stays unchanged, > 0.
+        decay: the weight of the old mean and variance, in [0, 1).
+        warmup: the number of norms in the first mean and variance, which have no limit, ≥ 2.
+        eps: added to the deviation s, ≥ 0.
+        form: the limit of an outlier: "reciprocal", the formula above; "mean", μ; "percentile",
+            μ + z_max·s, and then every norm above this limit is an outlier.
+        factor: the factor of the limit of the form "reciprocal", > 0.
+        remember_spikes: whether the limit of an outlier enters the mean and the variance.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: as long as the variance is 0, no norm is an outlier.
+
+    Source: Kumar et al. 2025, section 3; the forms "mean" and "percentile" are options of the
+    authors' code.
     """
 
     z_max: float
@@ -140,7 +167,7 @@ class ZScore:
     remember_spikes: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "z_max", number("z_max", self.z_max, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
@@ -152,7 +179,7 @@ class ZScore:
         object.__setattr__(self, "remember_spikes", kept)
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the statistics of nothing."""
+        """Return statistics of zero, and the count of norms."""
         return {name: xp.zeros_like(norms) for name in ("mean", "variance", "count")}
 
     def update(
@@ -162,11 +189,11 @@ class ZScore:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return a limit where there is a spike; what is remembered is the clipped norm."""
+        """Return limits for outliers only, and the memory with the clipped norms."""
         mean, variance, count = state["mean"], state["variance"], state["count"]
         warm = count < self.warmup
         deviation = xp.sqrt(variance)
-        # Without any variance there is no scale to call a norm a spike on.
+        # A z-score needs a variance above zero.
         known = ~warm & (deviation > 0)
         z = (norms - mean) / xp.where(known, deviation + self.eps, xp.ones_like(deviation))
         spike = known & (z > self.z_max)
@@ -182,7 +209,7 @@ class ZScore:
         value = xp.where(spike, cut, norms)
         gain = xp.where(warm, 1 / (count + 1), (1 - self.decay) * xp.ones_like(count))
         moved = mean + gain * (value - mean)
-        # Over the warm-up this is the plain variance, afterwards the moving one.
+        # In the warm-up this is the plain variance, afterwards the moving variance.
         square = xp.where(warm, (value - mean) * (value - moved), (value - moved) ** 2)
         changed = variance + gain * (square - variance)
         if not self.remember_spikes:
@@ -192,15 +219,24 @@ class ZScore:
 
 @dataclass(frozen=True)
 class MovingBand:
-    """low = max(min_norm, α_low·S), high = α_high·S, with S the moving average of the norms.
+    """Keep the norm in a band around the moving average of the norms (AGGC).
+
+    low = max(min_norm, α_low·S), high = α_high·S, with S the moving average of the norms.
 
     Args:
-        decay: of the average, in [0, 1).
+        decay: the weight of the old average, in [0, 1).
         low: α_low ≥ 0.
         high: α_high ≥ low.
-        min_norm: the least lower bound, ≥ 0; never above the upper one.
-        current: whether this step's norm, as it is, enters before the limits are taken; else
-            the clipped one enters afterwards.
+        min_norm: the smallest lower bound, ≥ 0; the upper bound limits it.
+        current: whether this step's raw norm enters S before the limits are taken; if false, the
+            norm after clipping enters S afterwards.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: S starts at the first norm that is not zero.
+
+    Source: AGGC, arXiv:2601.11864, section 3.
     """
 
     decay: float
@@ -210,7 +246,7 @@ class MovingBand:
     current: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "low", number("low", self.low, low=0))
         object.__setattr__(self, "high", number("high", self.high, low=self.low))
@@ -218,7 +254,7 @@ class MovingBand:
         object.__setattr__(self, "current", flag("current", self.current))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return an average of nothing, which is zero."""
+        """Return averages of zero."""
         return {"mean": xp.zeros_like(norms)}
 
     def update(
@@ -228,7 +264,7 @@ class MovingBand:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return a band around the average, which starts at the first norm that is not zero."""
+        """Return the band around the average, and the new memory."""
         if self.current:
             new = self._with(state, norms, xp)
             return self._band(new, xp), new
@@ -253,12 +289,19 @@ class MovingBand:
 
 @dataclass(frozen=True)
 class WindowZScore:
-    """high = μ + k·s over the last values before this one.
+    """Limit a value to the mean plus k standard deviations of the last values.
+
+    high = μ + k·s over the last `window` values before this one.
 
     Args:
-        k: how many standard deviations, > 0.
-        window: how many values are remembered, ≥ 2.
-        minimum: no limit before this many values, this one counted, were seen, ≥ 3.
+        k: the number of standard deviations, > 0.
+        window: the number of values that are remembered, ≥ 2.
+        minimum: the number of values, this one included, before there is a limit, ≥ 3.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Source: OLMo-core, SkipStepOptimizer.
     """
 
     k: float
@@ -266,13 +309,13 @@ class WindowZScore:
     minimum: int
 
     def __post_init__(self) -> None:
-        """Refuse early."""
+        """Refuse arguments that are out of their ranges."""
         object.__setattr__(self, "k", number("k", self.k, low=0, above=True))
         object.__setattr__(self, "window", integer("window", self.window, low=2))
         object.__setattr__(self, "minimum", integer("minimum", self.minimum, low=3))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return an empty ring buffer."""
+        """Return an empty ring buffer, and the count of values."""
         row = xp.zeros_like(norms)[:, None]
         wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
         return {"history": wide, "count": xp.zeros_like(norms)}
@@ -284,7 +327,7 @@ class WindowZScore:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the mean and so many deviations; remember the value as it is."""
+        """Return the mean plus k deviations, and the memory with this step's raw value."""
         history, count = state["history"], state["count"]
         filled = xp.where(count < self.window, count, self.window * xp.ones_like(count))
         ready = filled + 1 >= self.minimum
