@@ -112,16 +112,16 @@ def _refuse_other_state(state: object, policy: AnyPolicy, names: list[str]) -> N
     refuse_other_keys("state", state, (*known, "shapes") if shaped else known)
     assert isinstance(state, Mapping)
     written, found = state["policy"], state["names"]
-    shapes = state.get("shapes", {})
-    if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
-        raise PolicyError.of("state.shapes", shapes, "give the shape of each gradient by name")
-    if not all(shape is None or isinstance(shape, tuple) for shape in shapes.values()):
-        raise PolicyError.of("state.shapes", shapes, "a shape is a tuple of whole numbers, or None")
     if not isinstance(written, str) or not is_written(policy, written):
         raise PolicyError.of("policy", str(policy), f"the state was made for {written!r}")
     same = isinstance(found, list) and list(map(type, found)) == list(map(type, names))
     if not same or found != names:
         raise PolicyError.of("names", names, f"the state was made for {found!r}")
+    shapes = state.get("shapes", {})
+    if not isinstance(shapes, Mapping) or not set(shapes) <= set(names):
+        raise PolicyError.of("state.shapes", shapes, "give the shape of each gradient by name")
+    if not all(shape is None or isinstance(shape, tuple) for shape in shapes.values()):
+        raise PolicyError.of("state.shapes", shapes, "a shape is a tuple of whole numbers, or None")
 
 
 def _sound_array(where: str, value: object, like: Array, _member: int | None) -> Array:

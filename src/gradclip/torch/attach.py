@@ -43,8 +43,8 @@ def attach(
     gradient accumulation, with closures (clipped each time the closure returns), with a GradScaler
     (the unscaled gradients are clipped; a step that the scaler itself skips counts as no skip of
     the clipper's), with schedulers and wrappers. Attach once to each optimizer; the norm covers
-    all parameter groups of that optimizer, and follows `add_param_group`, with what is remembered. A
-    copy of the optimizer, or of the clipper (`copy.deepcopy`, pickle), is not attached.
+    all parameter groups of that optimizer, and follows `add_param_group` with its
+    memory. A copy of the optimizer, or of the clipper (`copy.deepcopy`, pickle), is not attached.
 
     A skipped step is left out: `step` is not called, nor are hooks of others, and weights, state
     and counters stay as they are. If a closure's first gradient is one to skip, the whole step is
