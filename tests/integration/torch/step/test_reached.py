@@ -40,7 +40,7 @@ class ReducesElsewhere(torch.optim.SGD):
 class ByName(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         for p in owned(self):
-            p.grad = (p.grad + torch.tensor([0.0, -9.0])) / 2
+            p.grad = (p.grad + torch.tensor([0.0, -9.0])) / 2  # type: ignore[operator]
         return torch.optim.SGD.step(self, closure)
 
 
