@@ -28,7 +28,7 @@ from gradclip import (
 )
 from gradclip.method.policy import AnyPolicy
 from gradclip.parts import Rescale
-from gradclip.torch import Clipper, attach
+from gradclip.torch import Clipper, attach, attach_in_backward
 
 BY_UNIT = {
     f"unit {axis}": Policy(Measure("unit", axis=axis), zclip(warmup=2).threshold, Rescale())
@@ -181,6 +181,43 @@ def test_a_parameter_that_grows_in_place_is_noticed() -> None:
     named[0][1].grad = None
     _steps(clipper, 1)
     assert clipper.state_dict()["memory"][1][0]["count"].tolist() == [1] * 6 + [3]
+
+
+@pytest.mark.parametrize("policy", ["zclip:warmup=2", "norm:1.0", "adagc:warmup=2", "spam:0.5"])
+def test_in_backward_a_replaced_parameter_is_followed(policy: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=1e-3) for layer in model]
+    clipper = attach_in_backward(optimizers, policy, model=model)
+
+    def step() -> None:
+        model(torch.randn(4, 3) * 10).square().sum().backward()
+        for optimizer in reversed(optimizers):
+            optimizer.step()
+
+    for _ in range(3):
+        step()
+    kept = clipper.state_dict()
+    weight = model[0].weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizers[0].param_groups[0]["params"][0] = weight
+    extra = torch.nn.Parameter(torch.ones(2))
+    optimizers[1].add_param_group({"params": [extra]})
+    extra.grad = torch.full((2,), 100.0)
+    step()
+    assert clipper.last is not None
+    assert len(clipper.names) == 5
+    assert clipper.last.norms.shape == (5,)
+    after = clipper.state_dict()
+    if policy.startswith("zclip"):
+        assert after["memory"][0][0]["count"].tolist() == [4]
+    if policy.startswith("adagc"):
+        counts = [part[0][0]["count"].tolist() for part in after["parts"]]
+        assert counts == [[4, 4], [4, 4, 1]]
+    if policy.startswith("spam"):
+        assert after["parts"][0][0][0]["1"]["count"].tolist() == [4, 4, 4]
+        assert after["parts"][1][0][0]["2"]["count"].tolist() == [1, 1]
+    assert kept["steps"] == 3
+    assert clipper.steps == 4
 
 
 # ---- another policy ------------------------------------------------------------------------

@@ -88,14 +88,14 @@ def mutate(state: Any, rng: random.Random) -> None:
     """Change one thing anywhere in a state."""
     holder, key = rng.choice(list(_places(state)))
     value = holder[key]
-    changes: list[Callable[[], Any]] = [lambda: rng.choice(JUNK)]
+    changes: list[Callable[[], Any]] = [lambda: copy.deepcopy(rng.choice(JUNK))]
     if isinstance(holder, dict):
         changes.append(lambda: holder.pop(key))
         changes.append(lambda: holder.__setitem__(rng.choice(["new", "9", 7, None]), value))
     else:
         changes.append(lambda: holder.append(value))
         changes.append(lambda: holder.pop())
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
         changes += 3 * [lambda: _changed(value, rng)]
     before = len(holder)
     new = rng.choice(changes)()
@@ -113,18 +113,19 @@ def _changed(value: Any, rng: random.Random) -> Any:
         with np.errstate(all="ignore"):
             array = np.nan_to_num(array).astype(rng.choice(names))
     elif kind == 1:
-        shapes = [array[None], array.reshape(-1), array[:0], np.concatenate([array, array])]
+        flat = array.reshape(-1)
+        shapes = [array[None], flat, flat[:0], np.concatenate([flat, flat])]
         array = rng.choice(shapes)
     elif array.size and array.dtype.kind == "f":
         flat = array.reshape(-1)
         flat[rng.randrange(flat.size)] = rng.choice(BAD_VALUES)
         if kind == 3:
             flat[:] = flat[rng.randrange(flat.size)]
-    return torch.from_numpy(array.copy()) if is_torch else array
+    return torch.from_numpy(np.array(array)) if is_torch else array
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_changed_state_is_loaded_whole_or_refused(name: str, seed: int) -> None:
     rng = random.Random(seed)
@@ -160,7 +161,7 @@ def test_each_honest_state_is_loaded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_numpy_takes_a_whole_state_or_refuses_it(name: str, seed: int) -> None:
     rng = random.Random(seed)
@@ -205,7 +206,7 @@ def _in_backward(policy: AnyPolicy | str) -> tuple[InBackward, Callable[[int], N
 
 
 @pytest.mark.parametrize("policy", ["zclip:warmup=2", "norm:1.0", "adagc:warmup=2", "spam:0.5"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_in_backward_loads_a_whole_state_or_refuses_it(policy: str, seed: int) -> None:
     rng = random.Random(seed)

@@ -138,7 +138,7 @@ class _Check:
         signed: bool = False,
     ) -> State:
         """Check the memory of one threshold, and of those inside of it."""
-        if not like and not saved and isinstance(saved, Mapping):
+        if isinstance(saved, Mapping) and not saved and not like:
             return {}
         empty = threshold.init(self.xp.zeros((1,), dtype=self.xp.float64), self.xp)
         return self._state(where, threshold, saved, like, empty, member, signed=signed)

@@ -31,8 +31,23 @@ PolicyLike = AnyPolicy | str | Mapping[str, AnyPolicy | str | None]
 """A policy, its text form, or rules by name: the values that `as_policy` accepts."""
 
 _EXAMPLE = "write it as 'norm:1.0', 'value:-1,1' or 'value:1|norm:1'"
+# A name and a number, in the ways in which people write them.
+_LIMIT = re.compile(
+    r"(?:([a-z][\w-]*)\s*[:=( ]\s*)?([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf)\s*\)?", re.I
+)
+_MOST_CHARACTERS_OF_A_LIMIT = 100
+_NORMS = (
+    "clip clip_norm clipnorm clip_grad clip_grad_norm grad_clip grad_norm gradient_clip "
+    "gradient_clip_val gradient_clipping global_clipnorm global_norm clip_by_global_norm "
+    "clip_by_norm l2 l2_norm max max_norm max_grad_norm threshold by_global_norm"
+)
+_VALUES = "clip_value clipvalue clip_grad_value clip_by_value max_value"
+_SYNONYMS = {
+    **dict.fromkeys(_NORMS.split(), "norm"),
+    **dict.fromkeys(_VALUES.split(), "value"),
+}
 _MOST_LEVELS = 100
-_MOST_CHARACTERS = 10_000_000
+_MOST_CHARACTERS = 1_000_000
 
 
 def as_policy(value: object) -> AnyPolicy:
@@ -137,6 +152,9 @@ def parse(text: str) -> AnyPolicy:
         return _policy(text.strip())
     except RecursionError:
         raise PolicyError.of("policy", text, "it is nested too deeply") from None
+    except PolicyError:
+        _say_what_was_meant(text)
+        raise
 
 
 def _policy(text: str) -> AnyPolicy:
@@ -175,7 +193,36 @@ def _chain(text: str) -> AnyPolicy:
     return links[0] if len(links) == 1 else Chain(tuple(p for link in links for p in link.links))
 
 
+def _say_what_was_meant(text: str) -> None:
+    """Raise an error that says what to write, if a wrong text is a limit in another tool's words.
+
+    Raises:
+        PolicyError: the text is a number, or a method's name and a number.
+    """
+    found = _LIMIT.fullmatch(text.strip()) if len(text) < _MOST_CHARACTERS_OF_A_LIMIT else None
+    if found is None:
+        return
+    word, limit = found.groups()
+    plain = (word or "norm").lower().replace("-", "_").strip("_")
+    name = _SYNONYMS.get(plain, plain)
+    meant = f"{name}:{limit}"
+    try:
+        _called(meant)
+    except PolicyError:
+        return
+    raise PolicyError.of("policy", text, f"write {meant!r}") from None
+
+
 def _call(text: str) -> AnyPolicy:
+    """Return the policy of one call; of a wrong one say what was meant."""
+    try:
+        return _called(text)
+    except PolicyError:
+        _say_what_was_meant(text)
+        raise
+
+
+def _called(text: str) -> AnyPolicy:
     """Return the policy of one call, as in `norm:1.0` or `clip21:beta1=0.5(norm:1.0)`."""
     head, bracket, inner = text.partition("(")
     if bracket and not inner.endswith(")"):

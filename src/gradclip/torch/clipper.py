@@ -454,9 +454,15 @@ class Clipper:
         result, lost = decision.result, decision.lost
         if folded:
             result = replace(result, ran=f"{result.ran}+fold")
-        self.host = decision.grads.host
-        self._memory, self._last = decision.memory, result
-        self._tally.count(result, host=self.host, lost=lost)
+        kept = self.host, self._memory, self._last, vars(self._tally).copy()
+        try:
+            self.host = decision.grads.host
+            self._memory, self._last = decision.memory, result
+            self._tally.count(result, host=self.host, lost=lost)
+        except BaseException:  # An interrupt: no memory moves without its counters.
+            self.host, self._memory, self._last, tally = kept
+            vars(self._tally).update(tally)
+            raise
         for observe in self.observers:
             observe(result)
         if self.nonfinite == "raise" and bool(result.skipped > lost) and result.nonfinite:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from operator import is_
 from typing import Any, Literal, TypeAlias
 
 import array_api_compat.torch as torch_xp
@@ -36,7 +38,7 @@ from .step.hooks import Args, Kwargs, uncompiled
 from .step.joined import join_results, result_of_scaling
 from .step.parameters import Parameters, empty_like_units
 from .step.parts import Part, looks_at_each_tensor, only_order, parts_of, refuse_twice
-from .step.recall import saved_memory, sound_tensor
+from .step.recall import memory_for_others, origins, saved_memory, sound_tensor
 from .step.skip import keep_from_weights
 from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
@@ -112,8 +114,7 @@ class InBackward:
 
     Attributes:
         policy: what is applied.
-        names: of all parameters.
-        exact: whether each gradient becomes what clipping after backward would have made of it.
+        nonfinite: what inf or NaN does.
         handles: what `detach` removes.
     """
 
@@ -127,16 +128,9 @@ class InBackward:
     ) -> None:
         self.policy = policy
         self.nonfinite: OnNonfinite = nonfinite
-        named = [named_parameters(optimizer, model) for optimizer in optimizers]
-        flat = [pair for pairs in named for pair in pairs]
-        refuse_twice(flat)
-        self.names = tuple(name for name, _ in flat)
-        self._parameters = Parameters(flat)
-        self._sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
-        self._plan = plan(policy, self.names)
-        self.exact = looks_at_each_tensor(self._plan)
-        self._order = 2.0 if self.exact else only_order(self._plan, policy)
-        self._parts = parts_of(named, self._plan if self.exact else ())
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
+        self._model = model
+        self._bind([named_parameters(optimizer, model) for optimizer in optimizers])
         self._last: ClipResult | None = None
         self._is_copy = False
         self._tally = Tally(max_skips, "backwards")
@@ -149,6 +143,19 @@ class InBackward:
             before, after = self._hooks(index)
             self.handles.append(optimizer.register_step_pre_hook(before))
             self.handles.append(optimizer.register_step_post_hook(after))
+
+    def _bind(self, named: Sequence[Sequence[tuple[str, Tensor]]]) -> None:
+        """Take the named parameters of each optimizer."""
+        flat = [pair for pairs in named for pair in pairs]
+        refuse_twice(flat)
+        names = tuple(name for name, _ in flat)
+        layers = plan(self.policy, names)
+        exact = looks_at_each_tensor(layers)
+        order = 2.0 if exact else only_order(layers, self.policy)
+        self._names, self._plan, self._exact, self._order = names, layers, exact, order
+        self._parameters = Parameters(flat)
+        self._sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
+        self._parts = parts_of(named, layers if exact else ())
 
     def __repr__(self) -> str:
         """Return what it is for."""
@@ -167,6 +174,8 @@ class InBackward:
         return {
             **self.__dict__,
             "handles": [],
+            "_optimizers": [],
+            "_model": None,
             "_last": None,
             "_is_copy": self._is_copy or bool(self.handles),
             "_done": {},
@@ -185,6 +194,16 @@ class InBackward:
             )
             warnings.warn(text, GradclipWarning, stacklevel=2)
         return self._last
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all parameters."""
+        return self._names
+
+    @property
+    def exact(self) -> bool:
+        """Whether each gradient becomes what clipping after backward would have made of it."""
+        return self._exact
 
     @property
     def max_skips(self) -> int:
@@ -298,6 +317,8 @@ class InBackward:
         """Clip what one optimizer is about to use."""
         if index in self._done:  # Some did not step in the last backward, which is over.
             self._finish()
+        if not self._done:
+            self._follow()
         part = self._parts[index]
         part.undo.close()
         there = [p.grad is not None for p in part.params]
@@ -311,6 +332,32 @@ class InBackward:
             raise NonFiniteError(f"the gradient of {bad} holds inf or NaN: this step is left out")
         if self.nonfinite == "skip":
             keep_from_weights(part.undo, optimizer, part.params, result.skipped, host=grads.host)
+
+    def _follow(self) -> None:
+        """Notice, as a backward begins, that an optimizer has other parameters than before."""
+        optimizers = [found for ref in self._optimizers if (found := ref()) is not None]
+        if len(optimizers) < len(self._parts):
+            return  # One that is gone steps no more, and its parameters are not known.
+        pairs = zip(self._parts, optimizers, strict=True)
+        if all(_has(optimizer, part.params) for part, optimizer in pairs):
+            return
+        layers, parameters = self._plan, self._parameters
+        parts = [(part.plan, self._parameters_of(part), part.memory) for part in self._parts]
+        for part in self._parts:
+            part.undo.close()
+        self._bind([named_parameters(optimizer, self._model) for optimizer in optimizers])
+        if self._memory is not None:
+            now = self._plan, self._parameters
+            self._memory = memory_for_others(self._memory, (layers, parameters), now)
+        for part, (before, params, memory) in zip(self._parts, parts, strict=True):
+            if memory is not None:
+                now = part.plan, self._parameters_of(part)
+                part.memory = memory_for_others(memory, (before, params), now)
+        if self._factors is not None:
+            old = origins(parameters, self._parameters)
+            factors = torch.ones(len(self._names), dtype=torch.float64, device=self._factors.device)
+            factors[list(old)] = self._factors[list(old.values())]
+            self._factors = factors
 
     def _alone(self, part: Part, grads: Gradients) -> ClipResult:
         """Run a policy that looks at nothing but these gradients."""
@@ -374,3 +421,9 @@ class InBackward:
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
         self._memory, factors, result = run(self._plan, memory, known, nonfinite=asked)
         self._factors, self._limit = factors.expand(len(self.names)), result.limit
+
+
+def _has(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> bool:
+    """Whether these are the parameters of an optimizer, in its order."""
+    now = [param for group in optimizer.param_groups for param in group["params"]]
+    return len(now) == len(params) and all(map(is_, now, params))

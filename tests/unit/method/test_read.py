@@ -217,7 +217,7 @@ def test_a_method_has_one_name_in_text_and_in_python(row: Recipe) -> None:
 
 def test_what_is_no_name_of_a_method_is_refused() -> None:
     for text in ("with_norm:1", "by_zclip", "norm_:1", "Norm:1"):
-        with pytest.raises(PolicyError, match="method="):
+        with pytest.raises(PolicyError, match=r"method=|write 'norm:1'"):
             parse(text)
 
 
@@ -351,3 +351,58 @@ def test_data_of_another_shape_is_refused(data: dict[str, Any]) -> None:
 def test_an_integer_beyond_floats_is_refused() -> None:
     with pytest.raises(PolicyError, match="max_norm"):
         by_norm(10**400)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1.0", "norm:1.0"),
+        ("norm=1", "norm:1"),
+        ("norm = 1e-3", "norm:1e-3"),
+        ("norm 1", "norm:1"),
+        ("Norm:1", "norm:1"),
+        ("norm(1)", "norm:1"),
+        ("clip:1", "norm:1"),
+        ("max_norm=0.5", "norm:0.5"),
+        ("clip_grad_norm_:1", "norm:1"),
+        ("clip-value: 2", "value:2"),
+        ("zclip=2.5", "zclip:2.5"),
+        ("feedback(clip:1)", "norm:1"),
+        ("embed.*=0.5;*=norm:1", "norm:0.5"),
+    ],
+)
+def test_what_was_meant_is_said(text: str, meant: str) -> None:
+    with pytest.raises(PolicyError, match=rf"policy='.*' is not usable: write '{meant}'"):
+        parse(text)
+    parse(meant)
+
+
+_PIECES = st.sampled_from(
+    [
+        *"|;:,=()[]{}*1.-",
+        "norm",
+        "zclip",
+        "feedback",
+        "clip",
+        "none",
+        "inf",
+        "nan",
+        "1e400",
+        '{"chain":',
+        " ",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=2000)
+@given(
+    st.one_of(st.text(max_size=60), st.lists(_PIECES, max_size=40).map("".join)),
+    st.integers(1, 300),
+)
+def test_any_text_gives_a_policy_or_a_policy_error(text: str, times: int) -> None:
+    for whole in (text, text * times):
+        try:
+            policy = parse(whole)
+        except PolicyError:
+            continue
+        assert parse(str(policy)) == policy

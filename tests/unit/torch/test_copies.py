@@ -42,7 +42,7 @@ class Estimator:
         self.model = torch.nn.Linear(4, 1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
         self.clipper = attach(self.optimizer, policy, model=self.model, max_skips=99)
-        self.model.clipper = self.clipper
+        self.model.clipper = self.clipper  # type: ignore[assignment]
         self.clipper.observers.append(lambda _: None)
 
     def step(self, seed: int = 0) -> None:
@@ -115,7 +115,7 @@ def test_a_copy_counts_for_itself(way: Callable[[Any], Any]) -> None:
 def test_what_clips_in_backward_is_copied_detached(way: Callable[[Any], Any]) -> None:
     model = torch.nn.Linear(2, 1)
     optimizers = [torch.optim.SGD([param], lr=0.1) for param in model.parameters()]
-    model.clipper = attach_in_backward(optimizers, "zclip", model=model)
+    model.clipper = attach_in_backward(optimizers, "zclip", model=model)  # type: ignore[assignment]
     model(torch.ones(3, 2)).sum().backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -126,4 +126,4 @@ def test_what_clips_in_backward_is_copied_detached(way: Callable[[Any], Any]) ->
     with pytest.warns(GradclipWarning, match="this InBackward is a copy"):
         assert copied.clipper.last is None
     with pytest.raises(AttributeError, match="call detach"):
-        model.clipper.policy = "norm:1.0"
+        model.clipper.policy = "norm:1.0"  # type: ignore[assignment]

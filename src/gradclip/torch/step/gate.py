@@ -7,8 +7,10 @@ torch's LR schedulers wrap it, and in either order with them.
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -44,8 +46,13 @@ class LeaveOut(BaseException):
 class Keeper(Protocol):
     """What decides at the gate."""
 
-    def begin(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> bool:
-        """Do what comes before the call; return whether the rest concerns the keeper."""
+    def begin(
+        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, frame: FrameType
+    ) -> bool:
+        """Do what comes before the call; return whether the rest concerns the keeper.
+
+        The frame is the call of the gate: as long as it runs, so does the step.
+        """
         ...
 
     def check(self, optimizer: torch.optim.Optimizer, value: object) -> None:
@@ -56,7 +63,7 @@ class Keeper(Protocol):
         """Undo what the call has done."""
         ...
 
-    def end(self, optimizer: torch.optim.Optimizer) -> None:
+    def end(self, optimizer: torch.optim.Optimizer, frame: FrameType) -> None:
         """Undo what was for the length of the step, however it ended."""
         ...
 
@@ -124,8 +131,9 @@ class Gate:
             call = bound if bound is not None else function.__get__(optimizer, type(optimizer))
             if keeper is None:
                 return call(*args, **kwargs)
+            frame = sys._getframe()
             try:
-                if not begin(keeper, optimizer, args, kwargs):
+                if not begin(keeper, optimizer, args, kwargs, frame):
                     return call(*args, **kwargs)
                 value = call(*args, **kwargs)
                 check(keeper, optimizer, value)
@@ -137,7 +145,8 @@ class Gate:
                 put_back(keeper)
                 raise
             finally:
-                end(keeper, optimizer)
+                end(keeper, optimizer, frame)
+                del frame
             return value
 
         return step

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from operator import is_
+from types import FrameType
 from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -27,6 +28,7 @@ from .classes import ready_level, run_hooks_in
 from .decision import Decision
 from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
 from .gate import Args, Gate, Kwargs, LeaveOut, uncompiled
+from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
 from .skip import keep_from_weights
 from .whole import Whole
@@ -77,7 +79,6 @@ class StepHooks:
         self._leftover: LeftoverScale | None = None
         self._clipped: GradVersions | None = None
         self._now: Step | None = None
-        self._nested = 0
         run_hooks_in(type(optimizer))
         self._level = ready_level(type(optimizer))
         self._before = optimizer.register_step_pre_hook(uncompiled(self.before))
@@ -93,7 +94,7 @@ class StepHooks:
         self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs
     ) -> tuple[Args, Kwargs] | None:
         """Clip now, or, where a closure makes the gradients, each time it returns."""
-        step = self._now
+        step = self._running()
         self._stop_waiting()
         if step is None:  # Somebody calls the class's step, and not the optimizer's.
             self._clear(optimizer)
@@ -151,7 +152,9 @@ class StepHooks:
         self._undo.close()
         self._clipped = None
 
-    def begin(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> bool:
+    def begin(
+        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, frame: FrameType
+    ) -> bool:
         """At the gate, before the step is called: clip, where that can be done now.
 
         Returns:
@@ -160,14 +163,13 @@ class StepHooks:
         Raises:
             LeaveOut: the step is to be skipped.
         """
-        if self._now is not None:
-            self._nested += 1
+        if self._running() is not None:
             return False
         _tell_onlookers(optimizer, args, kwargs)
         if self._clipper.attachment is not self:
-            self._nested += 1
             return False
-        self._now = step = Step(_closure((self, *args), kwargs))
+        self._weights = self._clipped = None
+        self._now = step = Step(_closure((self, *args), kwargs), frame)
         self._stop_waiting()
         self._clear(optimizer)
         if self._may_need_whole(optimizer, step):
@@ -195,15 +197,24 @@ class StepHooks:
         if self._now is not None and self._now.whole is not None:
             self._now.whole.put_back()
 
-    def end(self, optimizer: torch.optim.Optimizer) -> None:
+    def end(self, optimizer: torch.optim.Optimizer, frame: FrameType) -> None:
         """At the gate, however the step ended: undo what was for this step only."""
-        if self._nested:
-            self._nested -= 1
+        if self._now is None or self._now.frame is not frame:
             return
         self._now = self._weights = self._clipped = None
         self._undo.close()
         if self._leftover is not None:  # What is there now is what a step that raised leaves.
             self._leftover = LeftoverScale.on(optimizer, self._leftover.base)
+
+    def _running(self) -> Step | None:
+        """Return the step that runs now; an interrupt may have ended one without a word."""
+        if self._now is not None:
+            caller: FrameType | None = sys._getframe()
+            while caller is not None and caller is not self._now.frame:
+                caller = caller.f_back
+            if caller is None:
+                self._now = self._clipped = self._weights = None
+        return self._now
 
     def _clear(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear what a step that raised may have left, and follow the optimizer."""
@@ -294,7 +305,8 @@ class StepHooks:
         scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
         self._leftover = None
         try:
-            self._clip_scaled(optimizer, scale, overflow, loss)
+            with Held():
+                self._clip_scaled(optimizer, scale, overflow, loss)
         except LeaveOut:  # As after a step: a scaler takes off what it has put there.
             raise
         except BaseException:
@@ -408,6 +420,7 @@ class Step:
 
     Attributes:
         closure: what makes the gradients; None if they are there.
+        frame: the call of the gate.
         whole: all that the step may change, as it was before; None where nothing changes before
             the step may have to be left out.
         depth: how many `step` methods, of the class and of its parents, are running.
@@ -419,6 +432,7 @@ class Step:
     """
 
     closure: Callable[..., object] | None
+    frame: FrameType
     whole: Whole | None = None
     depth: int = 0
     is_done: bool = False

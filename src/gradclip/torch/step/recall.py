@@ -25,6 +25,7 @@ __all__ = [
     "follows_shapes",
     "memory_for_others",
     "memory_to_save",
+    "origins",
     "saved_memory",
     "sound_tensor",
 ]
@@ -65,8 +66,8 @@ def memory_for_others(
     devices = [form.device for form in params.forms]
     return carry_over(
         Remembered(plan_before, memory, lambda axis: _unit_counts(before, axis)),
-        Remembered(plan, begin(plan, params.shapes()), lambda axis: _unit_counts(params, axis)),
-        _origin(before, params),
+        Remembered(plan, _empty(plan, params), lambda axis: _unit_counts(params, axis)),
+        origins(before, params),
         devices,
         same_policy=before is not params,
     )
@@ -92,7 +93,7 @@ def saved_memory(saved: object, plan: Plan, params: Parameters, where: str = "me
         return sound_tensor(where, value, like, None if member is None else devices[member])
 
     with torch.no_grad():
-        return sound_memory(plan, saved, begin(plan, params.shapes()), torch_xp, convert, where)
+        return sound_memory(plan, saved, _empty(plan, params), torch_xp, convert, where)
 
 
 def sound_tensor(
@@ -132,12 +133,17 @@ def memory_to_save(memory: Memory, plan: Plan, params: Parameters) -> Memory:
     return map_arrays(memory, lambda array: torch.as_tensor(array).clone())
 
 
+def _empty(plan: Plan, params: Parameters) -> Memory:
+    """Return the memory of before the first step as tensors, of which shapes and dtypes count."""
+    return map_arrays(begin(plan, params.shapes()), torch.as_tensor)
+
+
 def _unit_counts(params: Parameters, axis: Axis) -> Sequence[int]:
     everything = range(len(params.names))
     return params.shapes().unit_norms(everything, 2.0, axis).counts
 
 
-def _origin(before: Parameters, now: Parameters) -> dict[int, int]:
+def origins(before: Parameters, now: Parameters) -> dict[int, int]:
     """Return from the place of each parameter now to the place that it had."""
     places = {id(tensor): place for place, tensor in enumerate(before.tensors)}
     found = {i: places[id(t)] for i, t in enumerate(now.tensors) if id(t) in places}

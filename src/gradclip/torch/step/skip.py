@@ -51,7 +51,7 @@ def keep_from_weights(
         undo: takes what undoes this; mutated.
         optimizer: about to step; mutated.
         params: its parameters. In a skipped step they lose their gradients until `undo`, unless
-            the optimizer can skip by itself.
+            the optimizer can skip by itself. Where the step can be left out, it is (see `gate`).
         skipped: one boolean: whether this step is skipped.
         host: whether `skipped` can be read without waiting for a device.
         overflow: the flag of a loss scaler, shape () or (1,): not 0 where the scaler skips.
