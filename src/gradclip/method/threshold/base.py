@@ -20,10 +20,8 @@ __all__ = ["Context", "Limits", "State", "Threshold", "average", "check_threshol
 class Limits(NamedTuple):
     """The bounds of this step.
 
-    Attributes:
-        low: the smallest allowed norm or value: a float, an array of the norms' shape, or None
-            for no lower bound.
-        high: the largest allowed norm or value, likewise.
+    `low` is the smallest and `high` is the largest allowed norm or value. Each bound is a float, an
+    array of the norms' shape, or None for no bound.
     """
 
     low: Array = None
