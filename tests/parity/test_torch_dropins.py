@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -136,7 +137,14 @@ def test_error_if_nonfinite_raises_and_changes_nothing(
 ) -> None:
     params = _params([1.0, bad], [2.0])
     before = [p.grad.clone() for p in params]  # type: ignore[union-attr]
-    with pytest.raises(RuntimeError, match=r"total norm of order .* hold"):
+    torchs = (
+        f"The total norm of order {float(norm_type)} for gradients from `parameters` is "
+        "non-finite, so it cannot be clipped. To disable this error and scale the gradients by "
+        "the non-finite norm anyway, set `error_if_nonfinite=False`"
+    )
+    with pytest.raises(RuntimeError, match=re.escape(torchs)):
+        theirs.clip_grad_norm_(_params([1.0, bad], [2.0]), 1.0, norm_type, True)
+    with pytest.raises(RuntimeError, match=f"^{re.escape(torchs)}.* holds inf or NaN"):
         clip_grad_norm_(params, 1.0, norm_type, error_if_nonfinite=True, foreach=foreach)
     with pytest.raises(NonFiniteError):
         get_total_norm(before, norm_type, error_if_nonfinite=True, foreach=foreach)
@@ -395,6 +403,54 @@ def _float8(_: str) -> None:
     _close([found.float().tolist()], [[0.625, 0.75]])
 
 
+def _beyond_float32(_: str) -> None:
+    norm, grads = _norm(_params([3e38, 3e38]), 1.0)
+    assert norm == INF
+    _close(grads, [[0.5**0.5, 0.5**0.5]])
+    params = _params(torch.ones(10_000))
+    assert float(clip_grad_norm_(params, 1.0, 0.1)) == INF
+    np.testing.assert_allclose(grad_of(params[0]), 1e-40, rtol=1e-4)
+    assert float(get_total_norm([torch.full((2,), 3e38)])) == INF
+
+
+def _shared(_: str) -> None:
+    a, b = _params([3.0, 4.0], [3.0, 4.0])
+    b.grad = a.grad
+    norm, grads = _norm([a, b], 1.0)
+    assert norm == pytest.approx(50**0.5)
+    _close(grads, [[3 / 50**0.5, 4 / 50**0.5]] * 2)
+    (wide,) = _params(torch.ones(1).expand(4))
+    _close(_norm([wide], 1.0)[1], [[0.5] * 4])
+
+
+def _bound_beyond_half(_: str) -> None:
+    for clip in (
+        clip_grad_value_,
+        lambda p, c: Clipper(p, f"value:{c}", nonfinite="propagate").clip_(),
+    ):
+        params = _params(torch.tensor([INF, -INF, 1.0, NAN], dtype=torch.float16))
+        clip(params, 1e5)
+        _close(_grads(params), [[65504.0, -65504.0, 1.0, NAN]])
+
+
+def _whole_numbers(_: str) -> None:
+    param = torch.nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+    param.grad = torch.ones(2, dtype=torch.int64)
+    params = [*_params([3.0, 4.0]), param]
+    with pytest.raises(PolicyError, match="holds floats"):
+        clip_grad_norm_(params, 1.0)
+    assert _grads(params) == [[3.0, 4.0], [1, 1]]
+
+
+def _negated(path: str) -> None:
+    if path == "device":
+        return  # A graph that is being compiled does not ask: torch's compiler sees to it.
+    (param,) = _params([0.0, 0.0])
+    param.grad = torch._neg_view(torch.tensor([1.0, -3.0]))
+    Clipper([param], "value:-0.5,2").clip_()
+    assert _grads([param]) == [[-0.5, 2.0]]
+
+
 EDGES: list[tuple[str, str, str, Callable[[str], None]]] = [
     # input, what torch does, what we do, the check
     ("one inf element", "that one NaN, the rest 0", "the same; a Clipper skips", _one_inf),
@@ -412,6 +468,11 @@ EDGES: list[tuple[str, str, str, Callable[[str], None]]] = [
     ("empty tensor, inf norm", "RuntimeError", "norm 0", _empty_with_inf),
     ("sparse", "NotImplementedError", "clipped by norm and by value", _sparse_norm),
     ("complex by value", "NotImplementedError", "PolicyError, nothing changed", _complex_value),
+    ("norm beyond float32", "inf, all 0", "inf, clipped rightly", _beyond_float32),
+    ("a shared gradient", "scaled twice, or an error", "scaled once", _shared),
+    ("inf, bound beyond half", "RuntimeError", "the largest half", _bound_beyond_half),
+    ("whole numbers", "RuntimeError", "PolicyError, nothing changed", _whole_numbers),
+    ("lazily negated", "clamped rightly", "the same", _negated),
     ("float8", "NotImplementedError", "clipped by norm and by value", _float8),
 ]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..arrays import Flag, Memory, Namespace, State, Values
 from ..method.plan import Plan, Stage, WrappedStage
+from ..method.response import ValueResponse
 from .backend import Change, Decompose, Reader, writes
 
 __all__ = ["init", "keep_rows"]
@@ -54,9 +55,16 @@ def _init_stage(stage: Stage | WrappedStage, grads: Reader) -> State:
     if scope == "unit":
         norms = grads.unit_norms(stage.members, 2.0, policy.measure.axis).norms
     else:
+        if isinstance(policy.response, ValueResponse):
+            _look(grads, stage.members, _leave)  # What has no order is refused here, not later.
         count = len(stage.members) if scope == "tensor" else 1
         norms = xp.broadcast_to(xp.sum(grads.norms(range(0), 2.0)), (count,))
     return policy.threshold.init(xp.zeros_like(norms), xp)
+
+
+def _leave(member: int, value: Values, decompose: Decompose) -> None:
+    """Leave a gradient as it is."""
+    del member, value, decompose
 
 
 def _init_source(stage: WrappedStage, grads: Reader) -> State:

@@ -26,7 +26,8 @@ def device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
         precise = torch.float64 if double else torch.float32
         # A factor beyond float32 would make a finite gradient inf.
         local = _held(factors, precise).to(place, precise)
-        if any(type(t) not in PLAIN for t in group):
+        negated = not torch.compiler.is_compiling() and any(map(Tensor.is_neg, group))
+        if negated or any(type(t) not in PLAIN for t in group):
             for i, tensor in zip(members, group, strict=True):
                 multiply(tensor, local if local.ndim == 0 else local[i])
         elif local.ndim == 0:

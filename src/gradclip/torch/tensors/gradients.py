@@ -507,7 +507,10 @@ class Gradients:
         """Return dense tensors to work on, noting what must be replaced or given back."""
         values = [t if t.layout == torch.strided else _stored_values(t) for t in tensors]
         again = {i for i, t in enumerate(values) if overlaps_itself(t)}
-        if not compiling:
+        if compiling:  # Addresses are not known there, but one tensor given twice is.
+            known = [id(t) for t in tensors]
+            again |= {i for i, one in enumerate(known) if one in known[:i]}
+        else:
             again |= sharing([t.new_empty(0) if i in again else t for i, t in enumerate(values)])
         return [self._one_writable(i, t, again=i in again) for i, t in enumerate(tensors)]
 
