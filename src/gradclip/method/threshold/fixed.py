@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from ...arrays import Namespace, Norms
 from ...checks import number
 from ...errors import PolicyError
 from .base import Context, Limits, State
@@ -40,16 +40,16 @@ class Fixed:
         if self.low is not None and self.low > (math.inf if self.high is None else self.high):
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
-    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+    def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
         """Return the empty memory: a fixed threshold remembers nothing."""
         return {}
 
     def update(
         self,
         state: State,
-        norms: Any,  # noqa: ARG002
+        norms: Norms,  # noqa: ARG002
         context: Context,  # noqa: ARG002
-        xp: Any,  # noqa: ARG002
+        xp: Namespace,  # noqa: ARG002
     ) -> tuple[Limits, State]:
         """Return the same limits at every step."""
         return Limits(self.low, self.high), state
@@ -72,16 +72,16 @@ class RatioToWeight:
         object.__setattr__(self, "ratio", number("ratio", self.ratio, low=0, above=True))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
-    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+    def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
         """Return the empty memory: the weights remember for themselves."""
         return {}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return limits in proportion to the weights."""
         weights = context.weights()
