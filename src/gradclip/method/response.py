@@ -113,7 +113,7 @@ class Smooth:
         return xp.where(small, near, far)
 
 
-def _nonzero(values: Array, xp: Namespace) -> Array:
+def _nonzero(values: Norms, xp: Namespace) -> Norms:
     """Return the values with 1 for each 0, to divide by."""
     return xp.where(values == 0, xp.ones_like(values), values)
 
@@ -263,7 +263,7 @@ class Power:
         return xp.where(over, xp.astype(shaped * ratio, x.dtype), shaped)
 
 
-def _held_by(limits: Limits, info: object) -> tuple[Array, Array]:
+def _held_by(limits: Limits, info: Array) -> tuple[Scalar, Scalar]:
     """Return the limits; a number that the dtype cannot hold becomes the nearest one that it can.
 
     So that inf goes to the largest value within the limit. An infinite limit stays infinite.

@@ -14,7 +14,7 @@ from gradclip.method.measure import Measure
 from gradclip.parts import Limits, MovingAverage, Normalise, Rescale, Smooth
 from gradclip.torch import Clipper
 
-sizes = st.floats(2.0**-149, 3e38, width=32)
+sizes = st.floats(2.0**-149, 2.0**127, width=32)
 
 
 @pytest.mark.parametrize("shape", ["root", "linear", "tanh"])
@@ -41,9 +41,10 @@ def test_a_smooth_limit_of_zero_gives_zero_and_no_nan(shape: str) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(values=st.lists(sizes, min_size=1, max_size=4), limit=st.floats(1e-30, 1e308))
+@given(values=st.lists(sizes, min_size=1, max_size=4), limit=st.floats(2.0**-90, 2.0**1022))
 def test_normalise_makes_nothing_inf(values: list[float], limit: float) -> None:
-    factors = Normalise(eps=0.0).factors(np.asarray(values), Limits(high=limit), np)
+    with np.errstate(over="ignore"):
+        factors = Normalise(eps=0.0).factors(np.asarray(values), Limits(high=limit), np)
     assert np.isfinite(factors).all()
     for scope in ("global", "tensor", "unit"):
         for kind in (np.float16, np.float32):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ...checks import number
 from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Policy
@@ -62,7 +63,7 @@ def update_rms(threshold: float = 1.0) -> Policy:
         The policy. It bounds the optimizer's update: place it after the optimizer.
 
     Raises:
-        PolicyError: threshold is not a number.
+        PolicyError: threshold is not a number > 0.
 
     Example:
         >>> update_rms()
@@ -71,4 +72,5 @@ def update_rms(threshold: float = 1.0) -> Policy:
     Source: Shazeer & Stern 2018, section 6. StableAdamW takes the RMS of g/√v and divides the
     update with momentum by it; without momentum both are the same.
     """
-    return Policy(Measure("tensor", "rms"), Fixed(high=threshold), Rescale())
+    high = number("threshold", threshold, low=0, above=True)
+    return Policy(Measure("tensor", "rms"), Fixed(high=high), Rescale())
