@@ -7,6 +7,8 @@ from typing import Literal
 from ...checks import choice, flag, number
 from ...errors import PolicyError
 from ..catalogue import recipe
+from ..limit import Moving
+from ..limit import limit as _limit
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
@@ -28,13 +30,14 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(max_norm: float | Moving, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
 
     Args:
-        max_norm: the largest norm that stays as it is, ≥ 0; inf only measures.
+        max_norm: the largest norm that stays as it is, ≥ 0; inf only measures. With
+            `gradclip.jax` also an array of one number, traced or not, or a function of the step.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
@@ -56,24 +59,25 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     Source: Pascanu et al. 2013, algorithm 1.
     """
     _refuse_scope(scope)
-    limit = Fixed(high=number("max_norm", max_norm, low=0))
+    limit = Fixed(high=_limit("max_norm", max_norm, low=0))
     return Policy(Measure(scope, order), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: float | None = None,
+    limit: float | Moving | None = None,
     /,
-    max: float | None = None,
+    max: float | Moving | None = None,
     *,
-    min: float | None = None,
+    min: float | Moving | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
     by_value(c) clamps to [-c, c]; by_value(a, b) to [a, b]; by_value(min=a) has no upper end.
 
     Args:
-        limit: alone, the largest magnitude, ≥ 0; followed by max, the minimum.
+        limit: alone, the largest magnitude, ≥ 0; followed by max, the minimum. With
+            `gradclip.jax` each may be an array of one number, or a function of the step.
         max: the largest value.
         min: the smallest value.
 
@@ -97,15 +101,15 @@ def by_value(
     if limit is not None and min is not None:
         raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
     if limit is not None and max is None:
-        bound = number("limit", limit, low=0)
+        bound = _limit("limit", limit, low=0)
         min, max = -bound, bound
     elif limit is not None:
         min = limit
     if min is None and max is None:
         raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
-    low = None if min is None else number("min", min)
-    high = None if max is None else number("max", max)
-    if low is not None and high is not None and low > high:
+    low = None if min is None else _limit("min", min)
+    high = None if max is None else _limit("max", max)
+    if isinstance(low, float) and isinstance(high, float) and low > high:
         raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
     return Policy(Measure("element"), Fixed(high, low), Clamp())
 

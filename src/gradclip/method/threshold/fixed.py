@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checks import number
 from ...errors import PolicyError
+from ..limit import Moving, limit
 from .base import Context, Limits, State
 
 __all__ = ["Fixed", "RatioToWeight"]
@@ -15,29 +16,31 @@ __all__ = ["Fixed", "RatioToWeight"]
 
 @dataclass(frozen=True)
 class Fixed:
-    """Limits that never move.
+    """Limits without a memory.
 
     Args:
-        high: the largest allowed norm or value; None for no upper bound.
-        low: the smallest allowed norm or value; None for no lower bound.
+        high: the largest allowed norm or value; None for no upper bound. For `gradclip.jax` also
+            an array of one number, traced or not, or a function of the step.
+        low: the smallest allowed norm or value; None for no lower bound. Or as `high`.
 
     Example:
         >>> Fixed(high=1.0).update({}, 3.0, Context(), None)
         (Limits(low=None, high=1.0), {})
     """
 
-    high: float | None = None
-    low: float | None = None
+    high: float | Moving | None = None
+    low: float | Moving | None = None
 
     def __post_init__(self) -> None:
         """Refuse early."""
         for name in ("low", "high"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, number(name, value))
+                object.__setattr__(self, name, limit(name, value))
         if self.high is None and self.low is None:
             raise PolicyError.of("high", None, "give at least one of high and low")
-        if self.low is not None and self.low > (math.inf if self.high is None else self.high):
+        ends = self.low, math.inf if self.high is None else self.high
+        if isinstance(ends[0], float) and isinstance(ends[1], float) and ends[0] > ends[1]:
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
     def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
@@ -49,10 +52,11 @@ class Fixed:
         state: State,
         norms: Any,  # noqa: ARG002
         context: Context,  # noqa: ARG002
-        xp: Any,  # noqa: ARG002
+        xp: Any,
     ) -> tuple[Limits, State]:
-        """Return the same limits at every step."""
-        return Limits(self.low, self.high), state
+        """Return the limits, the same at every step unless they move by themselves."""
+        low, high = (x.now(xp) if isinstance(x, Moving) else x for x in (self.low, self.high))
+        return Limits(low, high), state
 
 
 @dataclass(frozen=True)
