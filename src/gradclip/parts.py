@@ -7,7 +7,7 @@ a source, which makes of the gradient what is clipped in its place. `Threshold`,
 """
 
 from ._publish import publish as _publish
-from .method.response import Clamp, Normalise, Rescale, ShrinkSpikes, Skip, Smooth, Zero
+from .method.response import Clamp, Normalise, Power, Rescale, ShrinkSpikes, Skip, Smooth, Zero
 from .method.threshold import (
     After,
     Context,
@@ -19,6 +19,7 @@ from .method.threshold import (
     MovingBand,
     NormalisedNorm,
     OnlineQuantile,
+    OtherOrder,
     OwnAverage,
     PowerAverage,
     Quantile,
@@ -49,7 +50,9 @@ __all__ = [
     "Normalise",
     "NormalisedNorm",
     "OnlineQuantile",
+    "OtherOrder",
     "OwnAverage",
+    "Power",
     "PowerAverage",
     "Quantile",
     "RatioToWeight",

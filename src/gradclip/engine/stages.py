@@ -121,7 +121,10 @@ class Pass:
         """Run a policy with one norm for each member, or one for all, or none but the loss."""
         xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
         together = measure.scope != "tensor"
-        context = Context(weights=lambda: self._of(self._weights(stage.policy), stage))
+        context = Context(
+            weights=lambda: self._of(self._weights(stage.policy), stage),
+            norms=lambda order: self._of(self.grads, _in_order(stage, order)),
+        )
         norms = self._loss() if measure.scope == "loss" else self._of(self.grads, stage)
         here = self._here(members, together=together)
         limits, state = self._decide(stage, state, norms, context, here)
@@ -239,7 +242,8 @@ class Pass:
         assert isinstance(response, ValueResponse)
         self._flush()
         norms = self._of(self.grads, stage)
-        limits, state = self._decide(stage, state, norms, Context(), self._here(members))
+        context = Context(norms=lambda order: self._of(self.grads, _in_order(stage, order)))
+        limits, state = self._decide(stage, state, norms, context, self._here(members))
         high = limits.high + self.grads.xp.zeros_like(norms)
         places = {member: place for place, member in enumerate(members)}
 
@@ -400,3 +404,9 @@ def _rebuilt(
         return xp.where(factors[0] == 1, value, value * factors[0])
     matrix = (left * (norms * factors)[None, :]) @ right
     return xp.where(xp.all(factors == 1), value, xp.reshape(matrix, value.shape))
+
+
+def _in_order(stage: Stage, order: float) -> Stage:
+    """Return the stage with a measure of another order."""
+    policy = stage.policy
+    return replace(stage, policy=replace(policy, measure=replace(policy.measure, order=order)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
+from ..arrays import Namespace, Norms, Scalar, Sizes
 from ..checks import choice, integer, number
 from ..errors import PolicyError
 
@@ -75,7 +76,7 @@ class Measure:
         """The p of the norm that is taken first; rms and average divide a 2-norm."""
         return 2.0 if isinstance(self.order, str) else self.order
 
-    def per_size(self, norms: Any, sizes: Any, xp: Any) -> Any:
+    def per_size(self, norms: Norms, sizes: Sizes, xp: Namespace) -> Norms:
         """Return 2-norms turned into rms or average, given the number of values in each."""
         if not isinstance(self.order, str):
             return norms
@@ -83,7 +84,7 @@ class Measure:
         return norms / (xp.sqrt(some) if self.order == "rms" else some)
 
 
-def combine(norms: Any, order: float, xp: Any) -> Any:
+def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
     """Return the p-norm of a vector of p-norms, safe from overflow and underflow.
 
     m·(Σ (nᵢ/m)^p)^(1/p) with m = max nᵢ; the norm of parts is the norm of their whole.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from ..arrays import Factors, Flag, Namespace, Norms, Scalar, Values
 from ..checks import choice, number
 from .threshold.base import Limits
 
@@ -18,6 +19,7 @@ __all__ = [
     "Clamp",
     "FactorResponse",
     "Normalise",
+    "Power",
     "Rescale",
     "Response",
     "ShrinkSpikes",
@@ -54,7 +56,7 @@ class Rescale:
         object.__setattr__(self, "max_gain", number("max_gain", self.max_gain, low=1))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
-    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
         """Return one factor per norm; a NaN norm gives NaN, an infinite one 0."""
         one = xp.ones_like(norms)
         factors = one
@@ -93,7 +95,7 @@ class Smooth:
         shape = choice("shape", self.shape, ("root", "linear", "tanh"))
         object.__setattr__(self, "shape", shape)
 
-    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
         """Return one factor per norm; without a limit the factor is 1."""
         ratio = norms / limits.high
         if self.shape == "linear":
@@ -126,7 +128,7 @@ class Normalise:
         """Refuse early."""
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
-    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
         """Return one factor per norm."""
         one = xp.ones_like(norms)
         zero = norms == 0
@@ -145,7 +147,7 @@ class Zero:
 
     enlarges: ClassVar[bool] = False
 
-    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
         """Return 0 or 1 for each norm."""
         return xp.where(norms <= limits.high, xp.ones_like(norms), xp.zeros_like(norms))
 
@@ -162,11 +164,11 @@ class Skip:
 
     enlarges: ClassVar[bool] = False
 
-    def factors(self, norms: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:  # noqa: ARG002
         """Return 1 for each norm: what is not skipped stays as it is."""
         return xp.ones_like(norms)
 
-    def skips(self, norms: Any, limits: Limits, xp: Any) -> Any:
+    def skips(self, norms: Norms, limits: Limits, xp: Namespace) -> Flag:
         """Return whether the step is to be skipped; a NaN norm is outside every limit."""
         return xp.any(~(norms <= limits.high))
 
@@ -184,7 +186,7 @@ class Clamp:
     enlarges: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("element",)
 
-    def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:  # noqa: ARG002
+    def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:  # noqa: ARG002
         """Return `x` with each value moved into its limits."""
         low = -math.inf if limits.low is None else limits.low
         high = math.inf if limits.high is None else limits.high
@@ -206,12 +208,51 @@ class ShrinkSpikes:
     enlarges: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("tensor",)
 
-    def values(self, x: Any, norm: Any, limits: Limits, xp: Any) -> Any:
+    def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:
         """Return `x` with its spikes shrunk; `norm` is its largest magnitude."""
         over = xp.abs(x) > limits.high
         return xp.where(over, xp.astype(x * (limits.high / norm), x.dtype), x)
 
 
+@dataclass(frozen=True)
+class Power:
+    """Raise each magnitude to a power, then bring the 2-norm to its limit.
+
+    y = sign(x)·|x|^α; y·high/‖y‖ if ‖y‖ > high, else y.
+
+    Args:
+        alpha: α in (0, 1]. The measure is of order 2·α, since ‖y‖ is its α-th power.
+
+    Example:
+        >>> import numpy as np
+        >>> Power(0.5).values(np.asarray([-9.0, 16.0]), 25.0, Limits(high=2.5), np)
+        array([-1.5,  2. ])
+    """
+
+    alpha: float
+    scopes: ClassVar[tuple[str, ...]] = ("tensor",)
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        alpha = number("alpha", self.alpha, low=0, high=1, above=True)
+        object.__setattr__(self, "alpha", alpha)
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether a magnitude under 1 grows."""
+        return self.alpha < 1
+
+    def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:
+        """Return the shaped `x`; `norm` is its norm of order 2·alpha."""
+        # A zero keeps its sign, which `sign` would drop.
+        shaped = xp.where(x == 0, x, xp.sign(x) * xp.abs(x) ** self.alpha)
+        size = norm**self.alpha
+        # On a host the norm may be of another library than `x`: the comparison is one of `x`'s.
+        ratio = limits.high / (size + (size == 0))
+        over = xp.zeros_like(x) + ratio < 1
+        return xp.where(over, xp.astype(shaped * ratio, x.dtype), shaped)
+
+
 FactorResponse = Rescale | Smooth | Normalise | Zero | Skip
-ValueResponse = Clamp | ShrinkSpikes
+ValueResponse = Clamp | ShrinkSpikes | Power
 Response = FactorResponse | ValueResponse

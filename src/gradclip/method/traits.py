@@ -105,7 +105,9 @@ def _tried(policy: Policy) -> tuple[bool, bool, Limits]:
         return norms
 
     state = policy.threshold.init(norms, np)
-    limits, _ = policy.threshold.update(state, norms, Context(weights, lambda: norms), np)
+    limits, _ = policy.threshold.update(
+        state, norms, Context(weights, lambda: norms, lambda _: norms), np
+    )
     return bool(state), bool(asked), limits
 
 

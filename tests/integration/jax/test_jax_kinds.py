@@ -247,7 +247,7 @@ def test_other_backends_take_a_number_and_refuse_a_function() -> None:
     np.testing.assert_allclose(out[0], [0.6, 0.8])
     with pytest.raises(PolicyError, match=r"limit=.*only gradclip.jax takes"):
         gradclip.numpy.clip(grads, by_norm(SCHEDULE))
-    with pytest.raises(PolicyError, match="max_norm=-1"):
+    with pytest.raises(PolicyError, match=r"max_norm=.*number >= 0"):
         by_norm(jnp.asarray(-1.0))
     with pytest.raises(PolicyError, match=r"max_norm=.*without axes"):
         by_norm(jnp.ones(3))

@@ -275,8 +275,6 @@ def mean_std(
     Example:
         >>> mean_std()
         mean_std()
-
-    Source: folklore.
     """
     return Policy(_norms(scope), MeanStd(k, warmup, clipped), Rescale())
 
@@ -311,8 +309,6 @@ def moving_average(
     Example:
         >>> moving_average(3.0)
         moving_average(3.0)
-
-    Source: folklore.
     """
     return Policy(_norms(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
 

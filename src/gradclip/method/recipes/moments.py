@@ -8,8 +8,8 @@ from ...checks import number
 from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Chain, Policy, Wrapped
-from ..response import Normalise, Rescale, ShrinkSpikes
-from ..threshold import MovingAverage, NormalisedNorm, PowerAverage, SecondMoment
+from ..response import Normalise, Power, Rescale, ShrinkSpikes
+from ..threshold import MovingAverage, NormalisedNorm, OtherOrder, PowerAverage, SecondMoment
 from ..wrapper import Momentum
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "adagn",
     "adamw_clip",
     "spam",
+    "spamp",
     "stable_spam",
 ]
 
@@ -173,6 +174,36 @@ def stable_spam(
     Source: arXiv:2502.17055, algorithm 1; the momentum reset belongs to the optimizer.
     """
     return adaclip(decay) | adagn(mean_decay, square_decay, eps)
+
+
+@recipe(kind="moment", paper="You & Liu 2025, arXiv:2510.01578")
+def spamp(alpha: float = 0.85, decay: float = 0.99) -> Policy:
+    """Raise each magnitude to a power, then cap each tensor at the average of its norm (SPAMP).
+
+    τ ← β·τ + (1-β)·‖g‖, y = sign(g)·|g|^α; y·min(1, τ/‖y‖), for each tensor.
+
+    Args:
+        alpha: α in (0, 1]; the paper's lies in [0.7, 1]. At 1 only the cap is left.
+        decay: β, the weight of the old average, in [0, 1); the paper's lies in [0.9, 0.999].
+
+    Returns:
+        The policy. This step's norm counts for its own limit. A magnitude under 1 grows.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: τ is rid of its start at zero. ‖y‖ is the α-th power of the norm of order 2·α.
+
+    Example:
+        >>> spamp()
+        spamp()
+
+    Source: a description of arXiv:2510.01578. There α falls as ‖g‖/τ grows, by a function that
+    the description leaves open; here α is constant, and the default is ours.
+    """
+    average = MovingAverage(1.0, decay, current=True, clipped=False)
+    power = Power(alpha)
+    return Policy(Measure("tensor", 2 * power.alpha), OtherOrder(2.0, average), power)
 
 
 @recipe(kind="moment", paper="Zhang et al. 2020, arXiv:1912.03194")

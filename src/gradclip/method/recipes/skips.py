@@ -30,8 +30,6 @@ def skip_above(max_norm: float) -> Policy:
     Example:
         >>> skip_above(100.0)
         skip_above(100.0)
-
-    Source: folklore.
     """
     return Policy(Measure(), Fixed(high=number("max_norm", max_norm, low=0)), Skip())
 

@@ -329,8 +329,6 @@ def tanh(limit: float) -> Policy:
     Example:
         >>> tanh(0.5)
         tanh(0.5)
-
-    Source: folklore.
     """
     high = number("limit", limit, low=0, above=True)
     return Policy(Measure("element"), Fixed(high=high), Smooth("tanh"))

@@ -28,7 +28,7 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
         The wrapped policy. Its memory is as large as the gradients.
 
     Raises:
-        PolicyError: policy is none, or holds rules by name.
+        PolicyError: policy is not a policy, or holds rules by name.
 
     Numerics: Δ is at least float32, and takes the rounding of the result up too. A step that is
     skipped leaves it as it is.
@@ -90,7 +90,7 @@ def centered(policy: PolicyLike) -> Wrapped:
         The wrapped policy, for the stream of one worker. With several, average their outputs.
 
     Raises:
-        PolicyError: policy is none, or holds rules by name.
+        PolicyError: policy is not a policy, or holds rules by name.
 
     Example:
         >>> from gradclip import by_norm

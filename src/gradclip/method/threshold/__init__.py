@@ -2,7 +2,7 @@
 
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
-from .combined import After, Leading, Smallest
+from .combined import After, Leading, OtherOrder, Smallest
 from .fixed import Fixed, RatioToWeight
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
@@ -20,6 +20,7 @@ __all__ = [
     "MovingBand",
     "NormalisedNorm",
     "OnlineQuantile",
+    "OtherOrder",
     "OwnAverage",
     "PowerAverage",
     "Quantile",

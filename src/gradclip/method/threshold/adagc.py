@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...arrays import Namespace, Norms
 from ...checks import integer, number
 from ..measure import combine
 from .base import Context, Limits, State, average
@@ -37,16 +37,16 @@ class OwnAverage:
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
 
-    def init(self, norms: Any, xp: Any) -> State:
-        """Return no average: infinite until a norm that is not zero was seen."""
+    def init(self, norms: Norms, xp: Namespace) -> State:
+        """Return no average: infinite until a norm that is not zero was context."""
         return {"own": xp.full_like(norms, xp.inf), "count": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the limits of the warm-up, or those of each tensor's own average."""
         own, count = state["own"], state["count"]

@@ -9,24 +9,29 @@ non-finite, and no step that was skipped, enters a memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from ...arrays import Array, Namespace, Norms, State, Values
 from ...errors import PolicyError
 
 __all__ = ["Context", "Limits", "State", "Threshold", "average", "check_threshold", "corrected"]
-
-State = dict[str, Any]
 
 
 class Limits(NamedTuple):
     """The bounds of this step: floats, or arrays of the norms' shape; None is no bound."""
 
-    low: Any = None
-    high: Any = None
+    low: Array = None
+    high: Array = None
 
 
-def _nothing() -> Any:
+def _nothing() -> Array:
     raise AssertionError("nothing else was shown")
+
+
+def _no_other_order(order: float) -> Norms:
+    raise PolicyError.of(
+        "order", order, "a threshold of another order needs scope tensor or global"
+    )
 
 
 class Context(NamedTuple):
@@ -35,20 +40,24 @@ class Context(NamedTuple):
     Attributes:
         weights: returns the weights' norms, of the same parts as the gradients'.
         raw: returns the gradient before the wrapper that the policy is in.
+        norms: returns the norms of another order, of the same parts of the gradients.
     """
 
-    weights: Callable[[], Any] = _nothing
-    raw: Callable[[], Any] = _nothing
+    weights: Callable[[], Norms] = _nothing
+    raw: Callable[[], Values] = _nothing
+    norms: Callable[[float], Norms] = _no_other_order
 
 
 class Threshold(Protocol):
     """The two pure functions that every threshold has."""
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return the empty memory for norms of this shape; nothing of their values enters."""
         ...
 
-    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
+    def update(
+        self, state: State, norms: Norms, context: Context, xp: Namespace
+    ) -> tuple[Limits, State]:
         """Return this step's limits and the new memory; nothing is mutated."""
         ...
 
@@ -59,11 +68,11 @@ def check_threshold(argument: str, value: object) -> None:
         raise PolicyError.of(argument, value, "give a threshold, such as Fixed(high=1.0)")
 
 
-def average(old: Any, value: Any, decay: float) -> Any:
+def average(old: Array, value: Array, decay: float) -> Array:
     """Return the exponential moving average after one more value."""
     return decay * old + (1 - decay) * value
 
 
-def corrected(mean: Any, decay: float, count: Any) -> Any:
+def corrected(mean: Array, decay: float, count: Array) -> Array:
     """Return a moving average that started at zero, rid of that start; count ≥ 1."""
     return mean / (1 - decay**count)

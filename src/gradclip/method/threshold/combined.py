@@ -1,15 +1,15 @@
-"""Thresholds made of thresholds: the smaller of two, and one after the other."""
+"""Thresholds made of thresholds, which change when they hold or which norms they see."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from ...checks import integer
+from ...arrays import Namespace, Norms
+from ...checks import integer, number
 from .base import Context, Limits, State, Threshold, check_threshold
 
-__all__ = ["After", "Leading", "Smallest"]
+__all__ = ["After", "Leading", "OtherOrder", "Smallest"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Smallest:
         check_threshold("first", self.first)
         check_threshold("second", self.second)
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return both memories."""
         return {"first": self.first.init(norms, xp), "second": self.second.init(norms, xp)}
 
-    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
+    def update(
+        self, state: State, norms: Norms, context: Context, xp: Namespace
+    ) -> tuple[Limits, State]:
         """Return the tighter limits and both new memories."""
         one, first = self.first.update(state["first"], norms, context, xp)
         two, second = self.second.update(state["second"], norms, context, xp)
@@ -50,12 +52,14 @@ class After:
         check_threshold("first", self.first)
         check_threshold("then", self.then)
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return both memories and the count of steps."""
         memories = {"first": self.first.init(norms, xp), "then": self.then.init(norms, xp)}
         return {**memories, "count": xp.zeros_like(norms)}
 
-    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
+    def update(
+        self, state: State, norms: Norms, context: Context, xp: Namespace
+    ) -> tuple[Limits, State]:
         """Return the limits that hold now and both new memories."""
         one, first = self.first.update(state["first"], norms, context, xp)
         two, then = self.then.update(state["then"], norms, context, xp)
@@ -83,11 +87,13 @@ class Leading:
         if self.rank is not None:
             object.__setattr__(self, "rank", integer("rank", self.rank, low=1))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return the threshold's memory, as often as there are norms."""
         return self.of_largest.init(norms, xp)
 
-    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
+    def update(
+        self, state: State, norms: Norms, context: Context, xp: Namespace
+    ) -> tuple[Limits, State]:
         """Return the limit of the largest norm for the first norms, and the new memory."""
         zeros = xp.zeros_like(norms)
         largest = xp.max(norms) + zeros if math.prod(norms.shape) else norms
@@ -99,3 +105,35 @@ class Leading:
         high = None if limits.high is None else xp.where(leads, limits.high + zeros, zeros + xp.inf)
         low = None if limits.low is None else xp.where(leads, limits.low + zeros, zeros)
         return Limits(low, high), new
+
+
+@dataclass(frozen=True)
+class OtherOrder:
+    """The limit that a threshold gives for the norms of another order than the policy's measure.
+
+    Args:
+        order: p > 0 of the p-norm that the threshold sees, or inf.
+        threshold: the threshold; the policy's measure takes one norm of each tensor, or of all.
+    """
+
+    order: float
+    threshold: Threshold
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "order", number("order", self.order, low=0, above=True))
+        check_threshold("threshold", self.threshold)
+
+    def init(self, norms: Norms, xp: Namespace) -> State:
+        """Return the threshold's memory."""
+        return self.threshold.init(norms, xp)
+
+    def update(
+        self,
+        state: State,
+        norms: Norms,  # noqa: ARG002
+        context: Context,
+        xp: Namespace,
+    ) -> tuple[Limits, State]:
+        """Return the threshold's limits and new memory, for norms of the other order."""
+        return self.threshold.update(state, context.norms(self.order), context, xp)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from ...arrays import Namespace, Norms
 from ...checks import number
 from ...errors import PolicyError
 from ..limit import Moving, limit
@@ -43,16 +43,16 @@ class Fixed:
         if isinstance(ends[0], float) and isinstance(ends[1], float) and ends[0] > ends[1]:
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
-    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+    def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
         """Return the empty memory: a fixed threshold remembers nothing."""
         return {}
 
     def update(
         self,
         state: State,
-        norms: Any,  # noqa: ARG002
+        norms: Norms,  # noqa: ARG002
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the limits, the same at every step unless they move by themselves."""
         low, high = (x.now(xp) if isinstance(x, Moving) else x for x in (self.low, self.high))
@@ -76,16 +76,16 @@ class RatioToWeight:
         object.__setattr__(self, "ratio", number("ratio", self.ratio, low=0, above=True))
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
-    def init(self, norms: Any, xp: Any) -> State:  # noqa: ARG002
+    def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
         """Return the empty memory: the weights remember for themselves."""
         return {}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return limits in proportion to the weights."""
         weights = context.weights()

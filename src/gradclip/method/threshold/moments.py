@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...arrays import Namespace, Norms
 from ...checks import flag, integer, number
 from .base import Context, Limits, State, average, corrected
 
@@ -37,16 +37,16 @@ class SecondMoment:
         object.__setattr__(self, "corrected", flag("corrected", self.corrected))
         object.__setattr__(self, "minimum", number("minimum", self.minimum, low=0))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return a second moment of nothing."""
         return {"moment": xp.zeros_like(norms), "count": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return a multiple of the root mean square; one that was never non-zero has none."""
         moment, count = state["moment"], state["count"]
@@ -82,16 +82,16 @@ class PowerAverage:
         object.__setattr__(self, "alpha", number("alpha", self.alpha, low=0, above=True))
         object.__setattr__(self, "decay", number("decay", self.decay, low=0, high=1, below=True))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an average of nothing."""
         return {"power": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
-        norms: Any,  # noqa: ARG002
+        norms: Norms,  # noqa: ARG002
         context: Context,
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the average, which this step's gradient has entered."""
         power = average(state["power"], xp.abs(context.raw()) ** self.alpha, self.decay)
@@ -119,16 +119,16 @@ class NormalisedNorm:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "eps", number("eps", self.eps, low=0))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return moments of nothing."""
         return {name: xp.zeros_like(norms) for name in ("mean", "square", "count")}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the target norm; each moment is corrected by its own decay."""
         count = state["count"] + 1

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...arrays import Array, Namespace, Norms
 from ...checks import flag, integer, number
 from .base import Context, Limits, State
 
 __all__ = ["OnlineQuantile", "Quantile", "places", "push"]
 
 
-def push(history: Any, count: Any, values: Any, xp: Any) -> Any:
+def push(history: Array, count: Array, values: Array, xp: Namespace) -> Array:
     """Return a ring buffer, shape (K, W), with one more value for each row."""
     here = places(history, xp) == _slot(count, history.shape[1], xp)
     return xp.where(here, values[:, None], history)
 
 
-def _slot(count: Any, width: int, xp: Any) -> Any:
+def _slot(count: Array, width: int, xp: Namespace) -> Array:
     """Return the place in a ring buffer where the next value goes, shape (K, 1)."""
     return (count - width * xp.floor(count / width))[:, None]
 
 
-def _exchange(ordered: Any, old: Any, new: Any, xp: Any) -> Any:
+def _exchange(ordered: Array, old: Array, new: Array, xp: Namespace) -> Array:
     """Return rows in ascending order, shape (K, W), with a new value for an old one.
 
     In two steps of W comparisons, where a sort would take W·log W of them.
@@ -35,7 +35,7 @@ def _exchange(ordered: Any, old: Any, new: Any, xp: Any) -> Any:
     return xp.where(longer[:, :-1] < old[:, None], longer[:, :-1], longer[:, 1:])
 
 
-def places(history: Any, xp: Any) -> Any:
+def places(history: Array, xp: Namespace) -> Array:
     """Return 0, 1, … W-1, shape (1, W), where and in the dtype that the history has."""
     return xp.cumulative_sum(xp.ones_like(history[:1]), axis=1) - 1
 
@@ -47,7 +47,7 @@ class Quantile:
     Args:
         q: in [0, 1].
         window: how many norms are remembered, ≥ 1.
-        warmup: no limit before this many norms were seen.
+        warmup: no limit before this many norms were context.
         current: whether this step's norm counts for its own limit.
     """
 
@@ -63,7 +63,7 @@ class Quantile:
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=0))
         object.__setattr__(self, "current", flag("current", self.current))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an empty ring buffer; what is not filled counts as infinite."""
         row = xp.full_like(norms, xp.inf)[:, None]
         wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
@@ -72,9 +72,9 @@ class Quantile:
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Remember this step's norms, and return the quantile."""
         history, count = state["history"], state["count"]
@@ -89,7 +89,7 @@ class Quantile:
         used = new if self.current else state
         return Limits(high=self._quantile(used["ordered"], used["count"], at, xp)), new
 
-    def _quantile(self, ordered: Any, count: Any, at: Any, xp: Any) -> Any:
+    def _quantile(self, ordered: Array, count: Array, at: Array, xp: Namespace) -> Array:
         filled = xp.where(count < self.window, count, self.window * xp.ones_like(count))
         last = xp.where(filled > 0, filled - 1, xp.zeros_like(filled))
         position = self.q * last
@@ -126,16 +126,16 @@ class OnlineQuantile:
         start = number("start", self.start, low=0, above=True, finite=True)
         object.__setattr__(self, "start", start)
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return the first limit."""
         return {"limit": xp.full_like(norms, self.start)}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the limit as it stands, and move it towards the quantile."""
         limit = state["limit"]

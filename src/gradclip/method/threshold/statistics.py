@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from ...arrays import Array, Namespace, Norms
 from ...checks import choice, flag, integer, number
 from .base import Context, Limits, State, average, corrected
 from .quantile import places, push
@@ -19,7 +20,7 @@ class MovingAverage:
     Args:
         factor: > 0.
         decay: of the average, in [0, 1).
-        warmup: no limit before this many norms were seen.
+        warmup: no limit before this many norms were context.
         current: whether this step's norm counts for its own limit.
         clipped: whether the memory takes the norm after clipping.
     """
@@ -38,16 +39,16 @@ class MovingAverage:
         object.__setattr__(self, "current", flag("current", self.current))
         object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an average of nothing."""
         return {"mean": xp.zeros_like(norms), "count": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return a multiple of the average."""
         if self.current:
@@ -57,11 +58,11 @@ class MovingAverage:
         value = xp.where(norms > high, high, norms) if self.clipped else norms
         return Limits(high=high), self._with(state, value)
 
-    def _with(self, state: State, value: Any) -> State:
+    def _with(self, state: State, value: Array) -> State:
         mean = average(state["mean"], value, self.decay)
         return {"mean": mean, "count": state["count"] + 1}
 
-    def _limit(self, state: State, xp: Any) -> Any:
+    def _limit(self, state: State, xp: Namespace) -> Array:
         count = state["count"]
         # Zeros alone say nothing of the usual size: as a limit they would lock the gradient.
         ready = (count >= self.warmup) & (count > 0) & (state["mean"] > 0)
@@ -90,16 +91,16 @@ class MeanStd:
         object.__setattr__(self, "warmup", integer("warmup", self.warmup, low=2))
         object.__setattr__(self, "clipped", flag("clipped", self.clipped))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return the statistics of nothing."""
         return {name: xp.zeros_like(norms) for name in ("mean", "squares", "count")}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations."""
         mean, count = state["mean"], state["count"]
@@ -150,16 +151,16 @@ class ZScore:
         kept = flag("remember_spikes", self.remember_spikes)
         object.__setattr__(self, "remember_spikes", kept)
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return the statistics of nothing."""
         return {name: xp.zeros_like(norms) for name in ("mean", "variance", "count")}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return a limit where there is a spike; what is remembered is the clipped norm."""
         mean, variance, count = state["mean"], state["variance"], state["count"]
@@ -216,16 +217,16 @@ class MovingBand:
         object.__setattr__(self, "min_norm", number("min_norm", self.min_norm, low=0))
         object.__setattr__(self, "current", flag("current", self.current))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an average of nothing, which is zero."""
         return {"mean": xp.zeros_like(norms)}
 
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return a band around the average, which starts at the first norm that is not zero."""
         if self.current:
@@ -236,11 +237,11 @@ class MovingBand:
         raised = xp.where((norms > 0) & (norms < limits.low), limits.low, cut)
         return limits, self._with(state, raised, xp)
 
-    def _with(self, state: State, value: Any, xp: Any) -> State:
+    def _with(self, state: State, value: Array, xp: Namespace) -> State:
         old = state["mean"]
         return {"mean": xp.where(old > 0, average(old, value, self.decay), value)}
 
-    def _band(self, state: State, xp: Any) -> Limits:
+    def _band(self, state: State, xp: Namespace) -> Limits:
         mean = state["mean"]
         none = xp.full_like(mean, xp.inf)
         high = xp.where(mean > 0, self.high * mean, none)
@@ -270,7 +271,7 @@ class WindowZScore:
         object.__setattr__(self, "window", integer("window", self.window, low=2))
         object.__setattr__(self, "minimum", integer("minimum", self.minimum, low=3))
 
-    def init(self, norms: Any, xp: Any) -> State:
+    def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an empty ring buffer."""
         row = xp.zeros_like(norms)[:, None]
         wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
@@ -279,9 +280,9 @@ class WindowZScore:
     def update(
         self,
         state: State,
-        norms: Any,
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Any,
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the mean and so many deviations; remember the value as it is."""
         history, count = state["history"], state["count"]
