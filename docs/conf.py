@@ -32,7 +32,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!gradclip\b).*"),
     # Types that users do not name and that the reference does not list.
-    ("py:class", r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Gradients|Sharded|Decision)"),
+    (
+        "py:class",
+        r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Moving|Gradients|Sharded|Decision)",
+    ),
 ]
 
 html_theme = "furo"

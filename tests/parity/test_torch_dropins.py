@@ -446,7 +446,8 @@ def _negated(path: str) -> None:
     if path == "device":
         return  # A graph that is being compiled does not ask: torch's compiler sees to it.
     (param,) = _params([0.0, 0.0])
-    param.grad = torch._neg_view(torch.tensor([1.0, -3.0]))
+    param.grad = torch.tensor([1.0 - 1.0j, -3.0 + 3.0j]).conj().imag  # Negated lazily.
+    assert param.grad.is_neg()
     Clipper([param], "value:-0.5,2").clip_()
     assert _grads([param]) == [[-0.5, 2.0]]
 

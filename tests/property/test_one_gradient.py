@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _views(draw: st.DrawFn) -> list[Tensor]:
+def _views(draw: Callable[..., Any]) -> list[Tensor]:
     """Return matrices, some of which share memory with others or with themselves."""
     memory = _normal(draw(seeds), 48)
     views = []

@@ -42,7 +42,7 @@ def at_step(policy: AnyPolicy, arrays: Sequence[jax.Array], step: Scalar) -> Any
 
     def now(limit: Moving) -> Moving:
         value = limit.value
-        value = arrays[value.index] if isinstance(value, Slot) else value(step)
+        value = arrays[value.place] if isinstance(value, Slot) else value(step)
         return Moving(jnp.asarray(value, widest()), limit.low, limit.sign)
 
     return replaced(policy, now)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ..arrays import Memory, Tree, Values
@@ -46,16 +47,18 @@ def outside_of_types(compute: Callable[..., T], out: Tree) -> Callable[..., T]:
         compute: any function of arrays.
         out: the sharding of each result.
     """
-    return jax.sharding.auto_axes(compute, out_sharding=out)
+    return cast("Callable[..., T]", jax.sharding.auto_axes(compute, out_sharding=out))
 
 
 def like_members(memory: Memory, leaves: Sequence[Values], mesh: Mesh) -> Tree:
     """Return where a memory belongs: what has the shape of its gradient, with the gradient."""
     homes = shardings(list(leaves), mesh)
 
-    def one(path: tuple[object, ...], value: Values) -> NamedSharding:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        members = [int(name) for name in names if str(name).isdigit()]
+    def one(
+        path: tuple[jax.tree_util.DictKey | jax.tree_util.SequenceKey, ...], value: Values
+    ) -> NamedSharding:
+        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        members = [int(name) for name in names if name.isdigit()]
         if members and value.shape == leaves[members[-1]].shape:
             return homes[members[-1]]
         return NamedSharding(mesh, PartitionSpec())
@@ -68,7 +71,7 @@ def together_with(tree: Tree, leaves: Sequence[Values]) -> Tree:
 
     Only arrays that the user has put somewhere have a place; what is traced has none.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+    if any(isinstance(x, Tracer) for x in leaves):
         return tree
     placed = [x for x in leaves if getattr(x, "committed", False)]
     if not placed:
@@ -80,7 +83,7 @@ def together_with(tree: Tree, leaves: Sequence[Values]) -> Tree:
         return tree
 
     def one(x: Values) -> Values:
-        known = isinstance(x, jax.core.Tracer) or getattr(x, "committed", False)
+        known = isinstance(x, Tracer) or getattr(x, "committed", False)
         return x if known else jax.device_put(x, home)
 
     return jax.tree.map(one, tree)

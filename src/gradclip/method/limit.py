@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from ..arrays import Array, Namespace, Scalar
 from ..checks import number
 from ..errors import PolicyError
 
-__all__ = ["Moving", "Slot", "limit", "moving", "replaced"]
+__all__ = ["Limit", "Moving", "Slot", "limit", "moving", "replaced"]
 
 P = TypeVar("P")
 
@@ -24,7 +24,7 @@ P = TypeVar("P")
 class Slot(NamedTuple):
     """The place of an array in a list that is kept beside the policy."""
 
-    index: int
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Moving:
         sign: 1, or -1 for the lower end of a symmetric range.
     """
 
-    value: Array | Callable[[Scalar], Scalar] | Slot | float
+    value: Array
     low: float = -math.inf
     sign: float = 1.0
 
@@ -69,6 +69,10 @@ class Moving:
         if not getattr(xp, "traces", False):
             return self.sign * max(float(self.value), self.low)
         return self.sign * xp.where(self.value < self.low, self.low, self.value)
+
+
+Limit: TypeAlias = float | Array | Callable[[Scalar], Scalar] | Moving
+"""A limit as users give it: a number, or with `gradclip.jax` an array or a function of the step."""
 
 
 def limit(

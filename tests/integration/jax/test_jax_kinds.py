@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +200,7 @@ def test_a_limit_takes_part_in_inject_hyperparams(jit: bool) -> None:
         state, update = tx.init(G), jax.jit(tx.update) if jit else tx.update
         outs[name] = []
         for _ in range(3):
-            out, state = update(G, state, G)
+            out, state = cast("tuple[Any, Any]", update(G, state, G))
             outs[name].append(np.asarray(out["a"]))
     np.testing.assert_allclose(outs["ours"], outs["theirs"], rtol=1e-6)
     assert not np.allclose(outs["ours"][0], outs["ours"][2])
@@ -259,7 +259,7 @@ def test_other_backends_take_a_number_and_refuse_a_function() -> None:
 @each_method
 def test_every_number_of_the_result_is_found_by_its_name(name: str) -> None:
     tx = optax.chain(clip(CATALOGUE[name].policy), optax.adam(0.1))
-    state = tx.init(draw())
+    state: Any = tx.init(draw())
     for number in NUMBERS:
         assert optax.tree_utils.tree_get(state, number) is state[0].last[number]
 
@@ -319,7 +319,7 @@ def _explicit() -> dict[str, str]:
         tx = clip(row.policy, max_skips=None)
         outs = []
         for params in (one, four):
-            state = tx.init(params)
+            state, out = tx.init(params), params
             for _ in range(2):
                 out, state = jax.jit(tx.update)(params, state, params, loss=1.0)
             outs.append(out)

@@ -7,7 +7,7 @@ from typing import Literal
 from ...checks import choice, flag, number
 from ...errors import PolicyError
 from ..catalogue import recipe
-from ..limit import Moving
+from ..limit import Limit
 from ..limit import limit as _limit
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: float | Moving, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
@@ -65,11 +65,11 @@ def by_norm(max_norm: float | Moving, order: Order = 2.0, scope: Scope = "global
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: float | Moving | None = None,
+    limit: Limit | None = None,
     /,
-    max: float | Moving | None = None,
+    max: Limit | None = None,
     *,
-    min: float | Moving | None = None,
+    min: Limit | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...arrays import Namespace, Norms
 from ...checks import number
 from ...errors import PolicyError
-from ..limit import Moving, limit
+from ..limit import Limit, Moving, limit
 from .base import Context, Limits, State
 
 __all__ = ["Fixed", "RatioToWeight"]
@@ -31,8 +31,8 @@ class Fixed:
         (Limits(low=None, high=1.0), {})
     """
 
-    high: float | Moving | None = None
-    low: float | Moving | None = None
+    high: Limit | None = None
+    low: Limit | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
