@@ -81,7 +81,8 @@ def compare(policy: AnyPolicy, dtype: torch.dtype) -> dict[str, Any]:
         _arrays(ours.state_dict()["memory"]), _arrays(alone.state_dict()["memory"]), strict=False
     )
     state = [
-        float((a.double() - b.double()).abs().nan_to_num().max())
+        # Of numbers above 1 the relative difference.
+        float(((a.double() - b.double()) / b.double().abs().clamp(min=1)).abs().nan_to_num().max())
         for a, b in memory
         if a.shape == b.shape and a.numel()
     ]

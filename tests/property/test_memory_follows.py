@@ -108,6 +108,7 @@ def test_no_change_of_the_parameters_stops_a_step(name: str, seed: int) -> None:
                 pass
         if any(p.requires_grad for p in model.parameters()):
             _step(model, optimizer, step)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("policy", [zclip(), autoclip(), quantile(), "mean_std", "moving_average"])

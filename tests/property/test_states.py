@@ -224,6 +224,7 @@ def test_in_backward_loads_a_whole_state_or_refuses_it(policy: str, seed: int) -
         assert _bytes(clipper.state_dict()) == before
     for step in range(3):
         go_on(step)
+    assert clipper.steps >= 3
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,7 @@ class Pass:
         """Keep the upper limit of the first stage, if it is one number."""
         if not self.watched or limits.high is None:
             return
-        if isinstance(limits.high, float) or limits.high.shape == ():
+        if isinstance(limits.high, float):
             self.limit = limits.high
         elif limits.high.shape == (1,) and alone:
             self.limit = float(limits.high[0]) if self.grads.host else limits.high[0]

@@ -14,7 +14,6 @@ from jax import enable_x64
 from ..arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, Tree, Values
 from ..engine.backend import Change, Measured, Relative, Spectrum, Units
 from ..errors import PolicyError
-from .namespace import NAMESPACE
 from .norms import (
     at_least_single,
     cosine,
@@ -27,7 +26,7 @@ from .norms import (
     widest,
 )
 
-__all__ = ["Leaves", "flat", "refuse_others"]
+__all__ = ["Leaves", "flat"]
 
 
 class Leaves:
@@ -38,8 +37,8 @@ class Leaves:
         leaves: arrays of floats; not mutated.
     """
 
-    xp: Namespace = NAMESPACE
-    values_xp: Namespace = NAMESPACE
+    xp: Namespace = jnp
+    values_xp: Namespace = jnp
     host = False
 
     def __init__(self, names: Sequence[str], leaves: Sequence[Values]) -> None:
@@ -52,21 +51,21 @@ class Leaves:
         """The number of values of each, as floats."""
         return self.array([float(x.size) for x in self.leaves])
 
-    def same_as(self, weights: Leaves | None) -> Leaves:
-        """Return the weights, which have the names and shapes of the gradients.
+    def weights(self, params: Tree) -> Leaves:
+        """Return the parameters as something to measure.
 
         Raises:
             PolicyError: there are none, or they are not those of the gradients.
         """
-        if weights is None:
+        if params is None:
             remedy = "the policy looks at the weights: call update(updates, state, params)"
             raise PolicyError.of("params", None, remedy)
+        names, leaves, _ = flat(params)
         mine = {name: x.shape for name, x in zip(self.names, self.leaves, strict=True)}
-        pairs = zip(weights.names, weights.leaves, strict=True)
-        theirs = {name: x.shape for name, x in pairs}
+        theirs = {name: x.shape for name, x in zip(names, leaves, strict=True)}
         if mine != theirs:
             raise PolicyError.of("params", theirs, f"the gradients are {mine}")
-        return weights
+        return Leaves(names, leaves)
 
     def array(self, values: list[float]) -> Array:
         """Return numbers in the widest float that is enabled."""
@@ -112,7 +111,7 @@ class Leaves:
         with enable_x64(True):
             each = a.astype(jnp.float64) * b.astype(jnp.float64)
             sums = jax.ops.segment_sum(each, owners, len(counts), indices_are_sorted=True)
-            return (NAMESPACE.sqrt(sums) if root else sums).astype(a.dtype)
+            return (jnp.sqrt(sums) if root else sums).astype(a.dtype)
 
     def scale(self, factors: Factors) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or ()."""
@@ -201,12 +200,3 @@ def flat(tree: Tree) -> tuple[list[str], list[Values], Tree]:
             raise PolicyError.of(f"{name or 'the tree'}", shown, remedy)
         leaves.append(jnp.asarray(leaf))
     return names, leaves, structure
-
-
-def refuse_others(tree: Tree) -> None:
-    """Refuse a tree with a leaf that is not an array of floats, before anything is traced."""
-    for leaf in jax.tree.leaves(tree):
-        kind = getattr(leaf, "dtype", None)
-        if kind is None or not jnp.issubdtype(kind, jnp.inexact):
-            flat(tree)  # Names the leaf; a number of Python's is a leaf, too.
-            return

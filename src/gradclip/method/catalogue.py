@@ -140,8 +140,8 @@ def recipe(
 
         @functools.wraps(function)
         def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
-            args = tuple(map(_plain, args))
-            named = {key: _plain(value) for key, value in _current(kwargs, old_names).items()}
+            args = tuple(map(builtin, args))
+            named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
             if wraps is not None and first in named and not args:
                 args = (named.pop(first),)
             if wraps is not None and args:
@@ -153,11 +153,6 @@ def recipe(
         return cast("F", build)
 
     return enter
-
-
-def _plain(value: object) -> object:
-    """Return Python's own value for a scalar, but an array of JAX as it is: it may be traced."""
-    return value if hasattr(value, "aval") else builtin(value)
 
 
 def lookup(name: str) -> Recipe:

@@ -118,9 +118,6 @@ def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
     """
     if norms.shape[0] == 0:
         return xp.sum(norms)
-    own = getattr(xp, "norm_of_norms", None)  # Of a library that differentiates what it computes.
-    if own is not None:
-        return own(norms, order)
     double = isinstance(norms, np.ndarray) and norms.dtype == np.float64
     if double and order == 2.0 and _SMALL < np.maximum.reduce(norms) < _LARGE:
         return np.sqrt(np.add.reduce(norms * norms))  # This is the usual case, and fast.

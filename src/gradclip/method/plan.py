@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from itertools import takewhile, zip_longest
 
 from ..errors import PolicyError
-from .limit import moving
 from .policy import AnyPolicy, ByName, Chain, Policy, Rule, Wrapped
 from .response import Skip
 from .wrapper import Source
@@ -46,11 +45,8 @@ def plan(policy: AnyPolicy, names: Sequence[str]) -> Plan:
         names: the name of every parameter, in the order of the gradients; not mutated.
 
     Raises:
-        PolicyError: a name matches no pattern, or a pattern matches no name, or a limit is a
-            function of the step, which only `gradclip.jax` takes.
+        PolicyError: a name matches no pattern, or a pattern matches no name.
     """
-    for part in moving(policy):
-        part.refuse_function()
     return _frozen(_expand(policy, tuple(range(len(names))), names))
 
 

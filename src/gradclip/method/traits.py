@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..arrays import Array
-from .limit import Moving, replaced
 from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
 from .response import Clamp, Skip, ValueResponse
 from .threshold import Context, Limits
@@ -79,7 +78,6 @@ def _parts(policy: AnyPolicy) -> Iterator[Policy | Wrapped]:
 def _of_one(policy: Policy | Wrapped) -> Traits:
     if isinstance(policy, Wrapped):
         return Traits(memory=True, real=True, enlarges=True, carries=True)
-    policy = replaced(policy, lambda _: Moving(1.0))
     measure, response = policy.measure, policy.response
     remembers, asked, limits = _tried(policy)
     elementwise = measure.scope in ("element", "singular")

@@ -297,4 +297,5 @@ def test_every_policy_is_one() -> None:
     texts = {setting.policy for setting in settings} - {ADVISED}
     assert texts
     for text in texts:
-        assert str(parse(text)).partition(":")[0] == text.partition(":")[0]
+        # The keys of stored results keep the hyphens of before.
+        assert str(parse(text)).partition(":")[0] == text.partition(":")[0].replace("-", "_")

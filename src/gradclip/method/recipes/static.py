@@ -7,8 +7,6 @@ from typing import Literal
 from ...checks import choice, flag, number
 from ...errors import PolicyError
 from ..catalogue import recipe
-from ..limit import Limit
-from ..limit import limit as _limit
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
@@ -30,14 +28,13 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
 
     Args:
-        max_norm: the largest norm that stays unchanged, ≥ 0; inf measures and changes nothing. With
-            `gradclip.jax` also an array of one number, traced or not, or a function of the step.
+        max_norm: the largest norm that stays unchanged, ≥ 0; inf measures and changes nothing.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
@@ -59,17 +56,17 @@ def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Pol
     Source: Pascanu et al. 2013, algorithm 1.
     """
     _refuse_scope(scope)
-    limit = Fixed(high=_limit("max_norm", max_norm, low=0))
+    limit = Fixed(high=number("max_norm", max_norm, low=0))
     return Policy(Measure(scope, order), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: Limit | None = None,
+    limit: float | None = None,
     /,
-    max: Limit | None = None,
+    max: float | None = None,
     *,
-    min: Limit | None = None,
+    min: float | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
@@ -80,7 +77,6 @@ def by_value(
 
     Args:
         limit: the largest magnitude, ≥ 0, if it is the only argument; with max, the minimum a.
-            With `gradclip.jax` each may be an array of one number, or a function of the step.
         max: the maximum b; None sets no maximum.
         min: the minimum a; None sets no minimum.
 
@@ -104,15 +100,15 @@ def by_value(
     if limit is not None and min is not None:
         raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
     if limit is not None and max is None:
-        bound = _limit("limit", limit, low=0)
+        bound = number("limit", limit, low=0)
         min, max = -bound, bound
     elif limit is not None:
         min = limit
     if min is None and max is None:
         raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
-    low = None if min is None else _limit("min", min)
-    high = None if max is None else _limit("max", max)
-    if isinstance(low, float) and isinstance(high, float) and low > high:
+    low = None if min is None else number("min", min)
+    high = None if max is None else number("max", max)
+    if low is not None and high is not None and low > high:
         raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
     return Policy(Measure("element"), Fixed(high, low), Clamp())
 

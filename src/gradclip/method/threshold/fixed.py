@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ...arrays import Namespace, Norms
 from ...checks import number
 from ...errors import PolicyError
-from ..limit import Limit, Moving, limit
 from .base import Context, Limits, State
 
 __all__ = ["Fixed", "RatioToWeight"]
@@ -19,9 +18,8 @@ class Fixed:
     """Use the same limits at every step.
 
     Args:
-        high: the largest allowed norm or value; None sets no upper bound. For `gradclip.jax` also
-            an array of one number, traced or not, or a function of the step.
-        low: the smallest allowed norm or value, ≤ high; None sets no lower bound. Or as `high`.
+        high: the largest allowed norm or value; None sets no upper bound.
+        low: the smallest allowed norm or value, ≤ high; None sets no lower bound.
 
     Raises:
         PolicyError: both bounds are None, a bound is NaN, or low exceeds high.
@@ -31,19 +29,18 @@ class Fixed:
         (Limits(low=None, high=1.0), {})
     """
 
-    high: Limit | None = None
-    low: Limit | None = None
+    high: float | None = None
+    low: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
         for name in ("low", "high"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, limit(name, value))
+                object.__setattr__(self, name, number(name, value))
         if self.high is None and self.low is None:
             raise PolicyError.of("high", None, "give at least one of high and low")
-        ends = self.low, math.inf if self.high is None else self.high
-        if isinstance(ends[0], float) and isinstance(ends[1], float) and ends[0] > ends[1]:
+        if self.low is not None and self.low > (math.inf if self.high is None else self.high):
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
     def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
@@ -55,11 +52,10 @@ class Fixed:
         state: State,
         norms: Norms,  # noqa: ARG002
         context: Context,  # noqa: ARG002
-        xp: Namespace,
+        xp: Namespace,  # noqa: ARG002
     ) -> tuple[Limits, State]:
-        """Return the limits, the same at every step unless they move by themselves."""
-        low, high = (x.now(xp) if isinstance(x, Moving) else x for x in (self.low, self.high))
-        return Limits(low, high), state
+        """Return the same limits at every step."""
+        return Limits(self.low, self.high), state
 
 
 @dataclass(frozen=True)
