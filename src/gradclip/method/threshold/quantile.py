@@ -8,7 +8,20 @@ from ...arrays import Array, Namespace, Norms
 from ...checks import flag, integer, number
 from .base import Context, Limits, State
 
-__all__ = ["OnlineQuantile", "Quantile", "places", "push"]
+__all__ = ["OnlineQuantile", "Quantile", "empty_ring", "places", "push"]
+
+
+def empty_ring(norms: Norms, width: int, xp: Namespace, *, filler: float = 0.0) -> Array:
+    """Return a ring buffer without values, shape (K, W).
+
+    Args:
+        norms: shape (K,); only their shape and dtype count.
+        width: W, the number of values that each row will hold.
+        xp: the array namespace of the buffer.
+        filler: what each empty place holds.
+    """
+    row = xp.full_like(norms, filler)[:, None]
+    return xp.broadcast_to(row, (row.shape[0], width)) + xp.zeros_like(row)
 
 
 def push(history: Array, count: Array, values: Array, xp: Namespace) -> Array:
@@ -77,8 +90,7 @@ class Quantile:
 
     def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an empty ring buffer; each empty place counts as infinite."""
-        row = xp.full_like(norms, xp.inf)[:, None]
-        wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
+        wide = empty_ring(norms, self.window, xp, filler=xp.inf)
         return {"history": wide, "ordered": wide + 0, "count": xp.zeros_like(norms)}
 
     def update(

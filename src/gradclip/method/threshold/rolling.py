@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...arrays import Namespace, Norms
 from ...checks import integer, number
 from .base import Context, Limits, State
-from .quantile import push
+from .quantile import empty_ring, push
 
 __all__ = ["RollingMean"]
 
@@ -41,9 +41,8 @@ class RollingMean:
 
     def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an empty ring buffer; each empty place counts as 0."""
-        row = xp.zeros_like(norms)[:, None]
-        wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
-        return {"history": wide, "count": xp.zeros_like(norms)}
+        history = empty_ring(norms, self.window, xp)
+        return {"history": history, "count": xp.zeros_like(norms)}
 
     def update(
         self,

@@ -8,7 +8,7 @@ from typing import Literal
 from ...arrays import Array, Namespace, Norms
 from ...checks import choice, flag, integer, number
 from .base import Context, Limits, State, average, corrected
-from .quantile import places, push
+from .quantile import empty_ring, places, push
 
 __all__ = ["MeanStd", "MovingAverage", "MovingBand", "WindowZScore", "ZScore"]
 
@@ -316,9 +316,8 @@ class WindowZScore:
 
     def init(self, norms: Norms, xp: Namespace) -> State:
         """Return an empty ring buffer, and the count of values."""
-        row = xp.zeros_like(norms)[:, None]
-        wide = xp.broadcast_to(row, (row.shape[0], self.window)) + xp.zeros_like(row)
-        return {"history": wide, "count": xp.zeros_like(norms)}
+        history = empty_ring(norms, self.window, xp)
+        return {"history": history, "count": xp.zeros_like(norms)}
 
     def update(
         self,
