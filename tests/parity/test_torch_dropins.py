@@ -446,10 +446,11 @@ def _negated(path: str) -> None:
     if path == "device":
         return  # A graph that is being compiled does not ask: torch's compiler sees to it.
     (param,) = _params([0.0, 0.0])
-    param.grad = torch.tensor([1.0 - 1.0j, -3.0 + 3.0j]).conj().imag  # Negated lazily.
+    param.grad = torch.tensor([3.0 - 3.0j, -1.0 + 1.0j]).conj().imag  # Negated lazily: [3, -1].
     assert param.grad.is_neg()
+    assert _grads([param]) == [[3.0, -1.0]]
     Clipper([param], "value:-0.5,2").clip_()
-    assert _grads([param]) == [[-0.5, 2.0]]
+    assert _grads([param]) == [[2.0, -0.5]]
 
 
 EDGES: list[tuple[str, str, str, Callable[[str], None]]] = [
