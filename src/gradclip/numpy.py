@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from .arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, State, Values
-from .checks import choice
+from .checks import choice, integer
 from .engine.backend import Change, Measured, Relative, Spectrum, Units
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
@@ -75,6 +75,7 @@ def clip(
     policy = as_policy(policy)
     if state is not None:
         _refuse_other_state(state, policy, list(named))
+    step = 0 if state is None else integer("state.steps", state.get("steps", 0), low=0)
     shapes = _shapes(named, weights, {} if state is None else state.get("shapes", {}))
     arrays = _Arrays(named, shapes, replace_nonfinite=nonfinite == "zero")
     known = None if weights is None else _Arrays(_matching(weights, named), shapes)
@@ -93,13 +94,14 @@ def clip(
             before,
             arrays,
             nonfinite=decision,
+            step=step,
             loss=lambda: None if loss is None else np.float64(np.reshape(loss, ())),
             weights=None if known is None else lambda: known,
         )
         arrays.scale(factors)
     result = replace(result, ran="numpy")
     clipped = {name: None if named[name] is None else arrays.values[name] for name in named}
-    new = {**about, "shapes": shapes, "memory": memory}
+    new = {**about, "shapes": shapes, "steps": step + 1, "memory": memory}
     if isinstance(grads, Mapping):
         return clipped, new, result  # type: ignore[return-value]
     return list(clipped.values()), new, result  # type: ignore[return-value]
@@ -107,9 +109,9 @@ def clip(
 
 def _refuse_other_state(state: object, policy: AnyPolicy, names: list[str]) -> None:
     """Refuse a state that was made for another policy or for other gradients."""
-    known = ("policy", "names", "memory")
-    shaped = isinstance(state, Mapping) and "shapes" in state  # Older states have none.
-    refuse_other_keys("state", state, (*known, "shapes") if shaped else known)
+    newer = ("shapes", "steps")  # Older states have none.
+    there = [key for key in newer if isinstance(state, Mapping) and key in state]
+    refuse_other_keys("state", state, ("policy", "names", *there, "memory"))
     assert isinstance(state, Mapping)
     written, found = state["policy"], state["names"]
     if not isinstance(written, str) or not is_written(policy, written):

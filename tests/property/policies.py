@@ -22,7 +22,7 @@ from gradclip import ByName, Chain, Measure, Policy, PolicyError, PolicyLike, Wr
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.method.policy import AnyPolicy
 from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
-from gradclip.parts import Threshold
+from gradclip.parts import Ramp, Threshold
 
 # Of the values that a user may hand over as a number, most lie where most arguments may.
 _USUAL = st.floats(0.01, 0.99)
@@ -38,6 +38,9 @@ _ODD = st.one_of(
 NUMBERS = st.one_of(_USUAL, _USUAL, _USUAL, _ODD)
 COUNTS = st.one_of(
     st.integers(3, 200), st.sampled_from([0, 1, 2, np.int64(5), np.uint8(7), 2**53, 3.0, True])
+)
+RAMPS = st.builds(
+    Ramp, st.floats(0.01, 2.0), st.floats(0.01, 2.0), st.integers(1, 5) | st.just(np.int64(1000))
 )
 FLAGS = st.sampled_from([True, False, True, False, np.True_, np.False_, 1, 0])
 _ORDERS = st.sampled_from(["rms", "average", 1, 2, 2.0, 3.5, math.inf, np.float32(1.5)])
@@ -56,6 +59,10 @@ def _values(name: str, hint: object) -> st.SearchStrategy[Any]:
         return st.none() | st.tuples(NUMBERS, NUMBERS)
     if name == "axis":
         return _AXES
+    if hint is Ramp:
+        return RAMPS
+    if hint is Any or get_origin(hint) is Callable:  # Limits that nobody can read back.
+        return st.nothing()
     if get_origin(hint) is Literal:
         words = st.sampled_from(get_args(hint))
         return words | words.map(np.str_)

@@ -31,6 +31,7 @@ def run(
     grads: Reader,
     *,
     nonfinite: NonFinite,
+    step: Scalar | int = 0,
     loss: Callable[[], Scalar | float | None] | None = None,
     weights: Callable[[], Reader] | None = None,
 ) -> tuple[Memory, Factors, ClipResult]:
@@ -43,6 +44,7 @@ def run(
             plan of norms of one order, which comes down to factors alone.
         nonfinite: "skip" changes nothing when a norm is not finite; "propagate" computes on.
             The other decisions are the backend's, before or after this.
+        step: how many steps came before this one, skipped ones too, for limits that move.
         loss: returns the loss of the step; called at most once, and only if the plan looks at
             the loss.
         weights: returns the weights, as the backend of the gradients reads them; called at most
@@ -62,7 +64,7 @@ def run(
     ledger = Ledger.start(norms, order, grads.xp)
     finite = grads.xp.isfinite(ledger.total)
     skipped = ~finite if nonfinite == "skip" else finite & ~finite
-    work = Pass(grads, here, ledger, skipped, loss, weights, units)
+    work = Pass(grads, here, ledger, skipped, step, loss, weights, units)
     memory = work.layers(plan, memory)
     return memory, work.pending(), work.result()
 

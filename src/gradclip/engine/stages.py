@@ -31,6 +31,7 @@ class Pass:
         here: which of them exist, in any process.
         ledger: what has happened to them so far.
         skipped: whether this step must not reach the weights.
+        step: how many steps came before.
         loss: returns the loss of the step.
         weights: returns the weights.
         units: the norms of all units, which the first stage is about to ask for.
@@ -43,6 +44,7 @@ class Pass:
     here: Sequence[bool]
     ledger: Ledger
     skipped: Flag
+    step: Scalar | int
     loss: Callable[[], Scalar | float | None] | None
     weights: Callable[[], Reader] | None
     units: Units | None
@@ -219,7 +221,7 @@ class Pass:
         now = self._pick(self.ledger.now, members)
         fixed = policy.measure.scope == "element" and not policy.threshold.init(now, xp)
         if fixed and isinstance(policy.response, Clamp):
-            limits, _ = policy.threshold.update({}, now, Context(), xp)
+            limits, _ = policy.threshold.update({}, now, Context(step=self.step), xp)
             self._note_limit(limits)
             clamp = ClampTo(limits, now, self.grads.values_xp)
             self._turn(members, self._writer.edit(members, clamp, self.skipped))
@@ -332,12 +334,15 @@ class Pass:
         """Return the limits and the new memory, which only sound norms have entered."""
         xp = self.grads.xp if xp is None else xp
         policy = stage.policy
+        context = context._replace(step=self.step)
         limits, new = policy.threshold.update(state, norms, context, xp)
         keep = ~xp.isfinite(norms) | self._idle()
         keep = keep if here is None else keep | ~here
         new = keep_rows(keep, state, new, xp)
         each = policy.measure.scope in ("element", "singular")
-        self._note_limit(limits, alone=not each or len(stage.members) == 1)
+        # Of several members only a limit without their shape is one number.
+        apart = getattr(limits.high, "shape", None) == norms.shape
+        self._note_limit(limits, alone=not each or len(stage.members) == 1 or not apart)
         if isinstance(policy.response, Skip):
             self.skipped = self.skipped | policy.response.skips(norms, limits, xp)
         return limits, new
@@ -348,8 +353,9 @@ class Pass:
             return
         if isinstance(limits.high, float):
             self.limit = limits.high
-        elif limits.high.shape == (1,) and alone:
-            self.limit = float(limits.high[0]) if self.grads.host else limits.high[0]
+        elif alone and limits.high.shape in ((), (1,)):
+            high = limits.high[0] if limits.high.shape else limits.high
+            self.limit = float(high) if self.grads.host else high
 
     def _loss(self) -> Norms:
         """Return the loss, shape (1,), asked for once a pass."""

@@ -102,6 +102,7 @@ def clip(
             state.memory,
             grads,
             nonfinite="skip" if nonfinite == "skip" else "propagate",
+            step=state.steps,
             loss=lambda: loss,
             weights=lambda: grads.weights(params),
         )

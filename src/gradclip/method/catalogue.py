@@ -11,12 +11,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import zip_longest
 from typing import Literal, TypeVar, cast
 
 from ..checks import builtin
 from ..errors import PolicyError
 from .call import Call, text_name
 from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
+from .threshold.limit import Followed, followed
 from .traits import Traits, traits_of
 
 __all__ = ["CATALOGUE", "KINDS", "Kind", "Recipe", "lookup", "recipe"]
@@ -136,12 +138,20 @@ def recipe(
         name = text_name(function.__name__)
         if name in CATALOGUE:
             raise PolicyError.of("recipe", function.__name__, "the catalogue has this name already")
-        first = next(iter(inspect.signature(function).parameters), None)
+        annotations = {
+            key: str(of.annotation) for key, of in inspect.signature(function).parameters.items()
+        }
+        kinds, first = list(annotations.values()), next(iter(annotations), None)
 
         @functools.wraps(function)
         def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
-            args = tuple(map(builtin, args))
-            named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
+            args = tuple(
+                _held(value, kind) for value, kind in zip_longest(args, kinds[: len(args)])
+            )
+            named = {
+                key: _held(value, annotations.get(key))
+                for key, value in _current(kwargs, old_names).items()
+            }
             if wraps is not None and first in named and not args:
                 args = (named.pop(first),)
             if wraps is not None and args:
@@ -153,6 +163,12 @@ def recipe(
         return cast("F", build)
 
     return enter
+
+
+def _held(value: object, annotation: str | None) -> object:
+    """Return an argument as the note of the call holds it: a limit that moves, or plain."""
+    held = followed(value) if annotation is not None and "Limit" in annotation else value
+    return held if isinstance(held, Followed) else builtin(value)
 
 
 def lookup(name: str) -> Recipe:

@@ -3,6 +3,7 @@
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
     feedback(norm:1.0)              a wrapper and its inner policy
+    norm:1.0->0.1@1000      a limit that goes from 1.0 to 0.1 in 1,000 steps
     embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name; the first match wins
     none                            the empty chain, which measures and changes nothing
     none|norm:1.0                   a chain of one policy
@@ -23,6 +24,7 @@ from ..errors import PolicyError
 from .catalogue import lookup
 from .measure import Measure
 from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
+from .threshold import Ramp
 from .written import MOST_BRACKETS, PARTS, RESPONSES, SOURCES, THRESHOLDS
 
 __all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]
@@ -113,12 +115,13 @@ def is_written(policy: AnyPolicy, written: object) -> bool:
 
     Args:
         policy: the policy in use.
-        written: the text form in the state, which an earlier version may have written.
-
-    Raises:
-        PolicyError: the text is not a policy.
+        written: the text form in the state, which an earlier version may have written. A text
+            that nobody can read names no policy but the one that writes the same.
     """
-    return written == str(policy) or as_policy(written) == policy
+    try:
+        return written == str(policy) or as_policy(written) == policy
+    except PolicyError:
+        return False
 
 
 # ---- text ----------------------------------------------------------------------------------
@@ -271,7 +274,13 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _value(text: str) -> object:
-    """Read an argument: none, true, false, a whole number, a number, or a word."""
+    """Read an argument: none, true, false, a whole number, a number, a ramp, or a word."""
+    start, arrow, rest = text.partition("->")
+    end, at, steps = rest.partition("@")
+    if arrow and not at:
+        raise PolicyError.of("limit", text, "say in how many steps, as in 1.0->0.1@1000")
+    if arrow:
+        return Ramp(*(_value(part.strip()) for part in (start, end, steps)))  # type: ignore[arg-type] - Ramp checks
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]

@@ -15,7 +15,8 @@ from . import response as responses
 from . import threshold as thresholds
 from . import wrapper as sources
 from .response import Response
-from .threshold import Threshold
+from .threshold import Ramp, Threshold
+from .threshold.limit import Followed
 from .wrapper import Source
 
 __all__ = [
@@ -42,10 +43,13 @@ def _kinds(module: ModuleType) -> dict[str, type]:
     }
 
 
-THRESHOLDS: dict[str, type[Threshold]] = _kinds(thresholds)
+LIMITS: dict[str, type[Ramp]] = {"Ramp": Ramp}
+THRESHOLDS: dict[str, type[Threshold]] = {
+    name: part for name, part in _kinds(thresholds).items() if name not in LIMITS
+}
 RESPONSES: dict[str, type[Response]] = _kinds(responses)
 SOURCES: dict[str, type[Source]] = _kinds(sources)
-PARTS: dict[str, type] = {**THRESHOLDS, **RESPONSES, **SOURCES}
+PARTS: dict[str, type] = {**LIMITS, **THRESHOLDS, **RESPONSES, **SOURCES}
 """The parts that the readers know, by their names."""
 
 MOST_BRACKETS = 50
@@ -120,6 +124,8 @@ def as_text(value: object) -> str | None:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, Ramp):
+        return f"{value.start!r}->{value.end!r}@{value.steps}"
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
 
 
@@ -129,7 +135,7 @@ def as_code(value: object) -> str:
         return f"float({str(value)!r})"
     if isinstance(value, tuple):
         return f"({''.join(as_code(part) + ', ' for part in value).rstrip()})"
-    if is_dataclass(value) and not isinstance(value, (type, Written)):
+    if is_dataclass(value) and not isinstance(value, (type, Written, Followed)):
         own = ", ".join(f"{name}={as_code(part)}" for name, part in _changed(value))
         return f"{type(value).__name__}({own})"
     return repr(value)

@@ -370,6 +370,7 @@ class Clipper:
                 self._recall(grads),
                 grads,
                 nonfinite=on_nonfinite,
+                step=self.steps,
                 loss=lambda: grads.mean_loss(value),
                 weights=grads.weights,
             )
@@ -421,6 +422,7 @@ class Clipper:
                 remembered if norms_alone else [],
                 grads,
                 nonfinite="skip" if lost is True else checked,
+                step=self.steps,
                 loss=lambda: grads.mean_loss(None),
                 weights=grads.weights,
             )

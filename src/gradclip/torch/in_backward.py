@@ -365,7 +365,12 @@ class InBackward:
         memory = fresh if part.memory is None else alike(part.memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
         part.memory, factors, result = run(
-            part.plan, memory, grads, nonfinite=asked, weights=grads.weights
+            part.plan,
+            memory,
+            grads,
+            nonfinite=asked,
+            step=self._tally.steps,
+            weights=grads.weights,
         )
         grads.scale(factors)
         return completed(result, grads)
@@ -392,7 +397,13 @@ class InBackward:
         """Ask the policy for its limit while no gradient is known."""
         nothing = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         known = KnownNorms(nothing, self._order, self.names, self._sizes, [False] * len(nothing))
-        _, _, result = run(self._plan, init(self._plan, known), known, nonfinite="propagate")
+        _, _, result = run(
+            self._plan,
+            init(self._plan, known),
+            known,
+            nonfinite="propagate",
+            step=self._tally.steps,
+        )
         return torch.ones_like(nothing), result.limit
 
     def _finish(self) -> None:
@@ -419,7 +430,9 @@ class InBackward:
         fresh = init(self._plan, known)
         memory = fresh if self._memory is None else alike(self._memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        self._memory, factors, result = run(self._plan, memory, known, nonfinite=asked)
+        self._memory, factors, result = run(
+            self._plan, memory, known, nonfinite=asked, step=self._tally.steps
+        )
         self._factors, self._limit = factors.expand(len(self.names)), result.limit
 
 

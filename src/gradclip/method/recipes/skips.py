@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...checks import choice, number
+from ...checks import choice
 from ..catalogue import recipe
 from ..measure import Measure
 from ..policy import Policy
 from ..response import Skip
-from ..threshold import Fixed, WindowZScore
+from ..threshold import WindowZScore
+from ..threshold.fixed import between
+from ..threshold.limit import Limit, bound
 
 __all__ = ["skip_above", "skip_outliers"]
 
 
 @recipe(kind="skip", sample=(100.0,), paper="folklore")
-def skip_above(max_norm: float) -> Policy:
+def skip_above(max_norm: Limit) -> Policy:
     """Skip the whole step if the global norm exceeds max_norm.
 
     The step is skipped if ‖g‖ > max_norm; a step that is not skipped stays unchanged.
@@ -33,7 +35,7 @@ def skip_above(max_norm: float) -> Policy:
         >>> skip_above(100.0)
         skip_above(100.0)
     """
-    return Policy(Measure(), Fixed(high=number("max_norm", max_norm, low=0)), Skip())
+    return Policy(Measure(), between(bound("max_norm", max_norm, low=0)), Skip())
 
 
 @recipe(kind="skip", paper="OLMo-core, SkipStepOptimizer")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from ...checks import choice, flag, number
+from ...checks import choice, flag
 from ...errors import PolicyError
 from ..catalogue import recipe
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
-from ..threshold import Fixed, RatioToWeight
+from ..threshold import RatioToWeight
+from ..threshold.fixed import between, symmetric
+from ..threshold.limit import Limit, bound
 
 __all__ = [
     "agc",
@@ -28,13 +31,14 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
 
     Args:
-        max_norm: the largest norm that stays unchanged, ≥ 0; inf measures and changes nothing.
+        max_norm: the largest norm that stays unchanged, ≥ 0; inf measures and changes nothing. Each
+            limit may also move: a `Ramp`, a function of the step, or an array without axes.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
@@ -56,17 +60,17 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     Source: Pascanu et al. 2013, algorithm 1.
     """
     _refuse_scope(scope)
-    limit = Fixed(high=number("max_norm", max_norm, low=0))
+    limit = between(bound("max_norm", max_norm, low=0))
     return Policy(Measure(scope, order), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: float | None = None,
+    limit: Limit | None = None,
     /,
-    max: float | None = None,
+    max: Limit | None = None,
     *,
-    min: float | None = None,
+    min: Limit | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
@@ -100,17 +104,17 @@ def by_value(
     if limit is not None and min is not None:
         raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
     if limit is not None and max is None:
-        bound = number("limit", limit, low=0)
-        min, max = -bound, bound
-    elif limit is not None:
+        threshold = symmetric(bound("limit", limit, low=0))
+        return Policy(Measure("element"), threshold, Clamp())
+    if limit is not None:
         min = limit
     if min is None and max is None:
         raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
-    low = None if min is None else number("min", min)
-    high = None if max is None else number("max", max)
-    if low is not None and high is not None and low > high:
+    low = None if min is None else bound("min", min)
+    high = None if max is None else bound("max", max)
+    if isinstance(low, float) and isinstance(high, float) and low > high:
         raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
-    return Policy(Measure("element"), Fixed(high, low), Clamp())
+    return Policy(Measure("element"), between(high, low, least=-math.inf), Clamp())
 
 
 @recipe(
@@ -119,7 +123,7 @@ def by_value(
     paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
 )
 def floor(
-    min_norm: float, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
+    min_norm: Limit, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
 ) -> Policy:
     """Scale up a gradient whose norm is under min_norm; a zero gradient stays zero.
 
@@ -144,7 +148,7 @@ def floor(
     Source: the counterpart of norm clipping; no paper proposes a floor alone.
     """
     _refuse_scope(scope)
-    limit = Fixed(low=number("min_norm", min_norm, low=0, above=True, finite=True))
+    limit = between(low=bound("min_norm", min_norm, low=0, above=True, finite=True))
     return Policy(Measure(scope, order), limit, Rescale(max_gain))
 
 
@@ -154,8 +158,8 @@ def floor(
     paper="a norm band: Pascanu et al. 2013 from above, a floor from below",
 )
 def band(
-    min_norm: float,
-    max_norm: float,
+    min_norm: Limit,
+    max_norm: Limit,
     order: Order = 2.0,
     scope: Scope = "global",
     max_gain: float = 1e6,
@@ -184,8 +188,9 @@ def band(
     Source: norm clipping and `floor` in one pass.
     """
     _refuse_scope(scope)
-    low = number("min_norm", min_norm, low=0, above=True, finite=True)
-    limit = Fixed(high=number("max_norm", max_norm, low=low), low=low)
+    low = bound("min_norm", min_norm, low=0, above=True, finite=True)
+    least = low if isinstance(low, float) else 0.0
+    limit = between(bound("max_norm", max_norm, low=least), low)
     return Policy(Measure(scope, order), limit, Rescale(max_gain))
 
 
@@ -194,7 +199,7 @@ def band(
     sample=(1.0,),
     paper="optax clip_by_block_rms; Shazeer & Stern 2018, arXiv:1804.04235",
 )
-def block_rms(threshold: float) -> Policy:
+def block_rms(threshold: Limit) -> Policy:
     """Rescale each tensor whose root mean square exceeds the threshold.
 
     g·threshold/RMS(g) if RMS(g) > threshold, else g, with RMS(g) = ‖g‖/√N, for each tensor.
@@ -215,12 +220,12 @@ def block_rms(threshold: float) -> Policy:
     Source: Shazeer & Stern 2018, section 6, for the optimizer's update (see `update_rms`); optax
     applies the rule to gradients.
     """
-    limit = Fixed(high=number("threshold", threshold, low=0))
+    limit = between(bound("threshold", threshold, low=0))
     return Policy(Measure("tensor", "rms"), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.1,), paper="TensorFlow clip_by_average_norm")
-def average_norm(max_norm: float) -> Policy:
+def average_norm(max_norm: Limit) -> Policy:
     """Rescale each tensor whose 2-norm, divided by its number of values, exceeds max_norm.
 
     g·max_norm/(‖g‖/N) if ‖g‖/N > max_norm, else g, for each tensor. The divisor is N, not √N.
@@ -240,12 +245,12 @@ def average_norm(max_norm: float) -> Policy:
 
     Source: TensorFlow 1's clip_by_average_norm.
     """
-    limit = Fixed(high=number("max_norm", max_norm, low=0))
+    limit = between(bound("max_norm", max_norm, low=0))
     return Policy(Measure("tensor", "average"), limit, Rescale())
 
 
 @recipe(kind="fixed", paper="Brock et al. 2021, arXiv:2102.06171")
-def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
+def agc(clipping: Limit = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
     """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
 
     G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), else G, for each output row or filter.
@@ -281,7 +286,7 @@ def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
     paper="a smooth form of norm clipping; see Chen, Wu, Hong 2020, arXiv:2006.15429",
 )
 def smooth(
-    max_norm: float,
+    max_norm: Limit,
     shape: Literal["root", "linear"] = "root",
     order: Order = 2.0,
     scope: Scope = "global",
@@ -309,12 +314,12 @@ def smooth(
     Source: folklore; Chen et al. 2020 analyse the bias that such forms share with clipping.
     """
     _refuse_scope(scope)
-    limit = Fixed(high=number("max_norm", max_norm, low=0, above=True))
+    limit = between(bound("max_norm", max_norm, low=0, above=True))
     return Policy(Measure(scope, order), limit, Smooth(shape))
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
-def tanh(limit: float) -> Policy:
+def tanh(limit: Limit) -> Policy:
     """Squash each value of the gradient smoothly, so that its magnitude stays under the limit.
 
     gᵢ → τ·tanh(gᵢ/τ).
@@ -332,8 +337,8 @@ def tanh(limit: float) -> Policy:
         >>> tanh(0.5)
         tanh(0.5)
     """
-    high = number("limit", limit, low=0, above=True)
-    return Policy(Measure("element"), Fixed(high=high), Smooth("tanh"))
+    high = bound("limit", limit, low=0, above=True)
+    return Policy(Measure("element"), between(high), Smooth("tanh"))
 
 
 @recipe(
@@ -341,7 +346,7 @@ def tanh(limit: float) -> Policy:
     paper="normalised gradient descent; Hazan, Levy, Shalev-Shwartz 2015, arXiv:1507.02030",
 )
 def normalise(
-    norm: float = 1.0, eps: float = 1e-6, order: Order = 2.0, scope: Scope = "global"
+    norm: Limit = 1.0, eps: float = 1e-6, order: Order = 2.0, scope: Scope = "global"
 ) -> Policy:
     """Give every gradient the same norm; a zero gradient stays zero.
 
@@ -366,12 +371,12 @@ def normalise(
     Source: Hazan et al. 2015, algorithm 1.
     """
     _refuse_scope(scope)
-    limit = Fixed(high=number("norm", norm, low=0, above=True))
+    limit = between(bound("norm", norm, low=0, above=True))
     return Policy(Measure(scope, order), limit, Normalise(eps))
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")
-def spectral(max_value: float, soft: bool = False) -> Policy:
+def spectral(max_value: Limit, soft: bool = False) -> Policy:
     """Cap the singular values of each matrix of the gradient.
 
     U·min(σ, τ)·Vᵀ; soft: (I + GGᵀ/τ²)^(-1/2)·G, which turns σ into σ/√(1 + σ²/τ²).
@@ -397,7 +402,7 @@ def spectral(max_value: float, soft: bool = False) -> Policy:
     Source: SPECTRA. The authors approximate the soft form by Newton-Schulz iterations; here it
     is exact up to rounding.
     """
-    limit = Fixed(high=number("max_value", max_value, low=0, above=True))
+    limit = between(bound("max_value", max_value, low=0, above=True))
     return Policy(Measure("singular"), limit, Smooth("root") if flag("soft", soft) else Rescale())
 
 

@@ -3,7 +3,8 @@
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, OtherOrder, Smallest
-from .fixed import Fixed, RatioToWeight
+from .fixed import Fixed, Moving, RatioToWeight
+from .limit import Ramp
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
 from .rolling import RollingMean
@@ -16,6 +17,7 @@ __all__ = [
     "Leading",
     "Limits",
     "MeanStd",
+    "Moving",
     "MovingAverage",
     "MovingBand",
     "NormalisedNorm",
@@ -24,6 +26,7 @@ __all__ = [
     "OwnAverage",
     "PowerAverage",
     "Quantile",
+    "Ramp",
     "RatioToWeight",
     "RollingMean",
     "SecondMoment",

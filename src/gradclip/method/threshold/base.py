@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from ...arrays import Array, Namespace, Norms, State, Values
+from ...arrays import Array, Namespace, Norms, Scalar, State, Values
 from ...errors import PolicyError
 
 __all__ = ["Context", "Limits", "State", "Threshold", "average", "check_threshold", "corrected"]
@@ -39,17 +39,19 @@ def _no_other_order(order: float) -> Norms:
 
 
 class Context(NamedTuple):
-    """Functions that a threshold may call for more than the norms; each measures only on a call.
+    """What a threshold may ask for beyond the norms; each function measures only on a call.
 
     Attributes:
         weights: returns the norms of the weights, over the same parts as the gradients' norms.
         raw: returns the gradient before the wrapper around the policy changed it.
         norms: returns the gradients' norms of another order, over the same parts.
+        step: how many steps came before this one, skipped ones too; an array in a compiled step.
     """
 
     weights: Callable[[], Norms] = _nothing
     raw: Callable[[], Values] = _nothing
     norms: Callable[[float], Norms] = _no_other_order
+    step: Scalar | int = 0
 
 
 class Threshold(Protocol):

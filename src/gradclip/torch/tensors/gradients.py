@@ -583,9 +583,13 @@ def _stored_values(sparse: Tensor) -> Tensor:
 
 
 def _leaves_zero(limits: Limits) -> bool:
-    """Whether a clamp to the limits keeps 0, as the rows that a sparse gradient does not hold."""
+    """Whether a clamp is known to keep 0, as the rows that a sparse gradient does not hold.
+
+    A limit that moves on its device is not read, and so is not known.
+    """
     low, high = as_pair(limits)
-    return low <= 0 <= high
+    known = not isinstance(low, Tensor) and not isinstance(high, Tensor)
+    return known and low <= 0 <= high
 
 
 def _slices(counts: list[int]) -> list[slice]:
