@@ -108,6 +108,15 @@ def left_out(make: Factory) -> bool:
     return same(ends[0], ends[1])
 
 
+class Anything(type):
+    """Classes with any attribute."""
+
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
 class Torchvision(MetaPathFinder, Loader):
     """Gives modules with any name in them: timm's optimizers need nothing of torchvision."""
 
@@ -116,13 +125,23 @@ class Torchvision(MetaPathFinder, Loader):
         return ModuleSpec(name, self, is_package=True) if is_it else None
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module)["__getattr__"] = lambda name: type(name, (), {})
+        def any_class(name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return Anything(name, (), {})
+
+        vars(module)["__getattr__"] = any_class
 
 
 @pytest.fixture
-def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if importlib.util.find_spec("torchvision") is None:
         monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Torchvision()])
+        yield
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    else:
+        yield
 
 
 def factories(package: str) -> Iterator[tuple[str, Factory]]:
