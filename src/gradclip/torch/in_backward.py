@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from operator import is_
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,6 @@ import array_api_compat.torch as torch_xp
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from ..arrays import Memory
 from ..checks import choice, integer
@@ -34,12 +34,13 @@ from ..method.read import PolicyLike, as_policy
 from .attach import named_parameters
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import completed
-from .step.hooks import Args, Kwargs, uncompiled
+from .step.fused import honours_found_inf
 from .step.joined import join_results, result_of_scaling
 from .step.parameters import Parameters, empty_like_units
+from .step.part_steps import PartSteps
 from .step.parts import Part, looks_at_each_tensor, only_order, parts_of, refuse_twice
 from .step.recall import memory_for_others, origins, saved_memory, sound_tensor
-from .step.skip import keep_from_weights
+from .step.skip import may_skip, skip_on_device
 from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
@@ -47,7 +48,6 @@ from .tensors.memory import alike, map_arrays
 
 __all__ = ["InBackward", "attach_in_backward"]
 
-Hook: TypeAlias = Callable[[torch.optim.Optimizer, Args, Kwargs], None]
 OnNonfinite: TypeAlias = Literal["skip", "raise", "propagate"]
 
 
@@ -138,11 +138,9 @@ class InBackward:
         self._factors: Tensor | None = None
         self._limit: Tensor | None = None
         self._done: dict[int, ClipResult] = {}
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[PartSteps] = []
         for index, optimizer in enumerate(optimizers):
-            before, after = self._hooks(index)
-            self.handles.append(optimizer.register_step_pre_hook(before))
-            self.handles.append(optimizer.register_step_post_hook(after))
+            self.handles.append(self._steps_of(index, optimizer))
 
     def _bind(self, named: Sequence[Sequence[tuple[str, Tensor]]]) -> None:
         """Take the named parameters of each optimizer."""
@@ -296,25 +294,23 @@ class InBackward:
             raise PolicyError.of("limit", bound, "a limit is never negative")
         return found, bound
 
-    def _hooks(self, index: int) -> tuple[Hook, Hook]:
-        """Return what runs before and after the steps of one optimizer."""
+    def _steps_of(self, index: int, optimizer: torch.optim.Optimizer) -> PartSteps:
+        """Return what clips in the steps of one optimizer."""
 
-        @uncompiled
-        @torch.no_grad()
-        def before(optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
-            self._clip(index, optimizer)
-
-        @uncompiled
-        @torch.no_grad()
-        def after(_optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
+        def over() -> None:
             self._parts[index].undo.close()
             if len(self._done) == len(self._parts):
                 self._finish()
 
-        return before, after
+        return PartSteps(optimizer, partial(self._clip, index), over, may_skip=self._may_skip)
 
-    def _clip(self, index: int, optimizer: torch.optim.Optimizer) -> None:
-        """Clip what one optimizer is about to use."""
+    @property
+    def _may_skip(self) -> bool:
+        """Whether a step may have to be left out."""
+        return self.nonfinite != "propagate" or may_skip(self._plan)
+
+    def _clip(self, index: int, optimizer: torch.optim.Optimizer) -> bool:
+        """Clip what one optimizer is about to use; return whether to leave the step out."""
         if index in self._done:  # Some did not step in the last backward, which is over.
             self._finish()
         if not self._done:
@@ -330,8 +326,12 @@ class InBackward:
         if self.nonfinite == "raise" and bool(result.skipped):
             bad = ", ".join(result.nonfinite) or "an earlier parameter of this backward"
             raise NonFiniteError(f"the gradient of {bad} holds inf or NaN: this step is left out")
-        if self.nonfinite == "skip":
-            keep_from_weights(part.undo, optimizer, part.params, result.skipped, host=grads.host)
+        if not self._may_skip:
+            return False
+        if grads.host or not honours_found_inf(optimizer):
+            return bool(result.skipped)  # Waits for an accelerator: there is no other way.
+        skip_on_device(part.undo, optimizer, result.skipped)
+        return False
 
     def _follow(self) -> None:
         """Notice, as a backward begins, that an optimizer has other parameters than before."""

@@ -12,7 +12,7 @@ from types import CodeType, FunctionType
 
 import torch
 
-__all__ = ["ready_level", "run_hooks_in"]
+__all__ = ["levels_of", "ready_level", "run_hooks_in"]
 
 # Names that tell nothing about a change of the gradients.
 _HARMLESS = frozenset(
@@ -31,7 +31,7 @@ def run_hooks_in(kind: type[torch.optim.Optimizer]) -> None:
     Args:
         kind: mutated, with its parents.
     """
-    for level in _levels(kind):
+    for level in levels_of(kind):
         step = vars(level)["step"]
         if not getattr(step, "hooked", False):
             hooked = torch.optim.Optimizer.profile_hook_step(step)
@@ -44,7 +44,7 @@ def ready_level(kind: type[torch.optim.Optimizer]) -> int:
 
     0 is the step of the class itself.
     """
-    depth, levels = 0, _levels(kind)
+    depth, levels = 0, levels_of(kind)
     for i, level in enumerate(levels[:-1]):
         names = set(_names_in(level, "step", set()))
         parents = {parent.__name__ for parent in levels[i + 1 :]}
@@ -56,7 +56,7 @@ def ready_level(kind: type[torch.optim.Optimizer]) -> int:
     return depth
 
 
-def _levels(kind: type[torch.optim.Optimizer]) -> list[type[torch.optim.Optimizer]]:
+def levels_of(kind: type[torch.optim.Optimizer]) -> list[type[torch.optim.Optimizer]]:
     """Return the classes that define a step of their own, the class itself first."""
     base = torch.optim.Optimizer
     return [k for k in kind.__mro__ if k is not base and "step" in vars(k)]

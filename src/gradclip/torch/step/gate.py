@@ -1,7 +1,8 @@
 """The gate in front of one optimizer's `step`, so that a step can be left out.
 
 A hook cannot prevent the call that it belongs to. So the instance's `step` is wrapped, the way
-torch's LR schedulers wrap it, and in either order with them.
+torch's LR schedulers wrap it, and in either order with them. A call that does not come by way of
+the instance meets the gate in the class (see `class_gate`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 
 from ...errors import NonFiniteError
 
-__all__ = ["Args", "Call", "Gate", "Keeper", "Kwargs", "LeaveOut", "uncompiled"]
+__all__ = ["Args", "Call", "Gate", "Keeper", "Kwargs", "LeaveOut", "runs", "through"]
+__all__ += ["methods_of", "uncompiled", "uncompiled_alone"]
 
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any]
@@ -44,10 +46,16 @@ class LeaveOut(BaseException):
 
 
 class Keeper(Protocol):
-    """What decides at the gate."""
+    """What decides at the gates of an optimizer."""
+
+    def before(
+        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, /
+    ) -> tuple[Args, Kwargs] | None:
+        """Do what a step pre-hook does, and return what such a hook returns."""
+        ...
 
     def begin(
-        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, frame: FrameType
+        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, frame: FrameType, /
     ) -> bool:
         """Do what comes before the call; return whether the rest concerns the keeper.
 
@@ -55,7 +63,7 @@ class Keeper(Protocol):
         """
         ...
 
-    def check(self, optimizer: torch.optim.Optimizer, value: object) -> None:
+    def check(self, optimizer: torch.optim.Optimizer, value: object, /) -> None:
         """Look at what the call has done, and what it returned."""
         ...
 
@@ -63,9 +71,79 @@ class Keeper(Protocol):
         """Undo what the call has done."""
         ...
 
-    def end(self, optimizer: torch.optim.Optimizer, frame: FrameType) -> None:
+    def end(self, optimizer: torch.optim.Optimizer, frame: FrameType, /) -> None:
         """Undo what was for the length of the step, however it ended."""
         ...
+
+
+def runs(frame: FrameType) -> bool:
+    """Whether a call is still running: of this function's callers."""
+    caller: FrameType | None = sys._getframe()
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
+
+
+@functools.cache
+def through() -> Callable[..., object]:
+    """Return what takes a step through a gate: see `_through`.
+
+    To be called where a gate is made: a compiled step must not come upon this function.
+    """
+    return uncompiled_alone(_through)
+
+
+def uncompiled_alone(step: Call) -> Call:
+    """Return a function that is run as it is; what it calls may be compiled."""
+    alone: Call = torch.compiler.disable(step, recursive=False)  # type: ignore[assignment]
+    vars(alone).pop("_torchdynamo_orig_callable", None)
+    return alone
+
+
+def _through(
+    keeper: Keeper,
+    optimizer: torch.optim.Optimizer,
+    call: Call,
+    args: Args,
+    kwargs: Kwargs,
+    *,
+    hooks_ran: bool,
+) -> object:
+    """Take a step through a gate.
+
+    Args:
+        keeper: decides.
+        optimizer: about to step.
+        call: makes the step; takes the arguments of `step`, without the optimizer.
+        args: the arguments.
+        kwargs: the arguments by name.
+        hooks_ran: whether the optimizer's hooks have run before this: what the keeper does in its
+            hook, it does now.
+
+    Returns:
+        What `step` returns; of a step that is left out, the loss of its closure.
+    """
+    before, begin, check, put_back, end = methods_of(type(keeper))
+    frame = sys._getframe()
+    try:
+        if begin(keeper, optimizer, args, kwargs, frame):
+            if hooks_ran:
+                changed = before(keeper, optimizer, (optimizer, *args), kwargs)
+                args, kwargs = (args, kwargs) if changed is None else (changed[0][1:], changed[1])
+            value = call(*args, **kwargs)
+            check(keeper, optimizer, value)
+            return value
+    except LeaveOut as left:
+        put_back(keeper)
+        _tell_schedulers(optimizer)
+        return left.value
+    except NonFiniteError:
+        put_back(keeper)
+        raise
+    finally:
+        end(keeper, optimizer, frame)
+        del frame
+    return call(*args, **kwargs)  # A step within a step.
 
 
 class Gate:
@@ -85,13 +163,12 @@ class Gate:
         self._optimizer = weakref.ref(optimizer)
         self._before = vars(optimizer).get("step")
         self._keeper: Callable[[], Keeper | None] = weakref.ref(keeper)
+        methods_of(type(keeper))
         inner = optimizer.step
         self.is_direct = self._before is None or hasattr(inner, "_wrapped_by_lr_sched")
         function = getattr(inner, "__func__", inner)
         # A compiled step is compiled behind the gate.
-        step = torch.compiler.disable(self._stepper(inner, function), recursive=False)
-        vars(step).pop("_torchdynamo_orig_callable", None)
-        step = functools.wraps(function)(step)
+        step = functools.wraps(function)(uncompiled_alone(self._stepper(inner, function)))
 
         def as_method(_optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
             return step(*args, **kwargs)
@@ -100,12 +177,6 @@ class Gate:
         vars(step)["__func__"] = functools.wraps(step)(as_method)
         self._step = step
         vars(optimizer)["step"] = step
-
-    def left_out(self) -> None:
-        """Tell schedulers that a step is not what is missing: they warn before the first one."""
-        optimizer = self._optimizer()
-        if optimizer is not None and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-            vars(optimizer)["_opt_called"] = True
 
     def remove(self) -> None:
         """Give the optimizer its step back; under a wrapper of somebody else only open the gate."""
@@ -120,9 +191,8 @@ class Gate:
 
     def _stepper(self, inner: Call, function: Call) -> Call:
         """Return what stands in the place of the optimizer's `step`."""
-        owner = self._optimizer
+        owner, passage = self._optimizer, through()
         bound = inner if function is inner else None
-        begin, check, put_back, end = _uncompiled(type(self._keeper()))
 
         def step(*args: Any, **kwargs: Any) -> Any:
             optimizer, keeper = owner(), self._keeper()
@@ -131,30 +201,20 @@ class Gate:
             call = bound if bound is not None else function.__get__(optimizer, type(optimizer))
             if keeper is None:
                 return call(*args, **kwargs)
-            frame = sys._getframe()
-            try:
-                if not begin(keeper, optimizer, args, kwargs, frame):
-                    return call(*args, **kwargs)
-                value = call(*args, **kwargs)
-                check(keeper, optimizer, value)
-            except LeaveOut as left:
-                put_back(keeper)
-                self.left_out()
-                return left.value
-            except NonFiniteError:
-                put_back(keeper)
-                raise
-            finally:
-                end(keeper, optimizer, frame)
-                del frame
-            return value
+            return passage(keeper, optimizer, call, args, kwargs, hooks_ran=False)
 
         return step
 
 
+def _tell_schedulers(optimizer: torch.optim.Optimizer) -> None:
+    """Tell schedulers that a step is not what is missing: they warn before the first one."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        vars(optimizer)["_opt_called"] = True
+
+
 @functools.cache
-def _uncompiled(kind: type[Keeper]) -> tuple[Call, Call, Call, Call]:
-    """Return the methods of a keeper, to be run as they are."""
-    methods = (kind.begin, kind.check, kind.put_back, kind.end)
-    begin, check, put_back, end = map(uncompiled, methods)
-    return begin, check, put_back, end
+def methods_of(kind: type[Keeper]) -> tuple[Call, Call, Call, Call, Call]:
+    """Return the methods of a keeper, to be run as they are; first called where one is set."""
+    methods = (kind.before, kind.begin, kind.check, kind.put_back, kind.end)
+    before, begin, check, put_back, end = map(uncompiled, methods)
+    return before, begin, check, put_back, end

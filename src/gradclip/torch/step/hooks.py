@@ -24,13 +24,14 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from ...errors import PolicyError
 from ..clipper import Clipper
-from .classes import ready_level, run_hooks_in
+from .class_gate import keep, put_gates
+from .classes import ready_level
 from .decision import Decision
 from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
-from .gate import Args, Gate, Kwargs, LeaveOut, uncompiled
+from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
-from .skip import keep_from_weights
+from .skip import skip_on_device
 from .whole import Whole
 
 __all__ = ["Args", "Kwargs", "StepHooks", "uncompiled"]
@@ -79,11 +80,12 @@ class StepHooks:
         self._leftover: LeftoverScale | None = None
         self._clipped: GradVersions | None = None
         self._now: Step | None = None
-        run_hooks_in(type(optimizer))
+        self._is_behind_hooks = put_gates(type(optimizer))
         self._level = ready_level(type(optimizer))
         self._before = optimizer.register_step_pre_hook(uncompiled(self.before))
         self._after = optimizer.register_step_post_hook(uncompiled(self.after))
         self._gate = Gate(optimizer, self)
+        self._leave_class = keep(optimizer, self)
         self._waiting: str | None = repr(clipper)
         _unseen[self._waiting] += 1
         self.scaled_because: str | None = None
@@ -95,15 +97,13 @@ class StepHooks:
     ) -> tuple[Args, Kwargs] | None:
         """Clip now, or, where a closure makes the gradients, each time it returns."""
         step = self._running()
-        self._stop_waiting()
-        if step is None:  # Somebody calls the class's step, and not the optimizer's.
-            self._clear(optimizer)
-        else:
-            step.depth += 1
-            if step.depth <= self._level or (step.is_done and step.depth == 1):
-                return None
-            if step.depth == self._level + 1:
-                step.was_reached = True
+        if step is None:
+            return self._leave_to_class(optimizer)
+        step.depth += 1
+        if step.depth <= self._level or (step.is_done and step.depth == 1):
+            return None
+        if step.depth == self._level + 1:
+            step.was_reached = True
         if self._on == "update":
             self._keep_weights()
             return None
@@ -124,15 +124,11 @@ class StepHooks:
         return args, {**kwargs, "closure": clipped_closure}
 
     def after(self, _optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
-        """End a step that did not come through the gate, which else does this."""
+        """End the step of the class: a hook of somebody else finds all as it was."""
         if self._now is not None:
             self._now.depth -= 1
-            if self._now.depth == 0:  # A hook of somebody else finds all as it was.
+            if self._now.depth == 0:
                 self._undo.close()
-            return
-        self._clip_update()
-        self._undo.close()
-        self._clipped = self._leftover = None
 
     def refresh(self, optimizer: torch.optim.Optimizer) -> None:
         """Find out whether the optimizer can apply the factor, as it is now."""
@@ -148,6 +144,7 @@ class StepHooks:
         self._before.remove()
         self._after.remove()
         self._gate.remove()
+        self._leave_class()
         self._stop_waiting()
         self._undo.close()
         self._clipped = None
@@ -208,13 +205,22 @@ class StepHooks:
 
     def _running(self) -> Step | None:
         """Return the step that runs now; an interrupt may have ended one without a word."""
-        if self._now is not None:
-            caller: FrameType | None = sys._getframe()
-            while caller is not None and caller is not self._now.frame:
-                caller = caller.f_back
-            if caller is None:
-                self._now = self._clipped = self._weights = None
+        if self._now is not None and not runs(self._now.frame):
+            self._now = self._clipped = self._weights = None
         return self._now
+
+    def _leave_to_class(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave a step that did not pass the instance's gate to the gate in its class.
+
+        Raises:
+            PolicyError: none stands there.
+        """
+        if not self._is_behind_hooks and self._clipper.attachment is self:
+            remedy = (
+                "this call of its step() was bound before attach(), and cannot be left out: call "
+                "optimizer.step(), or bind the step after attach()"
+            )
+            raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
     def _clear(self, optimizer: torch.optim.Optimizer) -> None:
         """Clear what a step that raised may have left, and follow the optimizer."""
@@ -355,7 +361,7 @@ class StepHooks:
         value = loss if _is_number(loss) else None
         decision = clipper.decide(grads, loss=value, scale=scale, overflow=overflow, divide=divide)
         on_device = not grads.host and honours_found_inf(optimizer)
-        at_gate = clipper.may_skip and not on_device and self._now is not None
+        at_gate = clipper.may_skip and not on_device
         if at_gate and self._now is not None:
             decision = self._pass_if_on_the_way(self._now, decision)
         fold = None if divide else Fold.of(decision.factors, scale)
@@ -369,15 +375,8 @@ class StepHooks:
         divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
         if divisor is not scale:
             set_for_step(self._undo, optimizer, "grad_scale", divisor)
-        if clipper.may_skip and not at_gate:
-            keep_from_weights(
-                self._undo,
-                optimizer,
-                clipper.params,
-                result.skipped,
-                host=grads.host,
-                overflow=overflow,
-            )
+        if clipper.may_skip and on_device:
+            skip_on_device(self._undo, optimizer, result.skipped, overflow)
         elif overflow is not None and not clipper.may_skip and not clipper.measures_only:
             zero_momentum(optimizer)  # The scaler may skip the first step.
         # With the factor given away, gradients that are seen again are not clipped ones.

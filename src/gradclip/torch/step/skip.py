@@ -1,8 +1,7 @@
-"""Skipped steps: which plans may skip, and how a skip is kept from weights and optimizer state."""
+"""Skipped steps: which plans may skip, and how a step is skipped on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 from ...errors import PolicyError
 from ...method.plan import Plan, Stage
 from ...method.response import Skip
-from .fused import honours_found_inf, zero_momentum
+from .fused import zero_momentum
 from .leftovers import set_for_step
 
-__all__ = ["keep_from_weights", "may_skip", "refuse_local_skips"]
+__all__ = ["may_skip", "refuse_local_skips", "skip_on_device"]
 
 
 def may_skip(layers: Plan) -> bool:
@@ -36,40 +35,21 @@ def refuse_local_skips(layers: Plan) -> None:
             raise PolicyError.of("policy", stage.policy, remedy)
 
 
-def keep_from_weights(
+def skip_on_device(
     undo: ExitStack,
     optimizer: torch.optim.Optimizer,
-    params: Sequence[Tensor],
     skipped: Tensor,
-    *,
-    host: bool,
     overflow: Tensor | None = None,
 ) -> None:
-    """Make a skipped step change nothing, until `undo` is closed.
+    """Have an optimizer that can (`honours_found_inf`) leave out a step without a look at the flag.
 
     Args:
         undo: takes what undoes this; mutated.
-        optimizer: about to step; mutated.
-        params: its parameters. In a skipped step they lose their gradients until `undo`, unless
-            the optimizer can skip by itself. Where the step can be left out, it is (see `gate`).
+        optimizer: about to step; mutated until `undo` is closed.
         skipped: one boolean: whether this step is skipped.
-        host: whether `skipped` can be read without waiting for a device.
         overflow: the flag of a loss scaler, shape () or (1,): not 0 where the scaler skips.
     """
-    if not host and honours_found_inf(optimizer):
-        zero_momentum(optimizer)
-        flag = skipped.float()
-        both = flag if overflow is None else torch.maximum(overflow, flag.to(overflow.device))
-        set_for_step(undo, optimizer, "found_inf", both)
-    elif bool(skipped):  # On an accelerator this waits for the device, which cannot be avoided.
-        hidden = [(p, p.grad) for p in params if p.grad is not None]
-        for parameter, _ in hidden:
-            parameter.grad = None
-        undo.callback(_restore, hidden)
-
-
-def _restore(hidden: list[tuple[Tensor, Tensor]]) -> None:
-    """Give gradients back to their parameters, unless there are newer ones."""
-    for parameter, grad in hidden:
-        if parameter.grad is None:
-            parameter.grad = grad
+    zero_momentum(optimizer)
+    flag = skipped.float()
+    both = flag if overflow is None else torch.maximum(overflow, flag.to(overflow.device))
+    set_for_step(undo, optimizer, "found_inf", both)
