@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from torch import Tensor, nn
 
-__all__ = ["find_model"]
+__all__ = ["find_model", "subclasses"]
 
 # How the wrappers call what they wrap: DDP and DataParallel, torch.compile, FSDP, Fabric.
 _WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module")
 
 
 class _Models(nn.ModuleDict):
-    """Several models under one roof, each by its class's name."""
+    """Several models under one roof, each by the name that the script has for it."""
+
+
+_NOBODY = _Models()
 
 
 def find_model(params: Sequence[Tensor]) -> nn.Module | None:
@@ -22,7 +27,8 @@ def find_model(params: Sequence[Tensor]) -> nn.Module | None:
 
     Looks at every module in the process that is part of no other; of those that hold the most of
     the parameters takes the smallest, inside wrappers such as DDP. Where one model does not hold
-    them all, the next is added, and names begin with the models' class names.
+    them all, the next is added, and names begin with the variable that the script keeps each model
+    in, or with the model's class.
 
     Args:
         params: not mutated.
@@ -47,16 +53,17 @@ def find_model(params: Sequence[Tensor]) -> nn.Module | None:
 def _models() -> list[nn.Module]:
     """Return every module that is no other's child."""
     # By exact type: `isinstance` asks an object for its __class__, and proxies answer with lies.
-    kinds = set(_subclasses(nn.Module)) - {_Models}
+    kinds = set(subclasses(nn.Module)) - {_Models}
     modules = [thing for thing in gc.get_objects() if type(thing) in kinds]
     children = {id(child) for module in modules for _, child in _children(module)}
     return [module for module in modules if id(module) not in children]
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def subclasses(kind: type) -> Iterator[type]:
+    """Yield a class and all classes that are made of it."""
     yield kind
     for each in type.__subclasses__(kind):
-        yield from _subclasses(each)
+        yield from subclasses(each)
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -87,10 +94,28 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _together(models: Sequence[nn.Module]) -> nn.Module:
     under_one_roof = _Models()
     for model in models:
-        name = kind = type(model).__name__
+        name = kind = _variable(model) or type(model).__name__
         count = 1
         while name in under_one_roof:
             count += 1
             name = f"{kind}{count}"
         under_one_roof[name] = model
     return under_one_roof
+
+
+def _variable(model: nn.Module) -> str | None:
+    """Return the variable in which the script keeps a model, of the outermost call that has one."""
+    frame: FrameType | None = sys._getframe()
+    found = None
+    while frame is not None:
+        if not frame.f_globals.get("__name__", "").startswith(("gradclip.", "torch.")):
+            names = (n for n, value in frame.f_locals.items() if _inside(value) is model)
+            found = next((n for n in names if not hasattr(_NOBODY, n)), found)
+        frame = frame.f_back
+    return found
+
+
+def _inside(value: object) -> object:
+    """Return what a wrapper wraps; anything but a module as it is."""
+    # By type, for the reason that `_models` gives.
+    return _unwrapped(value) if issubclass(type(value), nn.Module) else value  # type: ignore[arg-type]
