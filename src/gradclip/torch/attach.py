@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,15 +13,20 @@ from ..checks import choice
 from ..engine.run import NonFinite
 from ..errors import PolicyError
 from ..method.read import PolicyLike, as_policy
-from ..method.traits import traits_of
 from .clipper import Clipper
 from .processes.layout import GroupsLike
 from .step.hooks import StepHooks
+from .step.refusals import refuse_model, refuse_policy, refuse_what_is_no_optimizer
 
 __all__ = ["attach", "attached", "clip_steps", "named_parameters"]
+__all__ += ["note_in_backward", "refuse_taken"]
 
 # The clipper of each optimizer; neither keeps the other alive through this.
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[Clipper]] = (
+    weakref.WeakKeyDictionary()
+)
+# Of those that step inside of backward: whether they are still clipped there.
+_in_backward: weakref.WeakKeyDictionary[torch.optim.Optimizer, Callable[[], bool]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -98,20 +103,10 @@ def attach(
         (True, 1)
         >>> clipper.detach()
     """
-    # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them.
-    hookable = hasattr(optimizer, "_optimizer_step_pre_hooks")
-    if not isinstance(optimizer, torch.optim.Optimizer) or not hookable:
-        remedy = "give a torch.optim.Optimizer; of a wrapper, the one inside (often .optimizer)"
-        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
-    if model is not None and not isinstance(model, torch.nn.Module):
-        remedy = "give the torch.nn.Module that the parameters belong to, or leave it out"
-        raise PolicyError.of("model", type(model).__name__, remedy)
-    if attached(optimizer) is not None:
-        remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
-        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    refuse_what_is_no_optimizer(optimizer)
+    refuse_taken(optimizer)
     choice("on", on, ("gradient", "update"))
-    if model is not None:
-        _refuse_model(optimizer, model)
+    refuse_model([optimizer], model)
     clipper = clip_steps(
         optimizer,
         policy,
@@ -126,54 +121,27 @@ def attach(
     return clipper
 
 
-def _refuse_model(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
-    """Refuse a model in which this optimizer has nothing to clip.
-
-    Raises:
-        PolicyError: says what is missing.
-    """
-    kind = type(model).__name__
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    if not trained:
-        remedy = "it has no parameter that requires a gradient: nothing would be clipped"
-        raise PolicyError.of("model", kind, remedy)
-    held = {id(p) for p in model.parameters()}
-    if not any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
-        remedy = "it holds none of the optimizer's parameters: give the model that it trains"
-        raise PolicyError.of("model", kind, remedy)
-
-
-def _refuse_optimizer(optimizer: torch.optim.Optimizer, policy: PolicyLike) -> None:
-    """Refuse an optimizer whose steps this policy cannot clip.
-
-    Raises:
-        PolicyError: the step is part of a graph, or brings no loss and the policy looks at that.
-    """
-    kind = type(optimizer).__name__
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        remedy = (
-            "with differentiable=True the step is part of the graph, and gradients that change in "
-            "place are not: clip inside of the graph, with torch operations"
-        )
-        raise PolicyError.of("optimizer", kind, remedy)
-    if traits_of(as_policy(policy)).loss and not _needs_closure(optimizer):
-        remedy = (
-            f"it looks at the loss, and {kind}.step() can be called without a closure that returns "
-            "one: use Clipper(...).clip_(loss=loss) between backward and step"
-        )
-        raise PolicyError.of("policy", str(policy), remedy)
-
-
-def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's step cannot do without a closure."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
 def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
     """Return the clipper that `attach` put on an optimizer, if it is still there."""
     clipper = _attached[optimizer]() if optimizer in _attached else None
     return clipper if clipper is not None and clipper.attachment is not None else None
+
+
+def refuse_taken(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose steps are clipped already.
+
+    Raises:
+        PolicyError: names the optimizer.
+    """
+    is_taken = _in_backward.get(optimizer, lambda: False)
+    if attached(optimizer) is not None or is_taken():
+        remedy = "it has a clipper already: call .detach() on that one first, or chain policies"
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+
+
+def note_in_backward(optimizer: torch.optim.Optimizer, is_taken: Callable[[], bool]) -> None:
+    """Note who clips an optimizer inside of backward, as long as a function says so."""
+    _in_backward[optimizer] = is_taken
 
 
 def clip_steps(
@@ -189,7 +157,7 @@ def clip_steps(
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
     if policy is not None:
-        _refuse_optimizer(optimizer, policy)
+        refuse_policy(optimizer, as_policy(policy), on)
     named = named_parameters(optimizer, model)
     clipper = Clipper(
         named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups, verify=verify

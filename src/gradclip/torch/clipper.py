@@ -47,6 +47,10 @@ class Attachment(Protocol):
         """Why the optimizer does not apply the clip factor itself; None where it does."""
         ...
 
+    def refuse_policy(self, policy: AnyPolicy) -> None:
+        """Refuse, by a PolicyError, a policy that cannot clip the optimizer's steps."""
+        ...
+
     def remove(self) -> None:
         """Let go of the optimizer."""
         ...
@@ -156,6 +160,8 @@ class Clipper:
     @policy.setter
     def policy(self, value: PolicyLike | None) -> None:
         policy = Chain() if value is None else as_policy(value)
+        if self.attachment is not None:
+            self.attachment.refuse_policy(policy)
         if policy != self._policy:
             self._bind(self._parameters, policy)
 

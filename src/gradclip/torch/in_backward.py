@@ -31,7 +31,7 @@ from ..method.measure import combine
 from ..method.plan import plan
 from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
-from .attach import named_parameters
+from .attach import named_parameters, note_in_backward, refuse_taken
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import completed
 from .step.fused import honours_found_inf
@@ -40,6 +40,7 @@ from .step.parameters import Parameters, empty_like_units
 from .step.part_steps import PartSteps
 from .step.parts import Part, looks_at_each_tensor, only_order, parts_of, refuse_twice
 from .step.recall import memory_for_others, origins, saved_memory, sound_tensor
+from .step.refusals import refuse_model, refuse_policy, refuse_what_is_no_optimizer
 from .step.skip import may_skip, skip_on_device
 from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
@@ -106,7 +107,17 @@ def attach_in_backward(
     """
     choice("nonfinite", nonfinite, ("skip", "raise", "propagate"))
     integer("max_skips", max_skips, low=0)
-    return InBackward(list(optimizers), as_policy(policy), model, nonfinite, max_skips)
+    found, meant = list(optimizers), as_policy(policy)
+    for optimizer in found:
+        refuse_what_is_no_optimizer(optimizer)
+        refuse_policy(optimizer, meant, "gradient")
+        refuse_taken(optimizer)
+    refuse_model(found, model)
+    clipper = InBackward(found, meant, model, nonfinite, max_skips)
+    reference = weakref.ref(clipper)
+    for optimizer in found:
+        note_in_backward(optimizer, lambda: bool((one := reference()) and one.handles))
+    return clipper
 
 
 class InBackward:

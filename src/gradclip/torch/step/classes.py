@@ -2,7 +2,7 @@
 
 A class may override `step`, change the gradients (an all-reduce, noise, surgery) and then call its
 parent's. The right moment to clip is then the parent's step. Whether a class does that is read off
-the names that its code uses, before the first step.
+the names that its code uses, and the code that it calls, before the first step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["levels_of", "ready_level", "run_hooks_in"]
 _HARMLESS = frozenset(
     {"zero_grad", "no_grad", "enable_grad", "set_grad_enabled", "requires_grad", "is_grad_enabled"}
 )
-_CHANGES = ("grad", "reduce", "sync")
+_CHANGES = ("grad", "reduce", "sync", "unscale")
 
 
 def run_hooks_in(kind: type[torch.optim.Optimizer]) -> None:
@@ -46,7 +46,7 @@ def ready_level(kind: type[torch.optim.Optimizer]) -> int:
     """
     depth, levels = 0, levels_of(kind)
     for i, level in enumerate(levels[:-1]):
-        names = set(_names_in(level, "step", set()))
+        names = set(_names_in(kind, vars(level)["step"], set()))
         parents = {parent.__name__ for parent in levels[i + 1 :]}
         calls_parent = "step" in names and ("super" in names or bool(parents & names))
         if not calls_parent:
@@ -62,24 +62,34 @@ def levels_of(kind: type[torch.optim.Optimizer]) -> list[type[torch.optim.Optimi
     return [k for k in kind.__mro__ if k is not base and "step" in vars(k)]
 
 
-def _names_in(level: type, method: str, seen: set[str]) -> Iterator[str]:
-    """Return the names that a method uses, with those of the methods of its class that it names."""
-    seen.add(method)
-    code = _code(vars(level).get(method))
-    if code is None:
+def _names_in(kind: type, function: object, seen: set[CodeType]) -> Iterator[str]:
+    """Return the names that a function uses, with those of the functions that it names.
+
+    Those are methods of the optimizer's classes and functions of the same module, but not torch's.
+    """
+    function = _undecorated(function)
+    if function is None or function.__code__ in seen:
         return
-    for name in _names_of(code):
+    seen.add(function.__code__)
+    for name in _names_of(function.__code__):
         yield name
-        if name not in seen and name in vars(level):
-            yield from _names_in(level, name, seen)
+        if name == "step":  # Of the parent, or of another optimizer.
+            continue
+        methods = (vars(level)[name] for level in kind.__mro__ if name in vars(level))
+        method = _undecorated(next(methods, None))
+        if method is not None and not method.__module__.startswith("torch."):
+            yield from _names_in(kind, method, seen)
+        helper = _undecorated(function.__globals__.get(name))
+        if helper is not None and helper.__module__ == function.__module__:
+            yield from _names_in(kind, helper, seen)
 
 
-def _code(function: object) -> CodeType | None:
-    """Return the code of a function under its decorators."""
+def _undecorated(function: object) -> FunctionType | None:
+    """Return the function under its decorators."""
     function = getattr(function, "__func__", function)
     while isinstance(wrapped := getattr(function, "__wrapped__", None), Callable):  # type: ignore[arg-type]
         function = wrapped
-    return function.__code__ if isinstance(function, FunctionType) else None
+    return function if isinstance(function, FunctionType) else None
 
 
 def _names_of(code: CodeType) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from ...errors import PolicyError
+from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
 from .classes import ready_level
@@ -31,6 +33,7 @@ from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
+from .refusals import refuse_policy
 from .skip import skip_on_device
 from .whole import Whole
 
@@ -72,6 +75,7 @@ class StepHooks:
         on: str = "gradient",
     ) -> None:
         self._clipper = clipper
+        self._owner = weakref.ref(optimizer)
         self._named = named
         self._on = on
         self._weights: list[Tensor] | None = None
@@ -138,6 +142,16 @@ class StepHooks:
         clipper = self._clipper
         count = len(clipper.params)
         self.scaled_because = refusal(optimizer, clipper.plan, count, self._before.id)
+
+    def refuse_policy(self, policy: AnyPolicy) -> None:
+        """Refuse another policy that cannot clip these steps; `Clipper.policy` calls this.
+
+        Raises:
+            PolicyError: says why.
+        """
+        optimizer = self._owner()
+        if optimizer is not None:
+            refuse_policy(optimizer, policy, self._on)
 
     def remove(self) -> None:
         """Let go of the optimizer; `Clipper.detach` calls this."""

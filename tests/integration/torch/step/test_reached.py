@@ -81,8 +81,11 @@ def change(params: list[Tensor]) -> None:
 class Hides(torch.optim.SGD):
     """Changes the gradients in a way that its code does not name."""
 
+    todo = (change,)
+
     def step(self, closure: Any = None) -> Any:
-        change(owned(self))
+        for each in self.todo:
+            each(owned(self))
         return super().step(closure)
 
 

@@ -224,11 +224,12 @@ def runs_hooks() -> type[torch.optim.SGD]:
     """Return a class whose hooks somebody else's function runs, marked as torch marks its own."""
 
     class RunsHooks(torch.optim.SGD):
-        def step(self, *_: Any) -> Any:
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
             for hook in self._optimizer_step_pre_hooks.values():  # type: ignore[attr-defined]
                 hook(self, (self,), {})
             for p in owned(self):
                 p.data.sub_(p.grad)  # type: ignore[arg-type]
+            return closure
 
         step.hooked = True  # type: ignore[attr-defined]
 

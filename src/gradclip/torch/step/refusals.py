@@ -1,0 +1,81 @@
+"""What cannot be clipped in an optimizer's steps: said before anything is attached."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+
+from ...errors import PolicyError
+from ...method.policy import AnyPolicy, Chain
+from ...method.traits import traits_of
+
+__all__ = ["refuse_model", "refuse_policy", "refuse_what_is_no_optimizer"]
+
+
+def refuse_what_is_no_optimizer(optimizer: object) -> None:
+    """Refuse what has no steps with hooks: a wrapper, however much it looks like an optimizer.
+
+    Raises:
+        PolicyError: names the type.
+    """
+    # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them. One
+    # that passes on all attributes has them in name only.
+    is_one = issubclass(type(optimizer), torch.optim.Optimizer)
+    if not is_one or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        remedy = "give a torch.optim.Optimizer; of a wrapper, the one inside (often .optimizer)"
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+
+
+def refuse_model(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module | None) -> None:
+    """Refuse a model in which these optimizers have nothing to clip.
+
+    Raises:
+        PolicyError: says what is missing.
+    """
+    if model is None:
+        return
+    kind = type(model).__name__
+    if not isinstance(model, torch.nn.Module):
+        remedy = "give the torch.nn.Module that the parameters belong to, or leave it out"
+        raise PolicyError.of("model", kind, remedy)
+    if not any(p.requires_grad for p in model.parameters()):
+        remedy = "it has no parameter that requires a gradient: nothing would be clipped"
+        raise PolicyError.of("model", kind, remedy)
+    held = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        if not any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
+            remedy = "it holds none of the optimizer's parameters: give the model that it trains"
+            raise PolicyError.of("model", kind, remedy)
+
+
+def refuse_policy(optimizer: torch.optim.Optimizer, policy: AnyPolicy, on: str) -> None:
+    """Refuse a policy that cannot clip this optimizer's steps.
+
+    Raises:
+        PolicyError: the step is part of a graph, or brings no loss and the policy looks at that.
+    """
+    kind = type(optimizer).__name__
+    if policy != Chain() and any(g.get("differentiable") for g in optimizer.param_groups):
+        remedy = (
+            "with differentiable=True the step is part of the graph, and gradients that change in "
+            "place are not: clip inside of the graph, with torch operations"
+        )
+        raise PolicyError.of("optimizer", kind, remedy)
+    if not traits_of(policy).loss:
+        return
+    if on == "update":
+        remedy = "it looks at the loss, which says nothing about an update: use on='gradient'"
+        raise PolicyError.of("policy", str(policy), remedy)
+    if not _needs_closure(optimizer):
+        remedy = (
+            f"it looks at the loss, and {kind}.step() can be called without a closure that returns "
+            "one: use Clipper(...).clip_(loss=loss) between backward and step"
+        )
+        raise PolicyError.of("policy", str(policy), remedy)
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step cannot do without a closure."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
