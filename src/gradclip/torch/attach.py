@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -16,7 +17,13 @@ from ..method.read import PolicyLike, as_policy
 from .clipper import Clipper
 from .processes.layout import GroupsLike
 from .step.hooks import StepHooks
-from .step.refusals import refuse_model, refuse_policy, refuse_what_is_no_optimizer
+from .step.refusals import (
+    refuse_model,
+    refuse_policy,
+    refuse_several,
+    refuse_what_is_no_optimizer,
+)
+from .step.several import SharedSteps
 
 __all__ = ["attach", "attached", "clip_steps", "named_parameters"]
 __all__ += ["note_in_backward", "refuse_taken"]
@@ -32,7 +39,7 @@ _in_backward: weakref.WeakKeyDictionary[torch.optim.Optimizer, Callable[[], bool
 
 
 def attach(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     policy: PolicyLike | None,
     *,
     model: torch.nn.Module | None = None,
@@ -49,7 +56,9 @@ def attach(
     (the unscaled gradients are clipped; a step that the scaler itself skips counts as no skip of
     the clipper's), with schedulers and wrappers. Attach once to each optimizer; the norm covers
     all parameter groups of that optimizer, and follows `add_param_group` with its
-    memory. A copy of the optimizer, or of the clipper (`copy.deepcopy`, pickle), is not attached.
+    memory. Several optimizers in a list share one norm over all their gradients: the first one
+    that steps in an iteration has them all clipped. A copy of the optimizer, or of the clipper
+    (`copy.deepcopy`, pickle), is not attached.
 
     A skipped step is left out: `step` is not called, nor are hooks of others, and weights, state
     and counters stay as they are. If a closure's first gradient is one to skip, the whole step is
@@ -62,9 +71,9 @@ def attach(
     `clipper.scaled_because` says why.
 
     Args:
-        optimizer: any `torch.optim.Optimizer`; gets two hooks and a `step` of its own. Where a
-            class changes the gradients inside of its `step` and then calls its parent's, they are
-            clipped between the two.
+        optimizer: any `torch.optim.Optimizer`, or a list of several that train one model; each
+            gets two hooks and a `step` of its own. Where a class changes the gradients inside of
+            its `step` and then calls its parent's, they are clipped between the two.
         policy: a policy, its text form, or rules by name; None measures and changes nothing.
         model: where the names of the parameters come from; without it the optimizer's own
             (`param_names`) are used, else "group0.0", "group0.1", ….
@@ -85,7 +94,7 @@ def attach(
         The clipper: `.last` is the last step's result, `.detach()` undoes this.
 
     Raises:
-        PolicyError: an argument is wrong, this optimizer has a clipper already, its steps are
+        PolicyError: an argument is wrong, an optimizer has a clipper already, its steps are
             differentiable, the model has nothing for it to train, or the policy looks at the loss
             and the optimizer needs no closure.
 
@@ -103,12 +112,16 @@ def attach(
         (True, 1)
         >>> clipper.detach()
     """
-    refuse_what_is_no_optimizer(optimizer)
-    refuse_taken(optimizer)
+    single = isinstance(optimizer, torch.optim.Optimizer) or not isinstance(optimizer, Sequence)
+    optimizers = [optimizer] if single else list(optimizer)
+    for each in optimizers:
+        refuse_what_is_no_optimizer(each)
+        refuse_taken(each)
     choice("on", on, ("gradient", "update"))
-    refuse_model([optimizer], model)
+    refuse_several(optimizers, on)
+    refuse_model(optimizers, model)
     clipper = clip_steps(
-        optimizer,
+        optimizers,
         policy,
         model,
         on=on,
@@ -117,7 +130,8 @@ def attach(
         groups=groups,
         verify=verify,
     )
-    _attached[optimizer] = weakref.ref(clipper)
+    for each in optimizers:
+        _attached[each] = weakref.ref(clipper)
     return clipper
 
 
@@ -145,7 +159,7 @@ def note_in_backward(optimizer: torch.optim.Optimizer, is_taken: Callable[[], bo
 
 
 def clip_steps(
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     policy: PolicyLike | None,
     model: torch.nn.Module | None,
     *,
@@ -154,16 +168,40 @@ def clip_steps(
     max_skips: int,
     groups: GroupsLike | None = None,
     verify: Literal["first-step"] | None = None,
+    part: Callable[[str], None] | None = None,
 ) -> Clipper:
-    """Do what `attach` does, but leave the optimizer free to be attached to by someone else."""
+    """Do what `attach` does, but leave the optimizers free to be attached to by someone else.
+
+    Args:
+        part: see `SharedSteps`.
+    """
     if policy is not None:
-        refuse_policy(optimizer, as_policy(policy), on)
-    named = named_parameters(optimizer, model)
+        for optimizer in optimizers:
+            refuse_policy(optimizer, as_policy(policy), on)
+    named = named_together(optimizers, model)
     clipper = Clipper(
         named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups, verify=verify
     )
-    StepHooks(clipper, optimizer, lambda owner: named_parameters(owner, model), on)
+    if len(optimizers) > 1:
+        SharedSteps(clipper, optimizers, lambda live: named_together(live, model), part)
+    else:
+        StepHooks(clipper, optimizers[0], lambda owner: named_parameters(owner, model), on)
     return clipper
+
+
+def named_together(
+    optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None
+) -> list[tuple[str, Tensor]]:
+    """Return the parameters of optimizers with the best names there are, each name once."""
+    if len(optimizers) == 1:
+        return named_parameters(optimizers[0], model)
+    each = [named_parameters(optimizer, model) for optimizer in optimizers]
+    names = Counter(name for named in each for name, _ in named)
+    return [
+        (name if names[name] == 1 else f"optimizer{i}.{name}", param)
+        for i, named in enumerate(each)
+        for name, param in named
+    ]
 
 
 def named_parameters(

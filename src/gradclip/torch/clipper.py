@@ -51,6 +51,11 @@ class Attachment(Protocol):
         """Refuse, by a PolicyError, a policy that cannot clip the optimizer's steps."""
         ...
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a step of the optimizer runs now."""
+        ...
+
     def remove(self) -> None:
         """Let go of the optimizer."""
         ...

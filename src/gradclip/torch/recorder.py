@@ -84,6 +84,7 @@ class Recorder:
         writer: where the rows go; it says how many steps are a batch.
         clipper: what is observed; nothing of it is changed but its list of observers.
         optimizer: where the learning rate (of the first group) is read; None records none.
+        name: what the record calls the optimizer; None takes its class.
         loss: called at each step for the loss of that step, a tensor or a number or None.
         start: `time.perf_counter()` at the start of the run.
 
@@ -99,6 +100,7 @@ class Recorder:
         clipper: Clipper,
         optimizer: torch.optim.Optimizer | None = None,
         *,
+        name: str | None = None,
         loss: Callable[[], Tensor | float | None] = lambda: None,
         start: float | None = None,
     ) -> None:
@@ -106,7 +108,8 @@ class Recorder:
         # Neither is kept alive: a script may make many optimizers in one run.
         self._clipper = weakref.ref(clipper)
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
-        self._class = "none" if optimizer is None else type(optimizer).__name__
+        kind = "none" if optimizer is None else type(optimizer).__name__
+        self._class = kind if name is None else name
         self._loss = loss
         self._start = time.perf_counter() if start is None else start
         self._was_finite = True

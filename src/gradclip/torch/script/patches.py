@@ -70,10 +70,12 @@ def _watch_backward(session: Session, undo: ExitStack) -> None:
         if torch.compiler.is_compiling():
             return original(tensors, *args, **kwargs)
         depth += 1  # A checkpoint calls backward inside of backward: that is no loss.
+        session.in_backward = True
         try:
             result = original(tensors, *args, **kwargs)
         finally:
             depth -= 1
+            session.in_backward = depth > 0
         if depth == 0:
             session.losses.see(tensors)
         return result

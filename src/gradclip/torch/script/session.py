@@ -13,14 +13,16 @@ import torch
 
 from ...engine.run import NonFinite
 from ...errors import PolicyError
-from ...method.read import PolicyLike
+from ...method.read import PolicyLike, as_policy
 from ...record import RecordWriter
-from ..attach import attached, clip_steps, named_parameters
+from ..attach import attached, clip_steps, named_together
 from ..clipper import Clipper
 from ..recorder import Recorder
+from ..step.class_gate import put_gates
 from ..step.hooks import Args, Kwargs
 from .find_model import find_model
 from .losses import Losses
+from .together import all_optimizers, params_of, partners, rules_for
 
 __all__ = ["Session"]
 
@@ -32,7 +34,8 @@ class Session:
     """One run. Keeps no optimizer and no clipper alive.
 
     Args:
-        policy: a policy for every optimizer; None only records, and changes nothing.
+        policy: a policy for the model, whichever optimizers train it; None only records, and
+            changes nothing.
         nonfinite: see `Clipper`.
         max_skips: see `Clipper`.
         writer: where the record goes; None records nothing.
@@ -40,7 +43,8 @@ class Session:
     Attributes:
         losses: of the steps to come.
         optimizers: how many of each class were hooked.
-        notices: what the script does by itself, by what does it.
+        notices: what the script does by itself, and what could not be done, by what does it.
+        in_backward: whether a backward runs now.
         fault: why the policy does not fit an optimizer, once that was found.
     """
 
@@ -52,12 +56,13 @@ class Session:
         max_skips: int = 10,
         writer: RecordWriter | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
         self.losses = Losses()
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
         self.fault: PolicyError | None = None
+        self.in_backward = False
         self._nonfinite: NonFinite = "propagate" if policy is None else nonfinite
         self._max_skips = max_skips
         self._start = time.perf_counter()
@@ -69,6 +74,8 @@ class Session:
         )
         self._ours: weakref.WeakSet[Clipper] = weakref.WeakSet()
         self._by_hand: weakref.WeakSet[Clipper] = weakref.WeakSet()
+        # Optimizers that turned out not to step together with others.
+        self._apart: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     @property
     def here(self) -> bool:
@@ -90,7 +97,7 @@ class Session:
         """How many of them were skipped, of those written."""
         return self._count("skipped")
 
-    def on_step(self, optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs) -> None:
+    def on_step(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
         """Follow an optimizer from its first step on; the global hook runs before its own hooks."""
         script = attached(optimizer)
         known = self._followed.get(optimizer)
@@ -101,21 +108,19 @@ class Session:
                 return
             if followed in self._ours:
                 followed.detach()
-        clipper = script or self._clipping_by_hand(optimizer)
-        if clipper is None:
-            clipper = self._clip(optimizer)
-        elif self.policy is not None:
-            kind = type(optimizer).__name__
-            text = f"the script clips {kind} by itself, with {clipper.policy}: --clip is left out"
-            self.notice(f"Clipper of {kind}", text)
-        else:
-            self.notice("Clipper", f"the script clips by itself, with gradclip: {clipper.policy}")
-        if known is None:
-            self.optimizers[type(optimizer).__name__] += 1
+        if script is None and self._is_inside(optimizer):
+            return
+        own = script or self._clipping_by_hand(optimizer)
+        group = [optimizer] if own is not None else self._group(optimizer, args, kwargs)
+        clipper = self._clip(group) if own is None else own
+        if own is not None:
+            self._note_own(optimizer, own)
         follow = not any(ref() is clipper for ref in self._followed.values())
-        self._followed[optimizer] = weakref.ref(clipper)
+        for each in group:
+            self.optimizers[type(each).__name__] += each not in self._followed
+            self._followed[each] = weakref.ref(clipper)
         if follow:
-            self._record(optimizer, clipper)
+            self._record(group, clipper)
 
     def see_clipper(self, clipper: Clipper) -> None:
         """Note that the script clips with this one, by hand."""
@@ -145,18 +150,58 @@ class Session:
     def _count(self, what: str) -> int:
         return 0 if self.writer is None else self.writer.counts[what]
 
-    def _clip(self, optimizer: torch.optim.Optimizer) -> Clipper:
-        """Put a clipper of ours on an optimizer."""
-        model = None
+    def _group(
+        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs
+    ) -> list[torch.optim.Optimizer]:
+        """Return the optimizers whose gradients share one norm with those of one that steps."""
+        closure = any(map(callable, (*args[1:], *kwargs.values())))
+        if closure or optimizer in self._apart or not put_gates(type(optimizer)):
+            return [optimizer]
+        every = [each for each in all_optimizers() if attached(each) is None]
+        if self.in_backward:
+            if len(every) > 1:
+                self._say_apart(every, "they step inside of backward")
+            return [optimizer]
+        others = partners(optimizer, every, {*self._followed, *self._apart})
+        return [optimizer, *(each for each in others if put_gates(type(each)))]
+
+    def _is_inside(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a wrapper that is followed makes this step: the two count once."""
+        own = params_of(optimizer)
+        for other, ref in list(self._followed.items()):
+            attachment = getattr(ref(), "attachment", None)
+            in_step = attachment is not None and attachment.in_step
+            if in_step and other is not optimizer and own & params_of(other):
+                self._followed[optimizer] = ref
+                return True
+        return False
+
+    def _note_own(self, optimizer: torch.optim.Optimizer, clipper: Clipper) -> None:
+        """Note that the script clips an optimizer's gradients by itself."""
+        if self.policy is None:
+            self.notice("Clipper", f"the script clips by itself, with gradclip: {clipper.policy}")
+            return
+        kind = type(optimizer).__name__
+        text = f"the script clips {kind} by itself, with {clipper.policy}: --clip is left out"
+        self.notice(f"Clipper of {kind}", text)
+
+    def _clip(self, optimizers: list[torch.optim.Optimizer]) -> Clipper:
+        """Put a clipper of ours on optimizers that step together."""
+        every, model = [*all_optimizers()], None
         if self.optimizers.total() < MODELS:
-            model = find_model([p for _, p in named_parameters(optimizer)])
+            model = find_model(
+                [p for o in every for group in o.param_groups for p in group["params"]]
+            )
         try:
+            names = [name for name, _ in named_together(optimizers, model)]
+            all_names = [name for o in every for name, _ in named_together([o], model)]
             clipper = clip_steps(
-                optimizer,
-                self.policy,
+                optimizers,
+                rules_for(self.policy, names, [*names, *all_names]),
                 model,
                 nonfinite=self._nonfinite,
                 max_skips=self._max_skips,
+                part=partial(self._separate, [weakref.ref(each) for each in optimizers]),
             )
         except PolicyError as error:
             self.fault = error
@@ -164,21 +209,45 @@ class Session:
         self._ours.add(clipper)
         return clipper
 
+    def _separate(self, refs: list[weakref.ref[torch.optim.Optimizer]], reason: str) -> None:
+        """Clip optimizers each by itself from now on: they do not step together."""
+        optimizers = [optimizer for ref in refs if (optimizer := ref()) is not None]
+        self._say_apart(optimizers, reason)
+        for optimizer in optimizers:
+            self._apart.add(optimizer)
+            clipper = self._followed[optimizer]()
+            if clipper is not None:
+                clipper.detach()
+
+    def _say_apart(self, optimizers: list[torch.optim.Optimizer], reason: str) -> None:
+        """Note that optimizers cannot share one norm, and what to do."""
+        kinds = Counter(type(optimizer).__name__ for optimizer in optimizers)
+        shown = ", ".join(f"{n}× {kind}" if n > 1 else kind for kind, n in kinds.items())
+        if self.in_backward:
+            remedy = "gradclip.torch.attach_in_backward keeps one norm for the whole model"
+        else:
+            remedy = "gradclip.torch.attach([…], policy) shares one norm between those it is given"
+        does = "clipped" if self.policy is not None else "recorded"
+        self.notice(
+            "apart", f"{shown}: {reason}, so each is {does} with a norm of its own; {remedy}"
+        )
+
     def _clipping_by_hand(self, optimizer: torch.optim.Optimizer) -> Clipper | None:
         """Return the script's own clipper, if one has clipped all that this optimizer steps."""
-        params = {id(p) for _, p in named_parameters(optimizer)}
+        params = params_of(optimizer)
         for clipper in self._by_hand:
             if params <= {id(p) for p in clipper.params}:
                 return clipper
         return None
 
-    def _record(self, optimizer: torch.optim.Optimizer, clipper: Clipper) -> None:
+    def _record(self, optimizers: list[torch.optim.Optimizer], clipper: Clipper) -> None:
         if self.writer is None:
             return
         recorder = Recorder(
             self.writer,
             clipper,
-            optimizer,
+            optimizers[0],
+            name=" + ".join(dict.fromkeys(type(each).__name__ for each in optimizers)),
             loss=partial(self.losses.take, object()),
             start=self._start,
         )

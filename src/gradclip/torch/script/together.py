@@ -18,8 +18,9 @@ def all_optimizers() -> list[torch.optim.Optimizer]:
     """Return every optimizer in the process that has hooks; of a wrapper, the one inside too."""
     # By exact type: `isinstance` asks an object for its __class__, and proxies answer with lies.
     kinds = set(subclasses(torch.optim.Optimizer))
+    needed = {"_optimizer_step_pre_hooks", "param_groups"}
     found = [thing for thing in gc.get_objects() if type(thing) in kinds]
-    return [o for o in found if "_optimizer_step_pre_hooks" in vars(o) and "param_groups" in vars(o)]
+    return [optimizer for optimizer in found if needed <= vars(optimizer).keys()]
 
 
 def partners(
@@ -52,7 +53,9 @@ def params_of(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def rules_for(policy: AnyPolicy | None, own: Sequence[str], every: Sequence[str]) -> AnyPolicy | None:
+def rules_for(
+    policy: AnyPolicy | None, own: Sequence[str], every: Sequence[str]
+) -> AnyPolicy | None:
     """Return the policy for some of the parameters: without the rules that are for others alone.
 
     A rule that is for no parameter at all stays, and is refused with the rest of its policy.

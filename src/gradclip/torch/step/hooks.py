@@ -7,11 +7,8 @@ the factor is given to the optimizer, or the gradients are multiplied by the fac
 
 from __future__ import annotations
 
-import atexit
 import functools
-import sys
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -35,14 +32,12 @@ from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
 from .refusals import refuse_policy
 from .skip import skip_on_device
+from .unseen import Waiting
 from .whole import Whole
 
-__all__ = ["Args", "Kwargs", "StepHooks", "uncompiled"]
+__all__ = ["Args", "GradVersions", "Kwargs", "Named", "StepHooks", "tell_onlookers", "uncompiled"]
 
 Named: TypeAlias = list[tuple[str, Tensor]]
-
-# Descriptions, not clippers: these outlive the clipper, which must not live on for them.
-_unseen: Counter[str] = Counter()
 
 
 class StepHooks:
@@ -90,11 +85,15 @@ class StepHooks:
         self._after = optimizer.register_step_post_hook(uncompiled(self.after))
         self._gate = Gate(optimizer, self)
         self._leave_class = keep(optimizer, self)
-        self._waiting: str | None = repr(clipper)
-        _unseen[self._waiting] += 1
+        self._waiting = Waiting(repr(clipper))
         self.scaled_because: str | None = None
         self.refresh(optimizer)
         clipper.set_attachment(self)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step of the optimizer runs now."""
+        return self._running() is not None
 
     def before(
         self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs
@@ -159,7 +158,7 @@ class StepHooks:
         self._after.remove()
         self._gate.remove()
         self._leave_class()
-        self._stop_waiting()
+        self._waiting.end()
         self._undo.close()
         self._clipped = None
 
@@ -176,12 +175,12 @@ class StepHooks:
         """
         if self._running() is not None:
             return False
-        _tell_onlookers(optimizer, args, kwargs)
+        tell_onlookers(optimizer, args, kwargs)
         if self._clipper.attachment is not self:
             return False
         self._weights = self._clipped = None
         self._now = step = Step(_closure((self, *args), kwargs), frame)
-        self._stop_waiting()
+        self._waiting.end()
         self._clear(optimizer)
         if self._may_need_whole(optimizer, step):
             step.whole = Whole(optimizer)
@@ -421,11 +420,6 @@ class StepHooks:
             self._clipper.rebind(self._named(optimizer))
             self._known = now
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            _unseen[self._waiting] -= 1
-            self._waiting = None
-
 
 @dataclass
 class Step:
@@ -472,7 +466,7 @@ def _is_number(loss: object) -> TypeGuard[Tensor | float]:
     return isinstance(loss, (int, float)) or (isinstance(loss, Tensor) and loss.numel() == 1)
 
 
-def _tell_onlookers(optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
+def tell_onlookers(optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
     """Show the step to the hooks of `gradclip run`, which must see the steps left out, too."""
     for hook in list(_global_optimizer_pre_hooks.values()):
         if getattr(hook, "only_looks", False):
@@ -501,11 +495,3 @@ class GradVersions(NamedTuple):
     def same(self, other: GradVersions) -> bool:
         """Whether these are the same tensors, and nobody wrote to them in between."""
         return self.versions == other.versions and all(map(is_, self.grads, other.grads))
-
-
-@atexit.register
-def _warn_unseen() -> None:
-    """Say at exit what was attached and never saw a step."""
-    for text in +_unseen:
-        say = f"gradclip: warning: {text} was attached and never saw optimizer.step()"
-        print(f"{say}: nothing was clipped", file=sys.stderr)

@@ -10,7 +10,7 @@ from ...errors import PolicyError
 from ...method.policy import AnyPolicy, Chain
 from ...method.traits import traits_of
 
-__all__ = ["refuse_model", "refuse_policy", "refuse_what_is_no_optimizer"]
+__all__ = ["refuse_model", "refuse_policy", "refuse_several", "refuse_what_is_no_optimizer"]
 
 
 def refuse_what_is_no_optimizer(optimizer: object) -> None:
@@ -47,6 +47,26 @@ def refuse_model(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module
         if not any(id(p) in held for group in optimizer.param_groups for p in group["params"]):
             remedy = "it holds none of the optimizer's parameters: give the model that it trains"
             raise PolicyError.of("model", kind, remedy)
+
+
+def refuse_several(optimizers: list[torch.optim.Optimizer], on: str) -> None:
+    """Refuse optimizers that cannot share one norm.
+
+    Raises:
+        PolicyError: says why.
+    """
+    if not optimizers:
+        raise PolicyError.of("optimizer", optimizers, "give at least one optimizer")
+    if len(optimizers) > 1 and on == "update":
+        remedy = "updates of several optimizers share no norm: attach to each by itself"
+        raise PolicyError.of("on", on, remedy)
+    taken: set[int] = set()
+    for optimizer in optimizers:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if own & taken:
+            remedy = "it holds a parameter of another one: give each parameter's optimizer once"
+            raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+        taken |= own
 
 
 def refuse_policy(optimizer: torch.optim.Optimizer, policy: AnyPolicy, on: str) -> None:

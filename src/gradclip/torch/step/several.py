@@ -6,7 +6,9 @@ round, as long as nobody has written to their gradients since.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 import torch
@@ -18,7 +20,7 @@ from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
 from .gate import Args, Gate, Kwargs, LeaveOut, runs
-from .hooks import GradVersions, Named, tell_onlookers
+from .hooks import GradVersions, Named, tell_onlookers, uncompiled
 from .interrupts import Held
 from .refusals import refuse_policy
 from .unseen import Waiting
@@ -33,9 +35,10 @@ class SharedSteps:
         clipper: clips; its parameters are those of all the optimizers. It gets this as its
             attachment.
         optimizers: each gets a gate; none is kept, so that they can be freed.
-        named: returns the named parameters of these optimizers, which may have become more.
-        in_turn: called if an optimizer steps that had no part in the round before, while no round
-            ever had two: they do not step together. It may detach the clipper.
+        named: returns the named parameters of optimizers, which may have become more.
+        part: called with the reason if they turn out not to step together: one steps that had no
+            part in the round before, while no round ever had two; or one is given a closure. It
+            detaches the clipper. Without it the first is fine, and the second is refused.
 
     Attributes:
         scaled_because: why no optimizer applies the factor itself.
@@ -47,14 +50,16 @@ class SharedSteps:
         self,
         clipper: Clipper,
         optimizers: Sequence[torch.optim.Optimizer],
-        named: Callable[[], Named],
-        in_turn: Callable[[], None] | None = None,
+        named: Callable[[Sequence[torch.optim.Optimizer]], Named],
+        part: Callable[[str], None] | None = None,
     ) -> None:
         self._clipper = clipper
         self._named = named
-        self._in_turn = in_turn
-        self._known = [id(p) for _, p in named()]
+        self._part = part
+        for optimizer in optimizers:
+            _refuse_class(optimizer)
         self._members = [Member(self, optimizer) for optimizer in optimizers]
+        self._known = [id(p) for _, p in named(optimizers)]
         self._stepped: set[int] = set()
         self._versions: dict[int, GradVersions] = {}
         self._skipped = False
@@ -66,6 +71,11 @@ class SharedSteps:
     def is_on(self) -> bool:
         """Whether the optimizers are still attached."""
         return self._clipper.attachment is self
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step of one of the optimizers runs now."""
+        return any(member.in_step for member in self._members)
 
     def refuse_policy(self, policy: AnyPolicy) -> None:
         """Refuse another policy that cannot clip these steps; `Clipper.policy` calls this.
@@ -84,7 +94,7 @@ class SharedSteps:
         self._versions.clear()
 
     @torch.no_grad()
-    def enter(self, optimizer: torch.optim.Optimizer, frame: FrameType) -> bool:
+    def enter(self, optimizer: torch.optim.Optimizer, frame: FrameType, *, closure: bool) -> bool:
         """Take a step into the round that it belongs to; clip, if the round begins with it.
 
         Returns:
@@ -92,16 +102,22 @@ class SharedSteps:
 
         Raises:
             LeaveOut: all steps of this round are skipped.
+            PolicyError: there is a closure, or the gradients are still scaled.
         """
+        if closure and self._part is not None:
+            self._part(_CLOSURE)
+            return False
+        if closure:
+            remedy = f"{_CLOSURE}: attach to each optimizer by itself"
+            raise PolicyError.of("closure", type(optimizer).__name__, remedy)
         place = id(optimizer)
         known = self._versions.get(place)
         again = place in self._stepped or known is None or not known.same(_versions(optimizer))
         if again:
             apart = bool(self._stepped) and place not in self._stepped and not self.together
-            if apart and self._in_turn is not None:
-                self._in_turn()
-                if not self.is_on:
-                    return False
+            if apart and self._part is not None:
+                self._part("they step in turn, each after a backward of its own")
+                return False
             self._begin_round(frame)
         else:
             self.together = True
@@ -114,13 +130,15 @@ class SharedSteps:
         """Clip all gradients there are."""
         self._waiting.end()
         self._stepped, clipper = set(), self._clipper
-        found = self._named()
+        found = self._named(self._alive())
         if [id(p) for _, p in found] != self._known:
             clipper.rebind(found)
             self._known = [id(p) for _, p in found]
         scaler = _scaler_above(frame)
         if scaler is not None:
             self._unscale(scaler)
+        for optimizer in self._alive():
+            _refuse_scaled(optimizer)
         with Held():
             overflow = None if scaler is None else self._overflow()
             decision = clipper.decide(clipper.gradients(), overflow=overflow)
@@ -129,9 +147,7 @@ class SharedSteps:
             # On an accelerator this waits for the device: there is no flag for all optimizers.
             skips = clipper.may_skip or overflow is not None
             self._skipped = skips and bool(result.skipped)
-            self._versions = {
-                id(optimizer): _versions(optimizer) for optimizer in self._alive()
-            }
+            self._versions = {id(optimizer): _versions(optimizer) for optimizer in self._alive()}
 
     def _overflow(self) -> Tensor | None:
         """Return the flag of a scaler that skips this round: some gradient is not finite."""
@@ -141,10 +157,10 @@ class SharedSteps:
     def _unscale(self, scaler: GradScaler) -> None:
         """Have the gradients of all optimizers unscaled, not only those of the one that steps."""
         for optimizer in self._alive():
-            try:
+            with suppress(RuntimeError, AssertionError):  # It is unscaled, or has no gradient.
                 scaler.unscale_(optimizer)
-            except (RuntimeError, AssertionError):  # It is unscaled, or has no gradient.
-                continue
+            if getattr(optimizer, "grad_scale", None) is not None:
+                vars(optimizer)["grad_scale"] = None  # The one that steps would divide again.
 
     def _alive(self) -> list[torch.optim.Optimizer]:
         found = [member.optimizer for member in self._members]
@@ -156,25 +172,29 @@ class Member:
 
     Args:
         shared: decides for all of them.
-        optimizer: gets two gates; not kept.
+        optimizer: gets two gates and a hook; not kept.
     """
 
     def __init__(self, shared: SharedSteps, optimizer: torch.optim.Optimizer) -> None:
         self._shared = shared
         self._frame: FrameType | None = None
-        put_gates(type(optimizer))
+        # The optimizer keeps this through its hook; the gates do not.
+        self._hook = optimizer.register_step_pre_hook(uncompiled(self.before))
         self._gate = Gate(optimizer, self)
-        self._leave_class, self._owner = keep(optimizer, self), self._gate.owner
+        self._leave_class, self._owner = keep(optimizer, self), weakref.ref(optimizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer, unless it is gone."""
         return self._owner()
 
-    def before(
-        self, _optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs, /
-    ) -> None:
-        """Do nothing: the gate has clipped already."""
+    @property
+    def in_step(self) -> bool:
+        """Whether a step of the optimizer runs now."""
+        return self._frame is not None and runs(self._frame)
+
+    def before(self, _optimizer: torch.optim.Optimizer, _args: Args, _kwargs: Kwargs, /) -> None:
+        """Do nothing: the gate clips."""
 
     def begin(
         self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs, frame: FrameType, /
@@ -188,13 +208,13 @@ class Member:
             LeaveOut: the round is to be skipped.
             PolicyError: a closure, or a scaler whose gradients are still scaled.
         """
-        if self._frame is not None and runs(self._frame):
+        if self.in_step:
             return False
         tell_onlookers(optimizer, args, kwargs)
         if not self._shared.is_on:
             return False
-        _refuse(optimizer, args, kwargs)
-        if not self._shared.enter(optimizer, frame):
+        closure = any(map(callable, (*args, *kwargs.values())))
+        if not self._shared.enter(optimizer, frame, closure=closure):
             return False
         self._frame = frame
         return True
@@ -218,29 +238,37 @@ class Member:
 
     def remove(self) -> None:
         """Take the gates away."""
+        self._hook.remove()
         self._gate.remove()
         self._leave_class()
 
 
-def _refuse(optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
-    """Refuse a step in which the gradients of all optimizers are not there yet.
+_CLOSURE = "a closure makes the gradients of one optimizer inside of its step"
+
+
+def _refuse_scaled(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse gradients that are still scaled, by nobody who could take the scale off.
 
     Raises:
-        PolicyError: says why, before a gradient changes.
+        PolicyError: says what to call, before a gradient changes.
     """
-    kind = type(optimizer).__name__
-    if any(map(callable, (*args, *kwargs.values()))):
-        remedy = (
-            "a closure makes the gradients inside of this step, so that they cannot share one norm "
-            "with those of other optimizers: attach to each optimizer by itself"
-        )
-        raise PolicyError.of("closure", kind, remedy)
     if getattr(optimizer, "grad_scale", None) is not None:
         remedy = (
             "its gradients are still scaled: call scaler.unscale_(optimizer) for each of the "
             "optimizers that share one norm, before the first of them steps"
         )
-        raise PolicyError.of("optimizer", kind, remedy)
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+
+
+def _refuse_class(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer whose class runs its hooks in a function that is not torch's.
+
+    Raises:
+        PolicyError: a `step` that was bound before would go by unclipped.
+    """
+    if not put_gates(type(optimizer)):
+        remedy = "somebody has wrapped the step of its class: attach to each optimizer by itself"
+        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
 
 def _versions(optimizer: torch.optim.Optimizer) -> GradVersions:

@@ -73,10 +73,10 @@ def test_two_models_in_one_optimizer() -> None:
     given = [*one.parameters(), *two.parameters(), *part.head.parameters()]
     assert sorted(names(*given)) == sorted(
         [
-            *(f"Whole.{n}" for n, _ in one.named_parameters()),
-            *(f"Backbone.{n}" for n, _ in two.named_parameters()),
-            "Whole2.head.weight",
-            "Whole2.head.bias",
+            *(f"one.{n}" for n, _ in one.named_parameters()),
+            *(f"two.{n}" for n, _ in two.named_parameters()),
+            "part.head.weight",
+            "part.head.bias",
         ]
     )
 

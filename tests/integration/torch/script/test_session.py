@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad
 from torch.utils.checkpoint import checkpoint
 
 import gradclip.torch
-from gradclip import Run, parse, read_run
+from gradclip import PolicyError, Run, parse, read_run
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper
 from gradclip.torch.script.patches import watch
@@ -34,13 +34,16 @@ def watched(tmp_path: Path) -> Watched:
     def run(
         train: Callable[[], object], policy: str | None = None, every: int = 50, **options: Any
     ) -> Any:
+        gc.collect()  # A session looks at every optimizer there is: not at those of other tests.
         path = tmp_path / "run.jsonl"
         plan = None if policy is None else parse(policy)
         writer = RecordWriter(path, policy=policy, every=every)
         session = Session(plan, writer=writer, **options)
-        with watch(session):
-            train()
-        session.close("ok")
+        try:
+            with watch(session):
+                train()
+        finally:
+            session.close("ok")
         return session, read_run(path)
 
     return run
@@ -180,9 +183,145 @@ def test_two_optimizers_of_one_loss_share_it(watched: Watched) -> None:
             second.step()
         second.step()  # No backward before this one: no loss.
 
-    _, run = watched(train)
-    np.testing.assert_allclose(run.column("loss", 0), losses, rtol=1e-6)
-    np.testing.assert_allclose(run.column("loss", 1), [*losses, np.nan], rtol=1e-6)
+    session, run = watched(train)
+    assert session.optimizers == {"SGD": 2}
+    np.testing.assert_allclose(run.column("loss"), [*losses, np.nan], rtol=1e-6)
+
+
+# ---- Several optimizers
+
+
+def _total(model: nn.Module) -> float:
+    return float(torch.cat([grad_of(p).flatten() for p in model.parameters()]).norm())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_optimizers_that_step_together_share_one_norm(watched: Watched, count: int) -> None:
+    model = net()
+    params = list(model.parameters())
+    optimizers = [torch.optim.SGD(params[i::count], lr=0.01) for i in range(count)]
+    before, after = [], []
+
+    def train() -> None:
+        for step in range(3):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss_at(model, step).backward()
+            before.append(_total(model))
+            for optimizer in optimizers:
+                optimizer.step()
+            after.append(_total(model))
+
+    session, run = watched(train, "norm:0.0001")
+    assert session.optimizers == {"SGD": count}
+    assert session.steps == session.clipped == 3
+    assert session.notices == {}
+    np.testing.assert_allclose(run.column("norm"), before, rtol=1e-6)
+    np.testing.assert_allclose(after, 0.0001, rtol=1e-6)
+    assert [p.name for p in run.optimizers[0].parameters] == [
+        name for i in range(count) for name, _ in list(model.named_parameters())[i::count]
+    ]
+
+
+def test_in_turn_each_has_its_own_norm_and_its_own_rules(watched: Watched) -> None:
+    generator, critic = net(0), net(1)
+    first, second = sgd(generator), torch.optim.Adam(critic.parameters())
+    norms: list[tuple[float, float]] = []
+
+    def train() -> None:
+        for step in range(3):
+            one_step(generator, first, step)
+            one_step(critic, second, step)
+            norms.append((_total(generator), _total(critic)))
+
+    session, run = watched(train, "generator.*=norm:0.0001;*=none")
+    assert session.steps == 6
+    assert session.clipped == 3
+    assert [round(norm, 6) for norm, _ in norms] == [0.0001] * 3
+    assert min(norm for _, norm in norms) > 0.0002
+    assert run.optimizers[0].parameters[0].name.startswith("generator.")
+    assert run.optimizers[1].parameters[0].name.startswith("critic.")
+
+
+def test_a_pattern_that_nothing_has_is_refused(watched: Watched) -> None:
+    generator, critic = net(0), net(1)
+    first, _second = sgd(generator), torch.optim.Adam(critic.parameters())
+    with pytest.raises(PolicyError, match="decoder"):
+        watched(lambda: one_step(generator, first), "decoder.*=norm:0.0001;*=none")
+
+
+def test_a_loss_that_reaches_both_in_turn_parts_them_and_says_so(watched: Watched) -> None:
+    generator, critic = net(0), net(1)
+    first, second = sgd(generator), sgd(critic)
+    norms = []
+
+    def train() -> None:
+        for step in range(4):
+            for optimizer, model in ((first, generator), (second, critic)):
+                optimizer.zero_grad()
+                (loss_at(generator, step) + loss_at(critic, step)).backward()
+                optimizer.step()
+                norms.append(_total(model))
+
+    session, _ = watched(train, "norm:0.0001")
+    assert "in turn" in session.notices["apart"]
+    assert session.clipped == session.steps == 8
+    # The first step came before anybody could know.
+    np.testing.assert_allclose(norms[1:], 0.0001, rtol=1e-6)
+
+
+def test_inside_of_backward_each_has_its_own_norm_and_it_says_so(watched: Watched) -> None:
+    model = net()
+    optimizers = {p: torch.optim.SGD([p], lr=0.01) for p in model.parameters()}
+    used = []
+
+    def step(param: Tensor) -> None:
+        optimizers[param].step()
+        used.append(float(grad_of(param).norm()))
+
+    for param in optimizers:
+        param.register_post_accumulate_grad_hook(step)
+    session, _ = watched(lambda: loss_at(model, 0).backward(), "norm:0.0001")
+    np.testing.assert_allclose(used, 0.0001, rtol=1e-6)
+    assert "attach_in_backward" in session.notices["apart"]
+    assert session.optimizers == {"SGD": len(optimizers)}
+
+
+def test_a_wrapper_and_the_optimizer_inside_count_once(watched: Watched) -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.inner = inner
+
+        def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+            return self.inner.step(closure)
+
+    model = net()
+    optimizer = Wrapper(sgd(model))
+    session, run = watched(lambda: [one_step(model, optimizer, k) for k in range(3)], "norm:0.0001")
+    assert session.optimizers == {"Wrapper": 1}
+    assert session.steps == session.clipped == 3
+    assert len(run.optimizers) == 1
+
+
+def test_a_closure_parts_them(watched: Watched) -> None:
+    model = net()
+    first, second = (torch.optim.SGD(model[i].parameters(), lr=0.01) for i in (0, 2))
+
+    def closure() -> Tensor:
+        loss = loss_at(model, 0)
+        loss.backward()
+        return loss
+
+    def train() -> None:
+        loss_at(model, 0).backward()
+        first.step()
+        second.step(closure)
+        first.step()
+
+    session, _ = watched(train, "norm:0.0001")
+    assert "closure" in session.notices["apart"]
+    assert session.steps == 3
 
 
 def test_each_call_of_a_closure_is_a_row_with_its_loss(watched: Watched) -> None:
