@@ -13,6 +13,7 @@ import torch
 
 from ...engine.run import NonFinite
 from ...errors import PolicyError
+from ...method.policy import ByName
 from ...method.read import PolicyLike, as_policy
 from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_together
@@ -187,7 +188,9 @@ class Session:
 
     def _clip(self, optimizers: list[torch.optim.Optimizer]) -> Clipper:
         """Put a clipper of ours on optimizers that step together."""
-        every, model = [*all_optimizers()], None
+        # Rules by name may be for networks that others train: then all networks are kept apart.
+        every = all_optimizers() if isinstance(self.policy, ByName) else optimizers
+        model = None
         if self.optimizers.total() < MODELS:
             model = find_model(
                 [p for o in every for group in o.param_groups for p in group["params"]]
