@@ -46,6 +46,7 @@ from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
 from .tensors.memory import alike, map_arrays
+from .tensors.met import Met
 
 __all__ = ["InBackward", "attach_in_backward"]
 
@@ -149,6 +150,7 @@ class InBackward:
         self._factors: Tensor | None = None
         self._limit: Tensor | None = None
         self._done: dict[int, ClipResult] = {}
+        self._met = Met()
         self.handles: list[PartSteps] = []
         for index, optimizer in enumerate(optimizers):
             self.handles.append(self._steps_of(index, optimizer))
@@ -188,6 +190,7 @@ class InBackward:
             "_last": None,
             "_is_copy": self._is_copy or bool(self.handles),
             "_done": {},
+            "_met": Met(),
             "_parts": [replace(part, undo=ExitStack()) for part in self._parts],
             "_tally": copy.deepcopy(self._tally),
         }
@@ -282,6 +285,7 @@ class InBackward:
         for part, saved in zip(self._parts, found, strict=True):
             part.memory = saved
         self._done.clear()
+        self._met.forget()
 
     def _parameters_of(self, part: Part) -> Parameters:
         names = [self.names[member] for member in part.members]
@@ -330,7 +334,9 @@ class InBackward:
         part.undo.close()
         there = [p.grad is not None for p in part.params]
         tensors = [empty_like_units(p) if p.grad is None else p.grad for p in part.params]
-        grads = Gradients(tensors, [self.names[m] for m in part.members], part.params, there)
+        names = [self.names[m] for m in part.members]
+        self._met.meet(tensors, names)
+        grads = Gradients(tensors, names, part.params, there)
         with np.errstate(all="ignore"):
             result = self._alone(part, grads) if self.exact else self._ahead(part, grads)
         self._done[index] = result
@@ -415,6 +421,7 @@ class InBackward:
         if not self.exact:
             self._look_back(results[0].total_norm.device)
         self._done.clear()
+        self._met.forget()
         self._tally.count(self._last, host=self._last.skipped.device.type == "cpu")
         self._tally.refuse_too_many(self._last, "the weights of the steps left out are untouched")
 
