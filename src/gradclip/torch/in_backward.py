@@ -381,10 +381,13 @@ class InBackward:
         fresh = init(part.plan, grads)
         memory = fresh if part.memory is None else alike(part.memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        part.memory, factors, result = run(
+        grads.work_aside(part.plan)
+        memory, factors, result = run(
             part.plan, memory, grads, nonfinite=asked, weights=grads.weights
         )
         grads.scale(factors)
+        grads.put_in_place()
+        part.memory = memory
         return completed(result, grads)
 
     def _ahead(self, part: Part, grads: Gradients) -> ClipResult:
