@@ -70,8 +70,9 @@ def attach_in_backward(
     clipped norm is never above the limit, but that of all together can be.
 
     Args:
-        optimizers: each with parameters of its own, often one; each gets two hooks. They step
-            once in a backward, on complete gradients (`register_post_accumulate_grad_hook`).
+        optimizers: each with parameters of its own, often one; each gets a hook and a `step` of its
+            own. They step once in a backward, on complete gradients
+            (`register_post_accumulate_grad_hook`).
         policy: a policy, its text form, or rules by name.
         model: where the names of the parameters come from.
         nonfinite: what inf or NaN does. "skip": that step is left out, and, since the norm of all
@@ -85,8 +86,10 @@ def attach_in_backward(
         is what clipping after backward would have done, `.detach()` undoes this.
 
     Raises:
-        PolicyError: an argument is wrong, a parameter belongs to two optimizers, or the policy
-            needs all gradients at once in a way that their norms cannot stand for.
+        PolicyError: an argument is wrong, a parameter belongs to two optimizers, an optimizer has a
+            clipper already or differentiable steps, the model has nothing for it to train, or the
+            policy needs all gradients at once in a way that their norms cannot stand for. Out of a
+            step: a gradient lies in memory that another optimizer's step has scaled.
 
     Numerics: see `Clipper`. In the first backward only the norm so far is known.
 
