@@ -51,7 +51,8 @@ def attach(
 ) -> Clipper:
     """Clip the gradients of every `optimizer.step()` from now on.
 
-    Works through the optimizer's public hooks and a wrapper of this instance's `step`: under
+    Works through the optimizer's public hooks, a wrapper of this instance's `step`, and, for a
+    `step` that was bound before or is called on the class, one in the optimizer's class: under
     gradient accumulation, with closures (clipped each time the closure returns), with a GradScaler
     (the unscaled gradients are clipped; a step that the scaler itself skips counts as no skip of
     the clipper's), with schedulers and wrappers. Attach once to each optimizer; the norm covers

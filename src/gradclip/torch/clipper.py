@@ -30,6 +30,7 @@ from .step.parameters import Grads, Parameters, Params
 from .step.recall import begin, follows_shapes, memory_for_others, memory_to_save, saved_memory
 from .step.skip import may_skip, refuse_local_skips
 from .tally import COUNTERS, Tally, blame
+from .tensors.gradients import Gradients
 from .tensors.memory import alike, holds_anything
 
 __all__ = ["Attachment", "Clipper"]
@@ -349,8 +350,8 @@ class Clipper:
         """Find the factors of a step: the second part of `clip_`.
 
         Args:
-            grads: from `gradients`. Policies that look at values change them here; of the others
-                only `Decision.apply` does.
+            grads: from `gradients`. On an accelerator policies that look at values change them
+                here; else only `Decision.apply` does.
             loss: see `clip_`.
             scale: what the gradients are multiplied by, as a loss scaler does. Without a policy,
                 only their norms are divided by it.
@@ -368,6 +369,8 @@ class Clipper:
         value = loss.detach() if isinstance(loss, Tensor) else loss
         measures_only, lost = self.measures_only, _lost(overflow, grads)
         on_nonfinite: NonFinite = "skip"
+        if isinstance(grads, Gradients):
+            grads.work_aside(self.plan)
         if lost is not True:
             if scale is not None and not measures_only:
                 (grads.unscale if divide else grads.measure_divided_by)(scale)

@@ -46,6 +46,7 @@ from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
 from .tensors.known_norms import KnownNorms
 from .tensors.memory import alike, map_arrays
+from .tensors.met import Met
 
 __all__ = ["InBackward", "attach_in_backward"]
 
@@ -69,8 +70,9 @@ def attach_in_backward(
     clipped norm is never above the limit, but that of all together can be.
 
     Args:
-        optimizers: each with parameters of its own, often one; each gets two hooks. They step
-            once in a backward, on complete gradients (`register_post_accumulate_grad_hook`).
+        optimizers: each with parameters of its own, often one; each gets a hook and a `step` of its
+            own. They step once in a backward, on complete gradients
+            (`register_post_accumulate_grad_hook`).
         policy: a policy, its text form, or rules by name.
         model: where the names of the parameters come from.
         nonfinite: what inf or NaN does. "skip": that step is left out, and, since the norm of all
@@ -84,8 +86,10 @@ def attach_in_backward(
         is what clipping after backward would have done, `.detach()` undoes this.
 
     Raises:
-        PolicyError: an argument is wrong, a parameter belongs to two optimizers, or the policy
-            needs all gradients at once in a way that their norms cannot stand for.
+        PolicyError: an argument is wrong, a parameter belongs to two optimizers, an optimizer has a
+            clipper already or differentiable steps, the model has nothing for it to train, or the
+            policy needs all gradients at once in a way that their norms cannot stand for. Out of a
+            step: a gradient lies in memory that another optimizer's step has scaled.
 
     Numerics: see `Clipper`. In the first backward only the norm so far is known.
 
@@ -149,6 +153,7 @@ class InBackward:
         self._factors: Tensor | None = None
         self._limit: Tensor | None = None
         self._done: dict[int, ClipResult] = {}
+        self._met = Met()
         self.handles: list[PartSteps] = []
         for index, optimizer in enumerate(optimizers):
             self.handles.append(self._steps_of(index, optimizer))
@@ -188,6 +193,7 @@ class InBackward:
             "_last": None,
             "_is_copy": self._is_copy or bool(self.handles),
             "_done": {},
+            "_met": Met(),
             "_parts": [replace(part, undo=ExitStack()) for part in self._parts],
             "_tally": copy.deepcopy(self._tally),
         }
@@ -282,6 +288,7 @@ class InBackward:
         for part, saved in zip(self._parts, found, strict=True):
             part.memory = saved
         self._done.clear()
+        self._met.forget()
 
     def _parameters_of(self, part: Part) -> Parameters:
         names = [self.names[member] for member in part.members]
@@ -330,7 +337,9 @@ class InBackward:
         part.undo.close()
         there = [p.grad is not None for p in part.params]
         tensors = [empty_like_units(p) if p.grad is None else p.grad for p in part.params]
-        grads = Gradients(tensors, [self.names[m] for m in part.members], part.params, there)
+        names = [self.names[m] for m in part.members]
+        self._met.meet(tensors, names)
+        grads = Gradients(tensors, names, part.params, there)
         with np.errstate(all="ignore"):
             result = self._alone(part, grads) if self.exact else self._ahead(part, grads)
         self._done[index] = result
@@ -375,7 +384,8 @@ class InBackward:
         fresh = init(part.plan, grads)
         memory = fresh if part.memory is None else alike(part.memory, fresh)
         asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        part.memory, factors, result = run(
+        grads.work_aside(part.plan)
+        memory, factors, result = run(
             part.plan,
             memory,
             grads,
@@ -384,6 +394,8 @@ class InBackward:
             weights=grads.weights,
         )
         grads.scale(factors)
+        grads.put_in_place()
+        part.memory = memory
         return completed(result, grads)
 
     def _ahead(self, part: Part, grads: Gradients) -> ClipResult:
@@ -426,6 +438,7 @@ class InBackward:
         if not self.exact:
             self._look_back(results[0].total_norm.device)
         self._done.clear()
+        self._met.forget()
         self._tally.count(self._last, host=self._last.skipped.device.type == "cpu")
         self._tally.refuse_too_many(self._last, "the weights of the steps left out are untouched")
 

@@ -17,7 +17,7 @@ import torch
 
 from gradclip import PolicyError
 from gradclip.torch import attach
-from gradclip.torch.step.hooks import _unseen
+from gradclip.torch.step.unseen import _unseen
 from integration.training import (
     KINDS,
     STEPS,
@@ -129,7 +129,7 @@ def test_nothing_keeps_the_optimizer_and_the_clipper_alive(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "gradclip.torch.step.hooks._unseen", Counter()
+        "gradclip.torch.step.unseen._unseen", Counter()
     )  # No warning at our own exit.
     model = net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradclip import by_norm, parse
 from gradclip.errors import NonFiniteError, PolicyError
@@ -279,3 +279,58 @@ def test_a_clipper_that_finds_no_gradient_at_all_says_what_may_be_wrong() -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clipper.clip_()  # Once is enough.
+
+
+# ---- gradients that share memory -----------------------------------------------------------
+
+
+# An expanded gradient gets memory of its own where it is scaled.
+APART = ("expanded", "columns", "a buffer")
+
+
+def shared(kind: str) -> tuple[Tensor, Tensor]:
+    """Return two gradients that have a value in common, or only lie in one buffer."""
+    flat = torch.arange(1.0, 9.0)
+    ways = {
+        "the same": (flat[:4], flat[:4]),
+        "a part": (flat[:4], flat[3:7]),
+        "expanded": (flat[:1].expand(4), flat[:4]),
+        "columns": (flat.view(4, 2)[:, 0], flat.view(4, 2)[:, 1]),
+        "a buffer": (flat[:4], flat[4:]),
+    }
+    return ways[kind]
+
+
+@pytest.mark.parametrize("policy", ["norm:1.0", "norm:1.0,scope=tensor", "value:0.5"])
+@pytest.mark.parametrize("kind", ["the same", "a part", *APART])
+def test_a_gradient_of_two_optimizers_is_never_scaled_twice(kind: str, policy: str) -> None:
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in params]
+    clipper = attach_in_backward(optimizers, policy)
+    for _ in range(2):
+        params[0].grad, params[1].grad = shared(kind)
+        before = params[1].detach().clone()
+        optimizers[0].step()
+        if kind in APART:
+            optimizers[1].step()
+            assert not torch.equal(params[1].detach(), before)
+        else:
+            kept = params[1].grad.clone()
+            with pytest.raises(PolicyError, match="memory of the gradient of group0"):
+                optimizers[1].step()
+            assert torch.equal(params[1].grad, kept)
+            assert torch.equal(params[1].detach(), before)
+    assert clipper.steps >= (kind in APART)
+
+
+def test_memory_that_is_used_again_is_no_shared_gradient() -> None:
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in params]
+    clipper = attach_in_backward(optimizers, "norm:1.0")
+    flat = torch.ones(4)
+    for p, optimizer in zip(params, optimizers, strict=True):
+        p.grad = flat.view(4)
+        optimizer.step()
+        optimizer.zero_grad()
+        flat.fill_(2.0)
+    assert clipper.steps == 1

@@ -8,6 +8,7 @@ the names that its code uses, and the code that it calls, before the first step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dis import get_instructions
 from types import CodeType, FunctionType
 
 import torch
@@ -65,7 +66,8 @@ def levels_of(kind: type[torch.optim.Optimizer]) -> list[type[torch.optim.Optimi
 def _names_in(kind: type, function: object, seen: set[CodeType]) -> Iterator[str]:
     """Return the names that a function uses, with those of the functions that it names.
 
-    Those are methods of the optimizer's classes and functions of the same module, but not torch's.
+    Those are methods of the optimizer's classes, and functions of the same module that write; none
+    of torch's.
     """
     function = _undecorated(function)
     if function is None or function.__code__ in seen:
@@ -80,8 +82,18 @@ def _names_in(kind: type, function: object, seen: set[CodeType]) -> Iterator[str
         if method is not None and not method.__module__.startswith("torch."):
             yield from _names_in(kind, method, seen)
         helper = _undecorated(function.__globals__.get(name))
-        if helper is not None and helper.__module__ == function.__module__:
+        if helper is not None and helper.__module__ == function.__module__ and _writes(helper):
             yield from _names_in(kind, helper, seen)
+
+
+def _writes(helper: FunctionType) -> bool:
+    """Whether a function may change gradients that it is given, and not only look at them."""
+    if any(i.opname == "STORE_ATTR" and i.argval == "grad" for i in get_instructions(helper)):
+        return True
+    in_place = (n for n in _names_of(helper.__code__) if n.endswith("_") and n[-2:] != "__")
+    return any(name not in _HARMLESS for name in in_place) or any(
+        mark in name for name in _names_of(helper.__code__) for mark in ("reduce", "sync")
+    )
 
 
 def _undecorated(function: object) -> FunctionType | None:

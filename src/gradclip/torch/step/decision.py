@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...arrays import Factors, Flag, Memory, Scalar
 from ...engine.result import ClipResult
+from ..tensors.gradients import Gradients
 from .parameters import Grads
 
 __all__ = ["Decision", "completed", "unscaled"]
@@ -46,6 +47,8 @@ class Decision(NamedTuple):
             with np.errstate(all="ignore"):
                 by = by / float(self.scale)
         self.grads.scale(by)
+        if isinstance(self.grads, Gradients):
+            self.grads.put_in_place()
 
 
 def completed(result: ClipResult, grads: Grads) -> ClipResult:

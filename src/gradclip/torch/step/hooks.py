@@ -9,33 +9,31 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from operator import is_
 from types import FrameType
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
 from .classes import ready_level
-from .decision import Decision
 from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
+from .onlookers import others_may_change, tell_onlookers
 from .refusals import refuse_policy
+from .running import GradVersions, Step, asks_first, closure_of, is_number
 from .skip import skip_on_device
-from .unseen import Waiting
+from .unseen import wait_for_a_step
 from .whole import Whole
 
-__all__ = ["Args", "GradVersions", "Kwargs", "Named", "StepHooks", "tell_onlookers", "uncompiled"]
+__all__ = ["Args", "Kwargs", "Named", "StepHooks", "uncompiled"]
 
 Named: TypeAlias = list[tuple[str, Tensor]]
 
@@ -85,7 +83,7 @@ class StepHooks:
         self._after = optimizer.register_step_post_hook(uncompiled(self.after))
         self._gate = Gate(optimizer, self)
         self._leave_class = keep(optimizer, self)
-        self._waiting = Waiting(repr(clipper))
+        self._stop_waiting = wait_for_a_step(repr(clipper))
         self.scaled_because: str | None = None
         self.refresh(optimizer)
         clipper.set_attachment(self)
@@ -110,7 +108,7 @@ class StepHooks:
         if self._on == "update":
             self._keep_weights()
             return None
-        closure = _closure(args, kwargs)
+        closure = closure_of(args, kwargs)
         if closure is None:
             self._clip(optimizer)
             return None
@@ -158,7 +156,7 @@ class StepHooks:
         self._after.remove()
         self._gate.remove()
         self._leave_class()
-        self._waiting.end()
+        self._stop_waiting()
         self._undo.close()
         self._clipped = None
 
@@ -179,8 +177,8 @@ class StepHooks:
         if self._clipper.attachment is not self:
             return False
         self._weights = self._clipped = None
-        self._now = step = Step(_closure((self, *args), kwargs), frame)
-        self._waiting.end()
+        self._now = step = Step(closure_of((self, *args), kwargs), frame)
+        self._stop_waiting()
         self._clear(optimizer)
         if self._may_need_whole(optimizer, step):
             step.whole = Whole(optimizer)
@@ -248,7 +246,7 @@ class StepHooks:
         """Whether something may have changed by the time at which the step is to be left out."""
         if not self._clipper.may_skip:
             return False
-        late = step.closure is not None and not _asks_first(optimizer)
+        late = step.closure is not None and not asks_first(optimizer)
         return late or self._level > 0 or self._on == "update"
 
     def _clip_before_the_call(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
@@ -262,9 +260,7 @@ class StepHooks:
     def _others_come_first(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether hooks of others run before ours, and may change the gradients."""
         first = next(iter(optimizer._optimizer_step_pre_hooks), self._before.id)
-        return first != self._before.id or any(
-            not getattr(hook, "only_looks", False) for hook in _global_optimizer_pre_hooks.values()
-        )
+        return first != self._before.id or others_may_change()
 
     @torch.no_grad()
     def _leave_out_early(self, optimizer: torch.optim.Optimizer) -> None:
@@ -371,12 +367,12 @@ class StepHooks:
         if self.scaled_because is None:
             self.scaled_because = refusal_of_gradients(grads)
         divide = self.scaled_because is not None
-        value = loss if _is_number(loss) else None
+        value = loss if is_number(loss) else None
         decision = clipper.decide(grads, loss=value, scale=scale, overflow=overflow, divide=divide)
         on_device = not grads.host and honours_found_inf(optimizer)
         at_gate = clipper.may_skip and not on_device
         if at_gate and self._now is not None:
-            decision = self._pass_if_on_the_way(self._now, decision)
+            decision = self._now.pass_on_the_way(decision, clipper.nonfinite)
         fold = None if divide else Fold.of(decision.factors, scale)
         if fold is None:
             decision.apply()
@@ -395,24 +391,6 @@ class StepHooks:
         # With the factor given away, gradients that are seen again are not clipped ones.
         self._clipped = GradVersions.of(clipper.params) if fold is None else None
 
-    def _pass_if_on_the_way(self, step: Step, decision: Decision) -> Decision:
-        """Let an evaluation through that is to be skipped, if the closure was called before.
-
-        What a line search makes of a bad point is its own business: it steps back. `_look_back`
-        sees what came of that.
-        """
-        if step.closure is None:
-            return decision
-        first, step.evaluations = step.evaluations == 0, step.evaluations + 1
-        step.last_refused = False
-        result = decision.result
-        if first or self._clipper.nonfinite == "raise" or not bool(result.skipped):
-            return decision
-        step.passed = True
-        step.last_refused = not result.nonfinite and bool(torch.isfinite(result.total_norm))
-        unskipped = replace(result, skipped=torch.zeros_like(result.skipped))
-        return decision._replace(result=unskipped, lost=True)
-
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Notice parameters that were added to the optimizer since the last step."""
         now = _identities(optimizer)
@@ -421,77 +399,5 @@ class StepHooks:
             self._known = now
 
 
-@dataclass
-class Step:
-    """One step that came through the gate.
-
-    Attributes:
-        closure: what makes the gradients; None if they are there.
-        frame: the call of the gate.
-        whole: all that the step may change, as it was before; None where nothing changes before
-            the step may have to be left out.
-        depth: how many `step` methods, of the class and of its parents, are running.
-        is_done: whether the gradients were clipped at the gate.
-        was_reached: whether the parent's step was, in which the gradients are ready.
-        evaluations: how often the closure has returned.
-        passed: whether an evaluation that is to be skipped was let through.
-        last_refused: whether that was the last one, by a rule and not for inf or NaN.
-    """
-
-    closure: Callable[..., object] | None
-    frame: FrameType
-    whole: Whole | None = None
-    depth: int = 0
-    is_done: bool = False
-    was_reached: bool = False
-    evaluations: int = 0
-    passed: bool = False
-    last_refused: bool = False
-
-
-def _closure(args: Args, kwargs: Kwargs) -> Callable[..., object] | None:
-    """Return the closure in the arguments of a step, the optimizer being the first of them."""
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    return closure if callable(closure) else None
-
-
-def _asks_first(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step calls its closure once, before it changes anything, as most of torch's."""
-    kind = type(optimizer)
-    return kind.step.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS
-
-
-def _is_number(loss: object) -> TypeGuard[Tensor | float]:
-    """Whether what a closure returned can be the loss of the step."""
-    return isinstance(loss, (int, float)) or (isinstance(loss, Tensor) and loss.numel() == 1)
-
-
-def tell_onlookers(optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
-    """Show the step to the hooks of `gradclip run`, which must see the steps left out, too."""
-    for hook in list(_global_optimizer_pre_hooks.values()):
-        if getattr(hook, "only_looks", False):
-            hook(optimizer, (optimizer, *args), kwargs)
-
-
 def _identities(optimizer: torch.optim.Optimizer) -> list[int]:
     return [id(p) for group in optimizer.param_groups for p in group["params"]]
-
-
-class GradVersions(NamedTuple):
-    """Gradients, held so that no id comes back, and how often each was written.
-
-    Two lists: of pairs there would be thousands.
-    """
-
-    grads: list[Tensor | None]
-    versions: list[int]
-
-    @classmethod
-    def of(cls, params: Sequence[Tensor]) -> GradVersions:
-        """Return those of the parameters."""
-        grads = [p.grad for p in params]
-        return cls(grads, [-1 if grad is None else grad._version for grad in grads])
-
-    def same(self, other: GradVersions) -> bool:
-        """Whether these are the same tensors, and nobody wrote to them in between."""
-        return self.versions == other.versions and all(map(is_, self.grads, other.grads))

@@ -19,11 +19,13 @@ from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
-from .gate import Args, Gate, Kwargs, LeaveOut, runs
-from .hooks import GradVersions, Named, tell_onlookers, uncompiled
+from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
+from .hooks import Named
 from .interrupts import Held
+from .onlookers import tell_onlookers
 from .refusals import refuse_policy
-from .unseen import Waiting
+from .running import GradVersions
+from .unseen import wait_for_a_step
 
 __all__ = ["SharedSteps"]
 
@@ -63,7 +65,7 @@ class SharedSteps:
         self._stepped: set[int] = set()
         self._versions: dict[int, GradVersions] = {}
         self._skipped = False
-        self._waiting = Waiting(repr(clipper))
+        self._stop_waiting = wait_for_a_step(repr(clipper))
         self.together = False
         clipper.set_attachment(self)
 
@@ -90,7 +92,7 @@ class SharedSteps:
         """Let go of the optimizers; `Clipper.detach` calls this."""
         for member in self._members:
             member.remove()
-        self._waiting.end()
+        self._stop_waiting()
         self._versions.clear()
 
     @torch.no_grad()
@@ -128,7 +130,7 @@ class SharedSteps:
 
     def _begin_round(self, frame: FrameType) -> None:
         """Clip all gradients there are."""
-        self._waiting.end()
+        self._stop_waiting()
         self._stepped, clipper = set(), self._clipper
         found = self._named(self._alive())
         if [id(p) for _, p in found] != self._known:

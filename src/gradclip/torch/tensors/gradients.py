@@ -22,10 +22,12 @@ from ... import kernel
 from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
 from ...engine.backend import Change, ClampTo, Measured, Relative, Units
 from ...errors import PolicyError
+from ...method.plan import Plan
 from ...method.response import Clamp
 from ...method.threshold import Limits
 from . import units
 from .apply import as_pair, device_scale, enlarge, multiply, stored
+from .aside import Aside, is_one_clamp, writes_often
 from .gather import PLAIN, buffers, is_run, runs
 from .norms import cosine, decomposed, device_norms, host_norm, widest
 from .overlap import overlaps_itself, sharing
@@ -87,6 +89,8 @@ class Gradients:
         self._stand_ins: dict[int, StandIn] = {}
         self._sparse: dict[int, Tensor] = {}
         self._divisor: Scalar | None = None
+        self._aside: Aside | None = None
+        self._is_written = False
         compiling = torch.compiler.is_compiling()
         usable = not compiling and kernel.available()
         memory = runs(tensors) if usable else None
@@ -328,6 +332,35 @@ class Gradients:
         device_scale(self._tensors, scale.double().reciprocal())
         self._give_back(range(len(self._tensors)))
 
+    def work_aside(self, plan: Plan) -> None:
+        """Change copies until `put_in_place`, where the plan would write several times.
+
+        Not on an accelerator, where the memory counts for more, nor for sparse gradients.
+        """
+        natives = len(self._native) == len(self._tensors)
+        if not self.host or self._sparse or not writes_often(plan):
+            return
+        if natives and is_one_clamp(plan):
+            return
+        plain = [i for i, there in enumerate(self._present) if there and self._is_plain(i)]
+        self._aside = Aside([self._tensors[i] for i in plain])
+        for i, copied in zip(plain, self._aside.copies, strict=True):
+            self._tensors[i] = copied
+        self._divide(self._usable)
+
+    def _is_plain(self, member: int) -> bool:
+        """Whether a member is its owner's gradient, and not what stands in for one."""
+        return member not in self._stand_ins and member not in self._replaced
+
+    def put_in_place(self) -> None:
+        """Store what was changed since `work_aside`."""
+        aside, self._aside = self._aside, None
+        if aside is None or not self._is_written:
+            return
+        aside.put_in_place()
+        self._install()
+        self._give_back(range(len(self._tensors)))
+
     def measure_divided_by(self, scale: Tensor) -> None:
         """Have norms be those of the gradients over a scalar, which somebody else divides by.
 
@@ -544,7 +577,7 @@ class Gradients:
 
     def _give_back(self, members: Sequence[int]) -> None:
         """Store in the gradients what was done to those that stand in for them."""
-        if not self._stand_ins:
+        if not self._stand_ins or self._aside is not None:
             return
         for i in members:
             new = self._stand_ins[i].give_back() if i in self._stand_ins else None
@@ -558,6 +591,9 @@ class Gradients:
 
     def _install(self) -> None:
         """Put the replacements in place: only now, so that measuring changes nothing."""
+        self._is_written = True
+        if self._aside is not None:
+            return
         for index, tensor in self._replaced.items():
             assert self._owners is not None
             self._owners[index].grad = tensor

@@ -272,7 +272,9 @@ def test_a_loss_that_reaches_both_in_turn_parts_them_and_says_so(watched: Watche
 
 def test_inside_of_backward_each_has_its_own_norm_and_it_says_so(watched: Watched) -> None:
     model = net()
-    optimizers = {p: torch.optim.SGD([p], lr=0.01) for p in model.parameters()}
+    optimizers: dict[Tensor, torch.optim.Optimizer] = {
+        p: torch.optim.SGD([p], lr=0.01) for p in model.parameters()
+    }
     used = []
 
     def step(param: Tensor) -> None:

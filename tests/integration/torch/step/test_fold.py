@@ -551,8 +551,8 @@ def test_two_clippers_of_one_optimizer_compose() -> None:
     model, twin = net(), net()
     optimizer, other = _adamw(model), _adamw(twin)
     options: Any = {"nonfinite": "skip", "max_skips": 10}
-    first = clip_steps(optimizer, "norm:0.5", None, **options)
-    second = clip_steps(optimizer, "norm:0.1", None, **options)
+    first = clip_steps([optimizer], "norm:0.5", None, **options)
+    second = clip_steps([optimizer], "norm:0.1", None, **options)
     for step in range(6):
         scripted_gradients(model, step)
         scripted_gradients(twin, step)
