@@ -113,8 +113,7 @@ def attach(
         (True, 1)
         >>> clipper.detach()
     """
-    single = isinstance(optimizer, torch.optim.Optimizer) or not isinstance(optimizer, Sequence)
-    optimizers = [optimizer] if single else list(optimizer)
+    optimizers = _listed(optimizer)
     for each in optimizers:
         refuse_what_is_no_optimizer(each)
         refuse_taken(each)
@@ -134,6 +133,12 @@ def attach(
     for each in optimizers:
         _attached[each] = weakref.ref(clipper)
     return clipper
+
+
+def _listed(
+    given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> list[torch.optim.Optimizer]:
+    return list(given) if isinstance(given, Sequence) else [given]
 
 
 def attached(optimizer: torch.optim.Optimizer) -> Clipper | None:
