@@ -1,0 +1,82 @@
+"""The making of a clipper in many processes: all of them are there, and mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .agree import Said, Value, agree, many_processes
+from .alone import Note, leave_note, noticing
+from .exchange import patterns
+from .layout import GroupsLike
+from .reduce import Group
+from .written_out import written_out
+
+__all__ = ["agree_to_make", "listed", "value_of"]
+
+
+def value_of(value: object) -> Value:
+    """Return any value as something that is compared, and as something that is shown."""
+    try:
+        shown = repr(value)
+    except Exception:  # A repr may be anybody's code.
+        shown = f"<{type(value).__name__}>"
+    return Value(written_out(value), shown)
+
+
+def listed(names: Sequence[str], params: Sequence[Tensor]) -> Value:
+    """Return a list of parameters, as text of a line each."""
+    text = "\n".join(
+        f"{name} {tuple(param.shape)} {param.dtype}"
+        for name, param in zip(names, params, strict=True)
+    )
+    return Value(text + "\n", text + "\n")
+
+
+def agree_to_make(
+    named: tuple[Sequence[str], Sequence[Tensor]],
+    others: Sequence[Group],
+    groups: GroupsLike | None,
+    said: Said,
+    *,
+    verify: bool,
+) -> Note | None:
+    """Raise in all processes if their clippers differ; all of them call this.
+
+    Args:
+        named: the names and the parameters of this process.
+        others: from `together`.
+        groups: see `Clipper`. Without them all processes have the same list of parameters.
+        said: what must be equal in all processes.
+        verify: whether all processes of the job make the clipper at the same time.
+
+    Returns:
+        The note that this clipper works alone; None if it does not, or in one process.
+
+    Raises:
+        PolicyError: names what differs, and what each process says.
+        LayoutError: a process does not come.
+    """
+    if not many_processes():
+        return None
+    names, params = named
+    if not others and not verify:
+        return leave_note(names)
+    everyone = list(others)
+    if dist.group.WORLD is not None and verify:
+        world = Group(tuple(range(dist.get_world_size())), dist.group.WORLD)
+        everyone += [] if world in everyone else [world]
+    lists = listed(names, params)
+
+    def says(group: Group) -> Said:
+        if others and group not in others:
+            return {"verify": said["verify"]}
+        given = patterns(groups, group)
+        found = {**said, "groups": Value(given, given)}
+        return found if groups is not None or not others else {**found, "parameters": lists}
+
+    with noticing(names) as absent:
+        agree(everyone, says, absent)
+    return None
