@@ -24,7 +24,7 @@ from ..method.response import ValueResponse
 from .processes.agree import Value, agree, refusing
 from .processes.exchange import together
 from .processes.layout import GroupsLike
-from .processes.making import agree_to_make, listed, value_of
+from .processes.making import agree_to_make, and_the_job, listed, value_of
 from .processes.placements import local
 from .processes.verify import checksums, compare
 from .step.checkpoint import describe_state, refuse_other_state
@@ -129,7 +129,8 @@ class Clipper:
         self._loaded = ""
         given: list[object] = [params] if isinstance(params, Tensor) else list(params)
         others = together(given, groups)
-        with refusing(others):
+        everyone = others if verify is None else and_the_job(others)
+        with refusing(everyone):
             if verify is not None:
                 choice("verify", verify, ("first-step",))
             choice("nonfinite", nonfinite, _NONFINITE)
@@ -141,7 +142,7 @@ class Clipper:
             if groups is None:
                 plan(self._policy, named[0])
         said = {**self._said(), "verify": value_of(verify)}
-        self._note = agree_to_make(named, others, groups, said, verify=self._verify)
+        self._note = agree_to_make(named, others, everyone, groups, said)
         with refusing(others, "the exchange of names"):
             self._bind(Parameters(zip(*named, strict=True), groups))
         if groups is not None:

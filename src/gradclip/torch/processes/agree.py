@@ -107,15 +107,25 @@ def agree(
         for each in rounds:
             each.refuse(refusal)
         return
+    gone: set[int] = set()
+
+    def why_absent(rank: int) -> str | None:
+        reason = None if absent is None else absent(rank)
+        if reason is not None:
+            gone.add(rank)
+        return reason
+
     for each in rounds:
         each.say(said(each.group))
     fault: Exception | None = None
     for each in rounds:
-        fault = fault or each.fault(said(each.group), absent)
+        fault = fault or each.fault(said(each.group), why_absent)
     # What one group has found reaches those of other groups who work with its processes.
     for each in rounds if len(rounds) > 1 else ():
-        fault = each.verdict(fault, absent)
+        fault = each.verdict(fault, why_absent)
     if fault is not None:
+        for each in rounds:
+            each.abandon(gone)
         raise fault
 
 
@@ -139,8 +149,11 @@ class Round:
     def begin(cls, store: Store, topic: str, group: Group) -> Round:
         """Return the round that is next for this process."""
         where = f"gradclip/{topic}/{zlib.crc32(repr(group.ranks).encode()):08x}"
-        count = store.add(f"{where}/{dist.get_rank()}", 1)
-        return cls(store, group, topic, f"{where}/round {count}")
+        while True:
+            count = store.add(f"{where}/{dist.get_rank()}", 1)
+            place = f"{where}/round {count}"
+            if not store.check([f"{place}/abandoned by {dist.get_rank()}"]):
+                return cls(store, group, topic, place)
 
     def say(self, said: Said) -> None:
         """Say the number that stands for all that this process says."""
@@ -153,6 +166,11 @@ class Round:
         self.store.set(f"{self.place}/refusal", json.dumps([dist.get_rank(), text]))
         for step in ("said", "judged"):
             self.store.set(f"{self.place}/{step}", "1")
+
+    def abandon(self, gone: Iterable[int]) -> None:
+        """Have processes that did not come to this round leave it out when they come again."""
+        for rank in gone:
+            self.store.set(f"{self.place}/abandoned by {rank}", "1")
 
     def fault(self, said: Said, absent: Absent | None = None) -> Exception | None:
         """Wait for the others, and return what is wrong."""
@@ -202,8 +220,9 @@ class Round:
         limit: timedelta = self.store.timeout  # type: ignore[attr-defined] - the stubs lack it
         end, pause = time.monotonic() + limit.total_seconds(), _FIRST_WAIT
         while not self.store.check(places):
-            if time.monotonic() > end:
-                who = _processes(self._missing(keys))
+            late = self._missing(keys) if time.monotonic() > end else []
+            if late:
+                who = _processes(late)
                 return LayoutError(
                     f"{who} did not come to {self.topic} within {limit}: all processes "
                     f"of the group {list(self.group.ranks)} call this at the same time"
@@ -279,7 +298,7 @@ def _processes(ranks: Iterable[int]) -> str:
     some = list(ranks)
     if len(some) == 1:
         return f"the process {some[0]}"
-    return f"the processes {some}" if some else "some process"
+    return f"the processes {some}"
 
 
 def _cut(text: str) -> str:

@@ -12,11 +12,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from ...errors import PolicyError
 from .agree import Absent, store_of_the_job
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 __all__ = ["Note", "leave_note", "noticing"]
 
@@ -27,8 +31,10 @@ _REMEDY = (
 )
 
 
-def _place(names: Sequence[str]) -> str:
-    return f"gradclip/alone/{zlib.crc32(repr(tuple(names)).encode()):08x}"
+def _place(store: Store, names: Sequence[str]) -> str:
+    """Return where the notes on these names are, since the last clipper that all have made."""
+    place = f"gradclip/alone/{zlib.crc32(repr(tuple(names)).encode()):08x}"
+    return f"{place}/{store.add(f'{place}/together {dist.get_rank()}', 0)}"
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,12 @@ class Note:
             PolicyError: says which process has waited.
         """
         store = store_of_the_job()
-        key = f"{self.place}/missed {dist.get_rank()}" if store is not None else ""
-        if store is not None and store.check([key]):
-            rank, count = map(int, store.get(key).decode().split())
-            if count < self.count:
+        if store is None:
+            return
+        key = f"{self.place}/missed {dist.get_rank()}"
+        if store.check([key]):
+            rank, before, until = map(int, store.get(key).decode().split())
+            if before < self.count <= until:
                 raise PolicyError(f"the process {rank} has waited for this one: {_REMEDY}")
 
 
@@ -66,13 +74,14 @@ def leave_note(names: Sequence[str]) -> Note | None:
     store = store_of_the_job()
     if store is None:
         return None
-    place = _place(names)
+    place = _place(store, names)
     note = Note(place, store.add(f"{place}/made {dist.get_rank()}", 1))
     # Whoever waits may wait for others, or has not looked since this process came: it answers.
     end = time.monotonic() + _ANSWER
     while store.add(f"{place}/waits {note.count - 1}", 0) > 0 and time.monotonic() < end:
         note.refuse_if_missed()
         time.sleep(_PAUSE)
+    note.refuse_if_missed()
     return note
 
 
@@ -87,17 +96,21 @@ def noticing(names: Sequence[str]) -> Iterator[Absent | None]:
     if store is None:
         yield None
         return
-    place = _place(names)
-    mine = store.add(f"{place}/made {dist.get_rank()}", 0)
+    place = _place(store, names)
+    made = f"{place}/made {dist.get_rank()}"
+    mine = store.add(made, 0)
 
     def absent(rank: int) -> str | None:
-        if store.add(f"{place}/made {rank}", 0) <= mine:
+        theirs = store.add(f"{place}/made {rank}", 0)
+        if theirs <= mine:
             return None
-        store.set(f"{place}/missed {rank}", f"{dist.get_rank()} {mine}")
+        store.set(f"{place}/missed {rank}", f"{dist.get_rank()} {mine} {theirs}")
+        store.add(made, max(theirs - store.add(made, 0), 0))  # The next ones count alike.
         return f"the process {rank} does not wait for this one: {_REMEDY}"
 
     store.add(f"{place}/waits {mine}", 1)
     try:
         yield absent
+        store.add(f"{place.rpartition('/')[0]}/together {dist.get_rank()}", 1)
     finally:
         store.add(f"{place}/waits {mine}", -1)

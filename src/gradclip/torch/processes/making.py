@@ -14,7 +14,7 @@ from .layout import GroupsLike
 from .reduce import Group
 from .written_out import written_out
 
-__all__ = ["agree_to_make", "listed", "value_of"]
+__all__ = ["agree_to_make", "and_the_job", "listed", "value_of"]
 
 
 def value_of(value: object) -> Value:
@@ -35,22 +35,29 @@ def listed(names: Sequence[str], params: Sequence[Tensor]) -> Value:
     return Value(text + "\n", text + "\n")
 
 
+def and_the_job(groups: Sequence[Group]) -> list[Group]:
+    """Return the groups and, after them, all processes of the job."""
+    if not many_processes() or dist.group.WORLD is None:
+        return list(groups)
+    world = Group(tuple(range(dist.get_world_size())), dist.group.WORLD)
+    return [*groups] if world in groups else [*groups, world]
+
+
 def agree_to_make(
     named: tuple[Sequence[str], Sequence[Tensor]],
     others: Sequence[Group],
+    everyone: Sequence[Group],
     groups: GroupsLike | None,
     said: Said,
-    *,
-    verify: bool,
 ) -> Note | None:
     """Raise in all processes if their clippers differ; all of them call this.
 
     Args:
         named: the names and the parameters of this process.
         others: from `together`.
+        everyone: these, or, with verify, those of `and_the_job`.
         groups: see `Clipper`. Without them all processes have the same list of parameters.
         said: what must be equal in all processes.
-        verify: whether all processes of the job make the clipper at the same time.
 
     Returns:
         The note that this clipper works alone; None if it does not, or in one process.
@@ -62,12 +69,8 @@ def agree_to_make(
     if not many_processes():
         return None
     names, params = named
-    if not others and not verify:
+    if not everyone:
         return leave_note(names)
-    everyone = list(others)
-    if dist.group.WORLD is not None and verify:
-        world = Group(tuple(range(dist.get_world_size())), dist.group.WORLD)
-        everyone += [] if world in everyone else [world]
     lists = listed(names, params)
 
     def says(group: Group) -> Said:

@@ -79,7 +79,7 @@ class Turns:
         Raises:
             PolicyError: in all processes: others were not changed.
         """
-        form = self._forms.get(self._kind)
+        form = self._forms.get(self._kind, self._forms.get(""))  # At first: as the first pass.
         if form is None:
             return
         nothing = torch.zeros(form.norms, dtype=torch.float64)
