@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import math
 import pickle
 import sys
 import time
@@ -27,10 +28,7 @@ from distributed.launch import begin, tell
 from distributed.spread import meshes
 from gradclip import GradclipError, Measure, Policy, PolicyError
 from gradclip.parts import Fixed, Rescale
-from gradclip.torch import (
-    Clipper,
-    attach,
-)
+from gradclip.torch import Clipper, attach, clip_grad_norm_, get_total_norm
 
 CASES: dict[str, Callable[[], None]] = {}
 LONGEST = 12.0
@@ -401,6 +399,46 @@ def other_clippers_meanwhile_disturb_nothing() -> None:
     Clipper([("v", plain())], "norm:1", groups=dist.group.WORLD).clip_()
     clipper = Clipper([("w", plain())], "norm:2" if last() else "norm:1")
     assert not bool(clipper.clip_().skipped)
+
+
+# ---- the drop-ins
+
+
+@case
+def drop_ins_that_differ_are_refused_with_verify() -> None:
+    makers: list[tuple[Callable[[], torch.nn.Parameter], Any]] = [
+        (sharded, None),
+        (plain, None),
+        (of_square, None),
+        (plain, dist.group.WORLD),
+    ]
+    for make, groups in makers:
+        more = {"groups": groups, "verify": True}
+        params = [make(), make()]
+        before = [local(p.grad).clone() for p in params]
+        if groups is None:
+            with refused(r"different lists of parameters; .*1 \("):
+                clip_grad_norm_(params[: 2 - last()], 1.0, **more)
+            with refused("different lists of parameters"):
+                get_total_norm([p.grad for p in params[: 2 - last()]], **more)
+        with refused("max_norm is 1.0 in .* and 2.0 in "):
+            clip_grad_norm_(params, 1.0 + last(), **more)
+        with refused("norm_type is 2.0 in .* and inf in "):
+            clip_grad_norm_(params, 1.0, math.inf if last() else 2.0, **more)
+        with refused("error_if_nonfinite is False in .* and True in "):
+            clip_grad_norm_(params, 1.0, error_if_nonfinite=last(), **more)
+        with refused("norm_type is 2.0 in .* and 12.0 in "):
+            get_total_norm([p.grad for p in params], 12.0 if last() else 2.0, **more)
+        with refused("function is .*clip_grad_norm_.* and .*get_total_norm"):
+            if last():
+                get_total_norm(params, **more)
+            else:
+                clip_grad_norm_(params, 1.0, **more)
+        with refused("max_norm"):
+            clip_grad_norm_(params, -1.0 if last() else 1.0, **more)
+        assert all(map(torch.equal, before, [local(p.grad) for p in params]))
+        total = get_total_norm([p.grad for p in params], **more)
+        assert float(clip_grad_norm_(iter(params), 1.0, **more)) == float(total)
 
 
 # ---- copies

@@ -130,7 +130,7 @@ class Clipper:
         given: list[object] = [params] if isinstance(params, Tensor) else list(params)
         others = together(given, groups)
         everyone = others if verify is None else and_the_job(others)
-        with refusing(everyone):
+        with refusing(others or everyone):
             if verify is not None:
                 choice("verify", verify, ("first-step",))
             choice("nonfinite", nonfinite, _NONFINITE)

@@ -47,6 +47,8 @@ _MOST_NAMED = 5
 _NOTHING = Value("", "nothing")
 _LONGEST = 300
 TOPIC = "the making of a clipper"
+# So long who does not come may take to be found out, after the first one.
+_GRACE = 2.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
 
 
@@ -219,8 +221,12 @@ class Round:
         places = [f"{self.place}/{key}" for key in keys]
         limit: timedelta = self.store.timeout  # type: ignore[attr-defined] - the stubs lack it
         end, pause = time.monotonic() + limit.total_seconds(), _FIRST_WAIT
+        reasons: dict[int, str] = {}
         while not self.store.check(places):
-            late = self._missing(keys) if time.monotonic() > end else []
+            refusal = self._refusal()
+            if refusal is not None:
+                return refusal
+            late = self._missing(keys) if time.monotonic() > end and not reasons else []
             if late:
                 who = _processes(late)
                 return LayoutError(
@@ -228,11 +234,15 @@ class Round:
                     f"of the group {list(self.group.ranks)} call this at the same time"
                 )
             if absent is not None and pause >= _LONGEST_WAIT:
-                for rank in self._missing(keys):
-                    reason = absent(rank)
+                missing = self._missing(keys)
+                for rank in missing:
+                    reason = None if rank in reasons else absent(rank)
                     # It may have come, and gone on, since it was found missing.
                     if reason is not None and rank in self._missing(keys):
-                        return PolicyError(reason)
+                        reasons[rank] = reason
+                        end = min(end, time.monotonic() + _GRACE)
+                if reasons and (len(reasons) >= len(missing) or time.monotonic() > end):
+                    return PolicyError(next(iter(reasons.values())))
             time.sleep(pause)  # Not a wait of the store's own: that one cannot be interrupted.
             pause = min(2 * pause, _LONGEST_WAIT)
         return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
 
 from .agree import Said, Value, agree, many_processes
 from .alone import Note, leave_note, noticing
-from .exchange import patterns
+from .exchange import patterns, together
 from .layout import GroupsLike
 from .reduce import Group
 from .written_out import written_out
 
-__all__ = ["agree_to_make", "and_the_job", "listed", "value_of"]
+__all__ = ["agree_to_call", "agree_to_make", "and_the_job", "listed", "value_of"]
 
 
 def value_of(value: object) -> Value:
@@ -74,12 +74,46 @@ def agree_to_make(
     lists = listed(names, params)
 
     def says(group: Group) -> Said:
-        if others and group not in others:
-            return {"verify": said["verify"]}
         given = patterns(groups, group)
         found = {**said, "groups": Value(given, given)}
         return found if groups is not None or not others else {**found, "parameters": lists}
 
     with noticing(names) as absent:
-        agree(everyone, says, absent)
+        agree(others or everyone, says, absent)
+        # Only then the rest of the job: who has no verify would not come.
+        rest = [group for group in everyone if others and group not in others]
+        agree(rest, lambda _: {"verify": said["verify"]}, absent)
     return None
+
+
+def agree_to_call(
+    function: str,
+    tensors: Sequence[Tensor],
+    groups: GroupsLike | None,
+    asked: Mapping[str, object],
+) -> None:
+    """Raise in all processes if they call a function for different things; all of them call this.
+
+    Args:
+        function: the name of it.
+        tensors: what it is called for. Without groups all processes give the same list.
+        groups: see `clip_grad_norm_`.
+        asked: its other arguments.
+
+    Raises:
+        PolicyError: names what differs, and what each process says.
+        LayoutError: a process does not come.
+    """
+    if not many_processes():
+        return
+    others = together(tensors, groups) or and_the_job([])
+    once = list({id(tensor): tensor for tensor in tensors}.values())
+    said = {name: value_of(value) for name, value in {"function": function, **asked}.items()}
+
+    def says(group: Group) -> Said:
+        given = patterns(groups, group)
+        found = {**said, "groups": Value(given, given)}
+        names = [str(i) for i in range(len(once))]
+        return found if groups is not None else {**found, "parameters": listed(names, once)}
+
+    agree(others, says, topic="a call with verify")
