@@ -21,13 +21,23 @@ from ..method.plan import Plan, Stage, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from ..method.response import ValueResponse
+from .processes.agree import Value, agree, refusing
+from .processes.exchange import together
 from .processes.layout import GroupsLike
+from .processes.making import agree_to_make, and_the_job, listed, value_of
 from .processes.placements import local
 from .processes.verify import checksums, compare
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import Decision, completed, unscaled
-from .step.parameters import Grads, Parameters, Params
-from .step.recall import begin, follows_shapes, memory_for_others, memory_to_save, saved_memory
+from .step.parameters import Grads, Parameters, Params, named_once
+from .step.recall import (
+    begin,
+    follows_shapes,
+    memory_for_others,
+    memory_to_save,
+    saved_memory,
+    state_alike,
+)
 from .step.skip import may_skip, refuse_local_skips
 from .tally import COUNTERS, Tally, blame
 from .tensors.gradients import Gradients
@@ -118,23 +128,35 @@ class Clipper:
         groups: GroupsLike | None = None,
         verify: Literal["first-step"] | None = None,
     ) -> None:
-        if verify is not None:
-            choice("verify", verify, ("first-step",))
-        choice("nonfinite", nonfinite, _NONFINITE)
-        self._policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
-        self._nonfinite: NonFinite = nonfinite
-        self._groups = groups
         self._last: ClipResult | None = None
         self._is_copy = False
         self.observers: list[Callable[[ClipResult], None]] = []
         self.attachment: Attachment | None = None
         self.host = True
-        self._tally = Tally(integer("max_skips", max_skips, low=0))
-        self._verify = verify is not None
         self._warned = False
         self._memory: Memory = None
         self._place: tuple[bool, torch.device] | None = None
-        self._bind(Parameters(params, groups))
+        self._loaded = ""
+        given: list[object] = [params] if isinstance(params, Tensor) else list(params)
+        others = together(given, groups)
+        everyone = others if verify is None else and_the_job(others)
+        with refusing(others or everyone):
+            if verify is not None:
+                choice("verify", verify, ("first-step",))
+            choice("nonfinite", nonfinite, _NONFINITE)
+            self._policy: AnyPolicy = Chain() if policy is None else as_policy(policy)
+            self._nonfinite: NonFinite = nonfinite
+            self._tally = Tally(integer("max_skips", max_skips, low=0))
+            self._verify = verify is not None
+            named = named_once(given)
+            if groups is None:
+                plan(self._policy, named[0])
+        said = {**self._said(), "verify": value_of(verify)}
+        self._note = agree_to_make(named, others, everyone, groups, said)
+        with refusing(others, "the exchange of names"):
+            self._bind(Parameters(zip(*named, strict=True), groups))
+        if groups is not None:
+            agree(others, lambda _: {}, topic="the exchange of names")
 
     def __repr__(self) -> str:
         """Return what one would type."""
@@ -151,7 +173,7 @@ class Clipper:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: it is attached to no optimizer, and nobody observes it."""
         is_copy = self._is_copy or self.attachment is not None
-        own = {"attachment": None, "observers": [], "_last": None, "_warned": False}
+        own = {"attachment": None, "observers": [], "_last": None, "_warned": False, "_note": None}
         return {**self.__dict__, **own, "_is_copy": is_copy, "_tally": copy.deepcopy(self._tally)}
 
     @property
@@ -170,6 +192,7 @@ class Clipper:
             self.attachment.refuse_policy(policy)
         if policy != self._policy:
             self._bind(self._parameters, policy)
+            self._note_change()
 
     @property
     def nonfinite(self) -> NonFinite:
@@ -180,11 +203,12 @@ class Clipper:
     def nonfinite(self, value: NonFinite) -> None:
         choice("nonfinite", value, _NONFINITE)
         self._nonfinite = value
+        self._note_change()
 
     @property
     def groups(self) -> GroupsLike | None:
         """Over which processes parameters are spread that are no DTensors."""
-        return self._groups
+        return self._parameters.groups
 
     @property
     def plan(self) -> Plan:
@@ -222,6 +246,7 @@ class Clipper:
     @max_skips.setter
     def max_skips(self, value: int) -> None:
         self._tally.allow(integer("max_skips", value, low=0))
+        self._note_change()
 
     @property
     def steps(self) -> int:
@@ -268,7 +293,44 @@ class Clipper:
         Raises:
             PolicyError: a name matches no rule.
         """
-        self._bind(Parameters(params, self._groups))
+        self._parameters.refuse_without_groups()
+        if self._parameters.turns is not None:
+            self._parameters.turns.tell()
+        self._bind(Parameters(params, self.groups))
+
+    def _note_change(self) -> None:
+        """Have the other processes asked at the next step if they were changed as well."""
+        if self._parameters.turns is not None:
+            self._parameters.turns.is_changed = True
+
+    def _said(self) -> dict[str, Value]:
+        """Return what the clippers of all processes must have alike."""
+        return {
+            "policy": value_of(self._policy),
+            "nonfinite": value_of(self._nonfinite),
+            "max_skips": value_of(self.max_skips),
+        }
+
+    def _begin(self, kind: str, on: str = "gradient") -> None:
+        """Compare the processes before a pass over the gradients, where that is due.
+
+        Raises:
+            PolicyError: in all processes, if they are not alike.
+        """
+        if self._note is not None:
+            self._note.refuse_if_missed()
+            self._note = None
+        params = self._parameters
+        if params.turns is not None:
+            params.turns.begin(
+                kind,
+                lambda: {
+                    **self._said(),
+                    "on": value_of(on),
+                    "state": value_of(self._loaded),
+                    "parameters": listed(params.names, params.tensors),
+                },
+            )
 
     def _bind(self, found: Parameters, policy: AnyPolicy | None = None) -> None:
         """Take parameters, and perhaps another policy, with all that is known of them."""
@@ -320,7 +382,7 @@ class Clipper:
             NonFiniteError: see `clip_`, of an update.
         """
         updates, grads = self._parameters.updates(before)
-        decision = self.decide(grads)
+        decision = self.decide(grads, on="update")
         decision.apply()
         result = decision.result
         if not grads.host or bool(result.clipped) or bool(result.skipped):
@@ -346,6 +408,7 @@ class Clipper:
         scale: Tensor | None = None,
         overflow: Tensor | None = None,
         divide: bool = True,
+        on: str = "gradient",
     ) -> Decision:
         """Find the factors of a step: the second part of `clip_`.
 
@@ -360,10 +423,14 @@ class Clipper:
                 gradients then stay as they are, scaled.
             divide: whether to divide the gradients by the scale, in place; without it they stay
                 scaled (`Decision.scale`), and only norms are divided.
+            on: "update" for what an optimizer did, which is clipped as gradients are.
 
         Raises:
             LayoutError: with verify, the processes do not mean the same model.
+            PolicyError: the clippers of other processes were changed, or loaded, and this one
+                was not, or the reverse; in all of them.
         """
+        self._begin("decide", on)
         verify, self._verify = self._verify and torch.distributed.is_initialized(), False
         table = checksums(self.names, self.params, self._parameters.layout) if verify else {}
         value = loss.detach() if isinstance(loss, Tensor) else loss
@@ -418,6 +485,7 @@ class Clipper:
         Returns:
             A decision, to be finished if the step is skipped, and else forgotten.
         """
+        self._begin("look")
         lost = _lost(overflow, grads)
         norms_alone = all(
             isinstance(stage, Stage)
@@ -520,6 +588,9 @@ class Clipper:
         memory = saved_memory(state["memory"], self._plan, self._parameters)
         self._tally.load_state_dict(state)
         self._memory, self._place = memory, None
+        if self._parameters.turns is not None:
+            self._loaded = state_alike(state, self._plan)
+            self._note_change()
 
     def _recall(self, grads: Grads) -> Memory:
         """Return the memory in the libraries in which this step decides."""

@@ -19,6 +19,7 @@ from ..method.measure import combine
 from ..method.response import Rescale
 from ..method.threshold import Limits
 from .processes.layout import GroupsLike
+from .processes.making import agree_to_call
 from .processes.placements import any_sharded, is_sharded
 from .processes.sharded import Sharded, gradients
 from .tensors.gather import with_gradients
@@ -38,6 +39,7 @@ def clip_grad_norm_(
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
     *,
     groups: GroupsLike | None = None,
+    verify: bool = False,
 ) -> Tensor:
     """Clip the norm of all gradients together, in place.
 
@@ -54,13 +56,18 @@ def clip_grad_norm_(
         foreach: accepted as torch has it, and not needed: the tensors decide what runs.
         groups: processes over which all of these are spread, besides DTensors' own meshes, such
             as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
+        verify: have the processes, all of which give this, compare what they ask for, before
+            anything else: those of the meshes and groups, without them those of the job. Without
+            groups they must give the same list of tensors.
 
     Returns:
         The norm before clipping, shape (), float32, or float64 if a gradient is float64; inf where
         that dtype cannot hold the norm, which has clipped rightly all the same.
 
     Raises:
-        PolicyError: max_norm is negative or NaN, or norm_type is not positive.
+        PolicyError: max_norm is negative or NaN, or norm_type is not positive; with verify, in all
+            processes: they ask for different things.
+        LayoutError: with verify, a process did not come.
         NonFiniteError: a RuntimeError; the norm is not finite and error_if_nonfinite is set.
 
     Numerics: accumulated in float64; no ε is added, so a gradient at the limit keeps its bits.
@@ -77,6 +84,14 @@ def clip_grad_norm_(
 
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
+    if verify:
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        asked = {
+            "max_norm": max_norm,
+            "norm_type": norm_type,
+            "error_if_nonfinite": error_if_nonfinite,
+        }
+        agree_to_call("clip_grad_norm_", parameters, groups, asked)
     grads = _gradients(parameters, "clip_grad_norm_", groups)
     limit = _limit("max_norm", max_norm, grads)
     total = _total(grads, norm_type)
@@ -126,6 +141,7 @@ def get_total_norm(
     foreach: bool | None = None,  # noqa: ARG001 - torch's signature
     *,
     groups: GroupsLike | None = None,
+    verify: bool = False,
 ) -> Tensor:
     """Return the norm of all tensors together.
 
@@ -136,13 +152,18 @@ def get_total_norm(
         foreach: accepted as torch has it, and not needed.
         groups: processes over which all of these are spread, besides DTensors' own meshes, such
             as the stages of a pipeline: a ProcessGroup, one dimension of a DeviceMesh, or a list.
+        verify: have the processes, all of which give this, compare what they ask for, before
+            anything else: those of the meshes and groups, without them those of the job. Without
+            groups they must give the same list of tensors.
 
     Returns:
         The norm, shape (), float32, or float64 if a tensor is float64; inf where that dtype cannot
         hold the norm.
 
     Raises:
-        PolicyError: norm_type is not positive.
+        PolicyError: norm_type is not positive; with verify, in all processes: they ask for
+            different things.
+        LayoutError: with verify, a process did not come.
         NonFiniteError: a RuntimeError; the norm is not finite and error_if_nonfinite is set.
 
     Numerics: accumulated in float64; safe from overflow and underflow.
@@ -153,6 +174,9 @@ def get_total_norm(
         5.0
     """
     values = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if verify:
+        asked = {"norm_type": norm_type, "error_if_nonfinite": error_if_nonfinite}
+        agree_to_call("get_total_norm", values, groups, asked)
     grads = gradients(values, groups, values) or Gradients(values, [""] * len(values))
     total = _total(grads, norm_type)
     _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)

@@ -12,10 +12,54 @@ from torch import Tensor
 
 from ...errors import PolicyError
 from . import placements as shards
+from .agree import many_processes, refusing
 from .layout import GroupsLike, Layout, Piece
 from .reduce import Group, gather_objects, group_of
 
-__all__ = ["layout", "over_all"]
+__all__ = ["layout", "over_all", "patterns", "together"]
+
+
+def together(params: Sequence[object], groups: GroupsLike | None = None) -> list[Group]:
+    """Return the groups of processes that make one clipper at the same time.
+
+    These are all groups of the meshes, in which a parameter is spread or a copy, and those given.
+
+    Args:
+        params: parameters, or pairs of name and parameter; what is neither is passed over.
+        groups: see `layout`.
+
+    Raises:
+        PolicyError: a group is none; the processes of the meshes hear of it.
+    """
+    if not many_processes():
+        return []
+    tensors = [each[-1] if isinstance(each, tuple) and each else each for each in params]
+    known: shards.GroupCache = {}
+    found: dict[Group, None] = {}
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor) or not shards.is_sharded(tensor):
+            continue
+        if tensor.device_mesh.get_coordinate() is not None:
+            summed, copied = shards.sum_groups(tensor, "", known)
+            found.update(dict.fromkeys([*summed, *copied]))
+    with refusing(list(found)):
+        rules = _rules(groups) or {}
+    found.update(dict.fromkeys(group for several in rules.values() for group in several))
+    return list(found)
+
+
+def patterns(groups: GroupsLike | None, here: Group) -> str:
+    """Return what the processes of a group must all say of the argument `groups`.
+
+    Args:
+        groups: see `layout`.
+        here: the group. Other groups have other processes in each of these.
+    """
+    texts = []
+    for pattern, several in (_rules(groups) or {}).items():
+        kinds = ["these processes" if g == here else "others" for g in several]
+        texts.append(f"{pattern!r}: {' and '.join(kinds) or None}")
+    return f"{{{', '.join(texts)}}}" if texts else "None"
 
 
 def layout(
@@ -71,8 +115,6 @@ def over_all(params: Sequence[Tensor], groups: GroupsLike | None = None) -> Layo
         raise PolicyError.of("groups", groups, remedy)
     found = layout([""] * len(params), params)
     rules = _rules(groups)
-    if found is not None:
-        found.checked = True  # Lists of two stages differ, and only sums travel.
     if rules is None:
         return found
     if found is None:
@@ -82,7 +124,7 @@ def over_all(params: Sequence[Tensor], groups: GroupsLike | None = None) -> Layo
             for i, p in enumerate(params)
         ]
         none = np.zeros((0, len(pieces)), bool)
-        found = Layout(pieces, [], none, none, checked=True)
+        found = Layout(pieces, [], none, none)
     for group in rules["*"]:
         if group not in found.groups:
             found.over.append(group)
@@ -130,6 +172,7 @@ def _exchanged(pieces: list[Piece], meshes: list[Group], rules: Rules) -> Layout
         twice = sorted({name for name in names if names.count(name) > 1})
         raise PolicyError.of("params", twice, "with groups each parameter needs a name of its own")
     rows: list[tuple[dict[str, bool], dict[str, bool]]] = []
+    fault: PolicyError | None = None
     for group in groups:
         adds: dict[str, bool] = {}
         takes: dict[str, bool] = {}
@@ -137,11 +180,16 @@ def _exchanged(pieces: list[Piece], meshes: list[Group], rules: Rules) -> Layout
         merged = list(dict.fromkeys(name for each in tables for name in each))
         for name in merged:
             there = [each.get(name) for each in tables]
-            piece, adds[name], takes[name] = _after_exchange(
-                name, there, group, rules, group in meshes
-            )
+            mesh = group in meshes
+            try:
+                piece, adds[name], takes[name] = _after_exchange(name, there, group, rules, mesh)
+            except PolicyError as error:  # The processes of the other groups still wait.
+                fault = fault or error
+                piece = next(each for each in there if each is not None)
             table[name] = piece
         rows.append((adds, takes))
+    if fault is not None:
+        raise fault
     unused = [p for p in rules if p != "*" and not any(fnmatchcase(n, p) for n in table)]
     if unused:
         remedy = f"it matches no parameter of any process; the names are {_some(list(table))}"

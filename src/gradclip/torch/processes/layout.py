@@ -7,24 +7,21 @@ every parameter, those of other processes by name, shape and norm, and decides a
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ...arrays import Namespace, Norms, Scalar
-from ...errors import PolicyError
 from ...method.measure import combine
 from ..tensors.units import split
 from . import placements as shards
 from .reduce import Group, Powers, all_reduce, norms_over
 
-__all__ = ["GroupLike", "GroupsLike", "Layout", "Piece"]
+__all__ = ["GroupLike", "GroupsLike", "Layout", "Mark", "Piece"]
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,6 +74,18 @@ class Piece:
         return not self.sum_groups or ranks in self.copied
 
 
+class Mark(Protocol):
+    """Puts marks on a collective, and reads those of all processes."""
+
+    def marked(self, order: float, count: int, flags: Tensor | None) -> Tensor:
+        """Return the flags of a collective of so many norms, with the mark of this process."""
+        ...
+
+    def unmarked(self, flags: Tensor | None) -> Tensor | None:
+        """Return the flags of all processes without their marks, which are looked at."""
+        ...
+
+
 @dataclass
 class Layout:
     """What is summed over what, for a list of parameters.
@@ -87,6 +96,7 @@ class Layout:
         adds: for each group and piece, whether the norm that is here is a part of its own.
         takes: for each group and piece, whether this process takes the sum.
         over: over these, after the others, everything together is summed.
+        turn: marks the next collective, the first of a step; None for all others.
     """
 
     pieces: list[Piece]
@@ -94,7 +104,7 @@ class Layout:
     adds: np.ndarray
     takes: np.ndarray
     over: list[Group] = field(default_factory=list)
-    checked: bool = False
+    turn: Mark | None = None
 
     @property
     def double(self) -> bool:
@@ -114,15 +124,19 @@ class Layout:
         """
         if not self.groups or not len(members):
             return here, flags
-        self._agree()
         plain = isinstance(here, np.ndarray)
         norms = torch.from_numpy(here) if plain else here
         extra = torch.from_numpy(flags) if isinstance(flags, np.ndarray) else flags
+        turn, self.turn = self.turn if plain else None, None
+        if turn is not None:
+            extra = turn.marked(order, len(members), extra)
         index = np.asarray(members, np.int64)
         adds = [torch.from_numpy(row[index]).to(norms.device) for row in self.adds]
         takes = [torch.from_numpy(row[index]).to(norms.device) for row in self.takes]
         powers = Powers(order, self.double)
         found, extra = norms_over(self.groups, norms, powers, adds, takes, extra)
+        if turn is not None:
+            extra = turn.unmarked(extra)
         if plain:
             return found.numpy(), None if extra is None else extra.numpy()
         return found, extra
@@ -145,7 +159,7 @@ class Layout:
             return total
         whole = xp.reshape(total, (1,))
         all_of_it = np.ones((len(self.over), 1), bool)
-        every = Layout(self.pieces, self.over, all_of_it, all_of_it, checked=True)
+        every = Layout(self.pieces, self.over, all_of_it, all_of_it)
         return every.norms(whole, order, [0])[0][0]
 
     def anywhere(self, numbers: Tensor) -> Tensor:
@@ -164,21 +178,3 @@ class Layout:
         """Return how many units the whole parameter has."""
         piece = self.pieces[member]
         return split(piece.shape, axis, piece.name)[0]
-
-    def _agree(self) -> None:
-        """Compare, once, the lists of parameters: sums of different ones would be nonsense."""
-        if self.checked:
-            return
-        self.checked = True
-        text = "\n".join(f"{p.name} {p.shape} {p.dtype}" for p in self.pieces)
-        mine = [zlib.crc32(text.encode()), len(self.pieces), len(self.groups)]
-        for group in self.groups:
-            pair = torch.tensor([*mine, *(-n for n in mine)], dtype=torch.int64)
-            most = all_reduce(pair, group, dist.ReduceOp.MAX).tolist()
-            if most[:3] != [-n for n in most[3:]]:
-                remedy = (
-                    f"the processes {list(group.ranks)} give different lists of parameters: give "
-                    "the same, or say with groups= where the others are; verify='first-step' "
-                    "names them"
-                )
-                raise PolicyError.of("params", f"{len(self.pieces)} parameters", remedy)

@@ -40,6 +40,14 @@ class Group:
     ranks: tuple[int, ...]
     handle: ProcessGroup = field(compare=False, repr=False)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a pickle can hold: the handle belongs to this process."""
+        return {"ranks": self.ranks, "handle": None}
+
+    def __deepcopy__(self, _memo: dict[int, object]) -> Group:
+        """Return the same group: a copy works with the same processes."""
+        return self
+
     @property
     def place(self) -> int:
         """Which of them this process is."""

@@ -15,9 +15,10 @@ from ...errors import PolicyError
 from ..processes.exchange import layout
 from ..processes.layout import GroupsLike, Layout
 from ..processes.sharded import Sharded
+from ..processes.turns import Turns
 from ..tensors.gradients import Gradients
 
-__all__ = ["Grads", "Parameters", "Params", "empty_like_units"]
+__all__ = ["Grads", "Parameters", "Params", "empty_like_units", "named_once"]
 
 Params: TypeAlias = Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 Grads: TypeAlias = Gradients | Sharded
@@ -31,9 +32,12 @@ class Parameters:
         groups: see `Clipper`.
 
     Attributes:
+        groups: as given.
+        is_left: whether the groups of processes were left out, as in a pickle.
         names: one for each parameter; a parameter without a name has its number.
         tensors: the parameters; one that only other processes have is on the device "meta".
         layout: how the parameters lie on the processes; None if all of them are whole and here.
+        turns: compares the processes from step to step; None without a layout.
         forms: the shape, dtype and device that each had when this was made.
 
     Raises:
@@ -41,10 +45,12 @@ class Parameters:
     """
 
     def __init__(self, params: Params, groups: GroupsLike | None = None) -> None:
-        names, tensors = _named(params)
+        names, tensors = named_once(params)
+        self.groups, self.is_left = groups, False
         self.layout = layout(names, tensors, groups)
         if self.layout is not None:
             names, tensors = _of_the_model(self.layout, tensors)
+        self.turns = None if self.layout is None else Turns(self.layout)
         self.names, self.tensors = names, tensors
         self._absent = () if self.layout else tuple(map(empty_like_units, tensors))
         self.forms = tuple(map(_form, tensors))
@@ -54,17 +60,33 @@ class Parameters:
         copied = object.__new__(Parameters)
         copied.__dict__.update(self.__dict__)
         copied.tensors = copy.deepcopy(self.tensors, memo)
+        if self.layout is not None:
+            copied.layout = replace(self.layout, turn=None)
+            copied.turns = Turns(copied.layout)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process can read."""
-        if self.layout is not None:
-            remedy = "it belongs to the processes of this run: save its state_dict() instead"
-            raise PolicyError.of("clipper", "a clipper of sharded parameters", remedy)
-        return self.__dict__
+        """Return what another process can read: no groups of processes."""
+        is_left = self.is_left or self.layout is not None
+        return {**self.__dict__, "groups": None, "turns": None, "is_left": is_left}
+
+    def refuse_without_groups(self) -> None:
+        """Refuse what needs the other processes, if the groups of them were left out.
+
+        Raises:
+            PolicyError: says what to do instead.
+        """
+        if self.is_left:
+            remedy = (
+                "a pickle holds no groups of processes: make a new Clipper, with the same policy "
+                "and groups, in all processes, and load_state_dict() what state_dict() of this "
+                "copy returns"
+            )
+            raise PolicyError.of("clipper", "an unpickled clipper of sharded parameters", remedy)
 
     def gradients(self) -> Grads:
         """Return the gradients that there are now; they are views, not copies."""
+        self.refuse_without_groups()
         found = [param.grad for param in self.tensors]
         if self.layout is not None:
             return Sharded(found, self.tensors, self.layout)
@@ -75,6 +97,7 @@ class Parameters:
 
     def updates(self, before: Sequence[Tensor]) -> tuple[list[Tensor], Grads]:
         """Return how the parameters differ from `before`, as tensors and as gradients."""
+        self.refuse_without_groups()
         updates = [now - old for now, old in zip(self.tensors, before, strict=True)]
         if self.layout is None:
             return updates, Gradients(updates, self.names, before)
@@ -118,8 +141,12 @@ def empty_like_units(param: Tensor) -> Tensor:
     return torch.empty(shape, dtype=param.dtype, device=param.device)
 
 
-def _named(params: Params) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-    """Return names and parameters, each parameter once."""
+def named_once(params: Tensor | Iterable[object]) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+    """Return names and parameters, each parameter once.
+
+    Raises:
+        PolicyError: there are none, or something else was given.
+    """
     given = [params] if isinstance(params, Tensor) else list(params)
     found: dict[int, tuple[str, Tensor]] = {}
     for index, item in enumerate(given):

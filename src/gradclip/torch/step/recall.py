@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import array_api_compat.torch as torch_xp
 import torch
@@ -15,6 +15,8 @@ from ...errors import PolicyError
 from ...method.plan import AnyStage, Plan, WrappedStage
 from ..processes.placements import as_parts, is_sharded, local
 from ..processes.sharded import Sharded
+from ..processes.written_out import written_out
+from ..tally import COUNTERS
 from ..tensors.carried import Axis, Remembered, carry_over
 from ..tensors.gather import PLAIN
 from ..tensors.memory import map_arrays
@@ -28,6 +30,7 @@ __all__ = [
     "origins",
     "saved_memory",
     "sound_tensor",
+    "state_alike",
 ]
 
 _FLOATS = (torch.float32, torch.float64)
@@ -94,6 +97,30 @@ def saved_memory(saved: object, plan: Plan, params: Parameters, where: str = "me
 
     with torch.no_grad():
         return sound_memory(plan, saved, _empty(plan, params), torch_xp, convert, where)
+
+
+def state_alike(state: Mapping[str, object], plan: Plan) -> str:
+    """Return the part of a saved state that is the same in all processes, as text.
+
+    What is remembered of single values, or of units, belongs to the process that holds them.
+
+    Args:
+        state: from `state_dict`; not mutated.
+        plan: the layers of stages.
+    """
+    counts = {name: state.get(name) for name in COUNTERS}
+    memory = state.get("memory")
+    parts = (
+        [
+            part
+            for layer, stages in zip(memory, plan, strict=True)
+            for part, stage in zip(layer, stages, strict=True)
+            if not _follows_shapes(stage)
+        ]
+        if isinstance(memory, list)
+        else memory
+    )
+    return written_out([counts, parts])
 
 
 def sound_tensor(
