@@ -41,7 +41,7 @@ COUNTS = st.one_of(
 )
 FLAGS = st.sampled_from([True, False, True, False, np.True_, np.False_, 1, 0])
 _ORDERS = st.sampled_from(["rms", "average", 1, 2, 2.0, 3.5, math.inf, np.float32(1.5)])
-_AXES = st.sampled_from([None, 0, 1, -1, np.int64(-2)])
+_AXES = st.sampled_from([None, 0, 1, -1, np.int64(-2), (0,), (1, 0), [-1, np.int64(0)], (2, -1, 0)])
 
 
 def _values(name: str, hint: object) -> st.SearchStrategy[Any]:

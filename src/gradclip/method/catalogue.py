@@ -140,8 +140,8 @@ def recipe(
 
         @functools.wraps(function)
         def build(*args: object, **kwargs: object) -> Policy | Chain | Wrapped:
-            args = tuple(map(builtin, args))
-            named = {key: builtin(value) for key, value in _current(kwargs, old_names).items()}
+            args = tuple(map(_plain, args))
+            named = {key: _plain(value) for key, value in _current(kwargs, old_names).items()}
             if wraps is not None and first in named and not args:
                 args = (named.pop(first),)
             if wraps is not None and args:
@@ -172,6 +172,11 @@ def lookup(name: str) -> Recipe:
     close = get_close_matches(plain, CATALOGUE, 1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
+
+
+def _plain(value: object) -> object:
+    """Return Python's own number for a number, and a tuple of them for several."""
+    return tuple(map(builtin, value)) if isinstance(value, (tuple, list)) else builtin(value)
 
 
 def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:

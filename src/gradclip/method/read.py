@@ -3,6 +3,7 @@
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
     feedback(norm:1.0)              a wrapper and its inner policy
+    agc:axis=0+1                    an argument of several whole numbers, such as axes
     embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name; the first match wins
     none                            the empty chain, which measures and changes nothing
     none|norm:1.0                   a chain of one policy
@@ -46,6 +47,8 @@ _SYNONYMS = {
     **dict.fromkeys(_NORMS.split(), "norm"),
     **dict.fromkeys(_VALUES.split(), "value"),
 }
+# Several whole numbers of a few digits, as in `axis=0+1`.
+_SEVERAL = re.compile(r"-?\d{1,9}(?:\+-?\d{1,9})+", re.ASCII)
 _MOST_LEVELS = 100
 _MOST_CHARACTERS = 1_000_000
 
@@ -271,7 +274,7 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _value(text: str) -> object:
-    """Read an argument: none, true, false, a whole number, a number, or a word."""
+    """Read an argument: none, true, false, a number, several whole numbers, or a word."""
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -283,6 +286,8 @@ def _value(text: str) -> object:
         if value in (math.inf, -math.inf) and "inf" not in text.lower():
             raise PolicyError.of("number", text, "it is beyond the largest float")
         return value
+    if _SEVERAL.fullmatch(text):
+        return tuple(map(int, text.split("+")))
     return text
 
 

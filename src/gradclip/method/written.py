@@ -120,6 +120,8 @@ def as_text(value: object) -> str | None:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, tuple) and value and all(type(part) is int for part in value):
+        return "+".join(map(str, value))  # A comma would end the argument.
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
 
 
@@ -128,7 +130,8 @@ def as_code(value: object) -> str:
     if isinstance(value, float) and math.isinf(value):
         return f"float({str(value)!r})"
     if isinstance(value, tuple):
-        return f"({''.join(as_code(part) + ', ' for part in value).rstrip()})"
+        parts = ", ".join(map(as_code, value))
+        return f"({parts},)" if len(value) == 1 else f"({parts})"
     if is_dataclass(value) and not isinstance(value, (type, Written)):
         own = ", ".join(f"{name}={as_code(part)}" for name, part in _changed(value))
         return f"{type(value).__name__}({own})"

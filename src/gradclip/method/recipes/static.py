@@ -6,6 +6,7 @@ from typing import Literal
 
 from ...checks import choice, flag, number
 from ...errors import PolicyError
+from ..axes import Axis
 from ..catalogue import recipe
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
@@ -28,7 +29,9 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(
+    max_norm: float, order: Order = 2.0, scope: Scope = "global", axis: Axis = None
+) -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
@@ -38,12 +41,15 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
+        axis: for the scope "unit", the axis that counts the units, or a tuple of such axes:
+            TensorFlow's `axes` are the others, over which a norm is taken. See `agc`.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: max_norm is negative or NaN, order ≤ 0, or the scope is unknown.
+        PolicyError: max_norm is negative or NaN, order ≤ 0, the scope is unknown, or an axis
+            stands twice or goes with another scope than "unit".
 
     Numerics: the limit is exact: the method adds no ε to the norm. A zero gradient stays zero.
 
@@ -57,7 +63,7 @@ def by_norm(max_norm: float, order: Order = 2.0, scope: Scope = "global") -> Pol
     """
     _refuse_scope(scope)
     limit = Fixed(high=number("max_norm", max_norm, low=0))
-    return Policy(Measure(scope, order), limit, Rescale())
+    return Policy(Measure(scope, order, axis), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
@@ -119,7 +125,11 @@ def by_value(
     paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
 )
 def floor(
-    min_norm: float, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
+    min_norm: float,
+    order: Order = 2.0,
+    scope: Scope = "global",
+    max_gain: float = 1e6,
+    axis: Axis = None,
 ) -> Policy:
     """Scale up a gradient whose norm is under min_norm; a zero gradient stays zero.
 
@@ -130,6 +140,7 @@ def floor(
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
         max_gain: the largest factor, ≥ 1, so that rounding noise of norm 1e-30 stays small.
+        axis: see `by_norm`.
 
     Returns:
         The policy.
@@ -145,7 +156,7 @@ def floor(
     """
     _refuse_scope(scope)
     limit = Fixed(low=number("min_norm", min_norm, low=0, above=True, finite=True))
-    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+    return Policy(Measure(scope, order, axis), limit, Rescale(max_gain))
 
 
 @recipe(
@@ -159,6 +170,7 @@ def band(
     order: Order = 2.0,
     scope: Scope = "global",
     max_gain: float = 1e6,
+    axis: Axis = None,
 ) -> Policy:
     """Keep the norm between min_norm and max_norm; a zero gradient stays zero.
 
@@ -170,6 +182,7 @@ def band(
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
         max_gain: the largest factor, ≥ 1.
+        axis: see `by_norm`.
 
     Returns:
         The policy.
@@ -186,7 +199,7 @@ def band(
     _refuse_scope(scope)
     low = number("min_norm", min_norm, low=0, above=True, finite=True)
     limit = Fixed(high=number("max_norm", max_norm, low=low), low=low)
-    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+    return Policy(Measure(scope, order, axis), limit, Rescale(max_gain))
 
 
 @recipe(
@@ -245,7 +258,7 @@ def average_norm(max_norm: float) -> Policy:
 
 
 @recipe(kind="fixed", paper="Brock et al. 2021, arXiv:2102.06171")
-def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
+def agc(clipping: float = 0.01, eps: float = 1e-3, axis: Axis = None) -> Policy:
     """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
 
     G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), else G, for each output row or filter.
@@ -253,15 +266,16 @@ def agc(clipping: float = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
     Args:
         clipping: λ > 0, the largest ratio of the gradient's norm to the weights' norm.
         eps: ε ≥ 0, the norm that stands in for every smaller norm of weights.
-        axis: the axis that counts the units; None takes the first axis for PyTorch and NumPy,
-            and the last axis for JAX. A scalar or a vector is one unit.
+        axis: the axis that counts the units, or a tuple of axes, of which each combination counts
+            one unit; None takes the first axis for PyTorch and NumPy, and the last axis for JAX.
+            A scalar or a vector is one unit.
 
     Returns:
         The policy, which needs the weights. The authors exclude the last layer:
         {"head.*": None, "*": agc()}.
 
     Raises:
-        PolicyError: clipping is not positive, or eps is negative.
+        PolicyError: clipping is not positive, eps is negative, or an axis stands twice.
 
     Numerics: the limit is exact. The authors' code divides by max(‖G‖, 1e-6), which changes
     nothing with these defaults.
@@ -285,6 +299,7 @@ def smooth(
     shape: Literal["root", "linear"] = "root",
     order: Order = 2.0,
     scope: Scope = "global",
+    axis: Axis = None,
 ) -> Policy:
     """Shrink every gradient smoothly, so that its norm stays under max_norm.
 
@@ -295,6 +310,7 @@ def smooth(
         shape: "root" or "linear", one of the two formulas.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
+        axis: see `by_norm`.
 
     Returns:
         The policy, which changes every gradient, a small one only a little.
@@ -310,7 +326,7 @@ def smooth(
     """
     _refuse_scope(scope)
     limit = Fixed(high=number("max_norm", max_norm, low=0, above=True))
-    return Policy(Measure(scope, order), limit, Smooth(shape))
+    return Policy(Measure(scope, order, axis), limit, Smooth(shape))
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
@@ -341,7 +357,11 @@ def tanh(limit: float) -> Policy:
     paper="normalised gradient descent; Hazan, Levy, Shalev-Shwartz 2015, arXiv:1507.02030",
 )
 def normalise(
-    norm: float = 1.0, eps: float = 1e-6, order: Order = 2.0, scope: Scope = "global"
+    norm: float = 1.0,
+    eps: float = 1e-6,
+    order: Order = 2.0,
+    scope: Scope = "global",
+    axis: Axis = None,
 ) -> Policy:
     """Give every gradient the same norm; a zero gradient stays zero.
 
@@ -352,6 +372,7 @@ def normalise(
         eps: ε ≥ 0, added to the norm in the divisor.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
+        axis: see `by_norm`.
 
     Returns:
         The policy. With a constant learning rate the steps never shrink.
@@ -367,7 +388,7 @@ def normalise(
     """
     _refuse_scope(scope)
     limit = Fixed(high=number("norm", norm, low=0, above=True))
-    return Policy(Measure(scope, order), limit, Normalise(eps))
+    return Policy(Measure(scope, order, axis), limit, Normalise(eps))
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")

@@ -22,6 +22,7 @@ from ... import kernel
 from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
 from ...engine.backend import Change, ClampTo, Measured, Relative, Units
 from ...errors import PolicyError
+from ...method.axes import Axis
 from ...method.response import Clamp
 from ...method.threshold import Limits
 from . import units
@@ -190,7 +191,7 @@ class Gradients:
         norms[self._rest] = [host_norm(self._tensors[i], order) for i in self._rest]
         return norms
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Return each unit's norm and number of values, and how many units each member has."""
         self._spread(members)
         shapes = [self._split(i, axis) for i in members]
@@ -214,7 +215,7 @@ class Gradients:
                 norms[place] = self._norms_of_units(i, order, axis).numpy()
         return Units(norms, sizes, counts, self._present)
 
-    def _split(self, member: int, axis: int | None) -> tuple[int, int]:
+    def _split(self, member: int, axis: Axis) -> tuple[int, int]:
         """Return a member's units, and how many values each has; none of a missing gradient."""
         if self._present[member]:
             return units.split(self._tensors[member].shape, axis, self.names[member])
@@ -223,7 +224,7 @@ class Gradients:
             shape = self._owners[member].detach().shape
         return units.split(shape, axis, self.names[member])[0], 0
 
-    def _norms_of_units(self, member: int, order: float, axis: int | None) -> Tensor:
+    def _norms_of_units(self, member: int, order: float, axis: Axis) -> Tensor:
         """Return the p-norm of each unit of one member by torch, shape (units,)."""
         if self._present[member]:
             return units.norms(self._tensors[member], order, axis, widest(self.device))
@@ -274,7 +275,7 @@ class Gradients:
         tensor = self._tensors[member]
         return host_norm(tensor, math.inf) * factor > torch.finfo(tensor.dtype).max
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
         if self.host and np.all(factors == 1):
             return
@@ -295,7 +296,7 @@ class Gradients:
         self._give_back(members)
 
     def _units_without_overflow(
-        self, members: Sequence[int], factors: Factors, counts: list[int], axis: int | None
+        self, members: Sequence[int], factors: Factors, counts: list[int], axis: Axis
     ) -> Factors:
         """Do what `_without_overflow` does, for units."""
         left = factors.copy()
@@ -308,7 +309,7 @@ class Gradients:
         return left
 
     def _units(
-        self, members: Sequence[int], counts: list[int], axis: int | None
+        self, members: Sequence[int], counts: list[int], axis: Axis
     ) -> tuple[kernel.Buffers | None, list[bool]]:
         """Return the units' memory as far as the kernel can take it, and of which members."""
         native = {*self._native}
