@@ -13,6 +13,7 @@ from ..method.measure import combine
 from ..method.plan import Plan, Stage, WrappedStage
 from ..method.policy import Policy
 from ..method.response import Clamp, Skip, ValueResponse
+from ..method.table import tables
 from ..method.threshold import Context, Limits
 from .backend import Backend, ClampTo, Decompose, Reader, Relative, Spectrum, Units, writes
 from .ledger import Ledger, put
@@ -218,7 +219,7 @@ class Pass:
         self._flush()
         now = self._pick(self.ledger.now, members)
         fixed = policy.measure.scope == "element" and not policy.threshold.init(now, xp)
-        if fixed and isinstance(policy.response, Clamp):
+        if fixed and isinstance(policy.response, Clamp) and not any(tables(policy.threshold)):
             limits, _ = policy.threshold.update({}, now, Context(), xp)
             self._note_limit(limits)
             clamp = ClampTo(limits, now, self.grads.values_xp)

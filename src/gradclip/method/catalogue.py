@@ -17,6 +17,7 @@ from ..checks import builtin
 from ..errors import PolicyError
 from .call import Call, text_name
 from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
+from .table import Table
 from .traits import Traits, traits_of
 
 __all__ = ["CATALOGUE", "KINDS", "Kind", "Recipe", "lookup", "recipe"]
@@ -175,8 +176,20 @@ def lookup(name: str) -> Recipe:
 
 
 def _plain(value: object) -> object:
-    """Return Python's own number for a number, and a tuple of them for several."""
-    return tuple(map(builtin, value)) if isinstance(value, (tuple, list)) else builtin(value)
+    """Return Python's own number for a number, a tuple of them for several, else a table."""
+    if isinstance(value, (tuple, list)) and not any(map(_is_many, value)):
+        return tuple(map(builtin, value))
+    if not _is_many(value):
+        return builtin(value)
+    try:
+        return Table.of("argument", value)
+    except PolicyError:
+        return value  # The recipe refuses the value, and knows the argument's name.
+
+
+def _is_many(value: object) -> bool:
+    """Return whether a value is an array or a list, but not an array of no axes."""
+    return isinstance(value, (tuple, list)) or bool(getattr(value, "shape", ()))
 
 
 def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:

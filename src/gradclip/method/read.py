@@ -3,7 +3,7 @@
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
     feedback(norm:1.0)              a wrapper and its inner policy
-    agc:axis=0+1                    an argument of several whole numbers, such as axes
+    agc:axis=0+1                    an argument of several numbers, such as axes
     embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name; the first match wins
     none                            the empty chain, which measures and changes nothing
     none|norm:1.0                   a chain of one policy
@@ -47,10 +47,11 @@ _SYNONYMS = {
     **dict.fromkeys(_NORMS.split(), "norm"),
     **dict.fromkeys(_VALUES.split(), "value"),
 }
-# Several whole numbers of a few digits, as in `axis=0+1`.
-_SEVERAL = re.compile(r"-?\d{1,9}(?:\+-?\d{1,9})+", re.ASCII)
+# Several numbers, as in `axis=0+1`.
+_NUMBER = r"-?(?:inf|(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:e[-+]?\d{1,5})?)"
+_SEVERAL = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})+", re.ASCII)
 _MOST_LEVELS = 100
-_MOST_CHARACTERS = 1_000_000
+_MOST_CHARACTERS = 10_000_000
 
 
 def as_policy(value: object) -> AnyPolicy:
@@ -274,7 +275,7 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _value(text: str) -> object:
-    """Read an argument: none, true, false, a number, several whole numbers, or a word."""
+    """Read an argument: none, true, false, a number, several numbers, or a word."""
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -287,7 +288,7 @@ def _value(text: str) -> object:
             raise PolicyError.of("number", text, "it is beyond the largest float")
         return value
     if _SEVERAL.fullmatch(text):
-        return tuple(map(int, text.split("+")))
+        return tuple(map(_value, re.findall(_NUMBER, text)))
     return text
 
 

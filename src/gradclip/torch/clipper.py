@@ -21,6 +21,7 @@ from ..method.plan import Plan, Stage, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from ..method.response import ValueResponse
+from .processes.bounds import refuse_divided_bounds
 from .processes.layout import GroupsLike
 from .processes.placements import local
 from .processes.verify import checksums, compare
@@ -264,6 +265,7 @@ class Clipper:
         layers = plan(policy, found.names)
         if found.layout is not None:
             refuse_local_skips(layers)
+            refuse_divided_bounds(layers, found.layout)
         memory = None
         if holds_anything(self._memory):
             memory = memory_for_others(

@@ -12,6 +12,7 @@ from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
 from ..threshold import Fixed, RatioToWeight
+from ..threshold.fixed import Bound, bound, exceeds, negated
 
 __all__ = [
     "agc",
@@ -68,18 +69,18 @@ def by_norm(
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: float | None = None,
+    limit: Bound | None = None,
     /,
-    max: float | None = None,
+    max: Bound | None = None,
     *,
-    min: float | None = None,
+    min: Bound | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
     gᵢ → min(max(gᵢ, a), b).
 
     by_value(c) clamps to [-c, c], by_value(a, b) clamps to [a, b], and by_value(min=a) sets no
-    maximum.
+    maximum. Each bound may be an array, or numbers in lists, that broadcasts to each gradient.
 
     Args:
         limit: the largest magnitude, ≥ 0, if it is the only argument; with max, the minimum a.
@@ -90,7 +91,9 @@ def by_value(
         The policy.
 
     Raises:
-        PolicyError: no bound was given, a bound is NaN, or min exceeds max.
+        PolicyError: no bound was given, a bound is NaN, min exceeds max anywhere, or an array has
+            over 100,000 values. The first step refuses an array that does not broadcast to a
+            gradient, or a gradient that lies in pieces on several processes.
 
     Numerics: a value inside the bounds keeps its bits; NaN stays NaN. The direction of the
     gradient changes; `ClipResult.cosine` is the cosine between the two directions.
@@ -106,15 +109,15 @@ def by_value(
     if limit is not None and min is not None:
         raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
     if limit is not None and max is None:
-        bound = number("limit", limit, low=0)
-        min, max = -bound, bound
+        most = bound("limit", limit)
+        min, max = negated("limit", most), most
     elif limit is not None:
         min = limit
     if min is None and max is None:
         raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
-    low = None if min is None else number("min", min)
-    high = None if max is None else number("max", max)
-    if low is not None and high is not None and low > high:
+    low = None if min is None else bound("min", min)
+    high = None if max is None else bound("max", max)
+    if exceeds(low, high):
         raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
     return Policy(Measure("element"), Fixed(high, low), Clamp())
 

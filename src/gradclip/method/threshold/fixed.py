@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ...arrays import Namespace, Norms
+import numpy as np
+
+from ...arrays import Array, Namespace, Norms
 from ...checks import number
 from ...errors import PolicyError
+from ..table import Table
 from .base import Context, Limits, State
 
-__all__ = ["Fixed", "RatioToWeight"]
+__all__ = ["Bound", "Fixed", "RatioToWeight", "bound", "exceeds", "negated"]
+
+Bound: TypeAlias = float | Table | Array
+"""A number, or an array of numbers of any library, for which numbers in lists may stand."""
 
 
 @dataclass(frozen=True)
@@ -18,29 +24,32 @@ class Fixed:
     """Use the same limits at every step.
 
     Args:
-        high: the largest allowed norm or value; None sets no upper bound.
-        low: the smallest allowed norm or value, ≤ high; None sets no lower bound.
+        high: the largest allowed norm or value; None sets no upper bound. For the scope "element"
+            it may be an array, or numbers in lists, that broadcasts to each gradient.
+        low: the smallest allowed norm or value, ≤ high; None sets no lower bound. May be an array
+            as well.
 
     Raises:
-        PolicyError: both bounds are None, a bound is NaN, or low exceeds high.
+        PolicyError: both bounds are None, a bound is NaN, low exceeds high anywhere, or two
+            arrays do not broadcast to one shape.
 
     Example:
         >>> Fixed(high=1.0).update({}, 3.0, Context(), None)
         (Limits(low=None, high=1.0), {})
     """
 
-    high: float | None = None
-    low: float | None = None
+    high: Bound | None = None
+    low: Bound | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
         for name in ("low", "high"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, number(name, value))
+                object.__setattr__(self, name, bound(name, value))
         if self.high is None and self.low is None:
             raise PolicyError.of("high", None, "give at least one of high and low")
-        if self.low is not None and self.low > (math.inf if self.high is None else self.high):
+        if exceeds(self.low, self.high):
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
     def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
@@ -50,12 +59,52 @@ class Fixed:
     def update(
         self,
         state: State,
-        norms: Norms,  # noqa: ARG002
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Namespace,  # noqa: ARG002
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the same limits at every step."""
-        return Limits(self.low, self.high), state
+        return Limits(_like(self.low, norms, xp), _like(self.high, norms, xp)), state
+
+
+def bound(argument: str, value: object) -> float | Table:
+    """Return a bound as a float, or an array of bounds as a table.
+
+    Raises:
+        PolicyError: it is neither, or a number is NaN.
+    """
+    several = isinstance(value, (Table, tuple, list)) or getattr(value, "shape", ())
+    return Table.of(argument, value) if several else number(argument, value)
+
+
+def negated(argument: str, most: float | Table) -> float | Table:
+    """Return the bound below for a largest magnitude.
+
+    Raises:
+        PolicyError: a magnitude is negative.
+    """
+    if not isinstance(most, Table):
+        return -number(argument, most, low=0)
+    if min(most.values) < 0:
+        raise PolicyError.of(argument, most.nested, "give numbers >= 0")
+    return Table(most.shape, tuple(0.0 - value for value in most.values))
+
+
+def exceeds(low: object, high: object) -> bool:
+    """Return whether a lower bound is over the upper one, anywhere."""
+    a, b = (each.array if isinstance(each, Table) else each for each in (low, high))
+    if a is None or b is None:
+        return False
+    try:
+        return bool(np.any(np.greater(a, b)))
+    except ValueError:
+        shapes = f"arrays of shapes {np.shape(a)} and {np.shape(b)}"
+        raise PolicyError.of("bounds", shapes, "they do not broadcast to one shape") from None
+
+
+def _like(given: Bound | None, norms: Norms, xp: Namespace) -> Array:
+    """Return a bound as a number, or as an array beside the norms."""
+    return given.like(norms, xp) if isinstance(given, Table) else given
 
 
 @dataclass(frozen=True)
