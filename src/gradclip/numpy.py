@@ -208,6 +208,9 @@ class _Arrays:
                 shape, _ = unit_shape(array.shape, unit_axes(axis, array.ndim, name))
                 self.values[name] = _times(array, np.reshape(mine, shape))
 
+    def saturate(self) -> None:
+        """Do nothing: `_times` keeps what is finite."""
+
     def edit(
         self,
         members: Sequence[int],

@@ -177,6 +177,14 @@ class Backend(Reader, Protocol):
         """Multiply each unit of each member by its factor, shape (units,)."""
         ...
 
+    def saturate(self) -> None:
+        """Have what is finite stay finite in `scale` and `scale_units`: a factor may be over 1.
+
+        The engine says so before it gives such factors. A backend for which the check costs nothing
+        makes it always.
+        """
+        ...
+
     def edit(
         self,
         members: Sequence[int],

@@ -125,6 +125,9 @@ class Leaves:
             self.leaves[member] = times(x, jnp.reshape(mine, shape))
             start += count
 
+    def saturate(self) -> None:
+        """Do nothing: `times` keeps what is finite."""
+
     def edit(
         self,
         members: Sequence[int],

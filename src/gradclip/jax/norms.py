@@ -132,5 +132,9 @@ def cosine(a: Values, b: Values) -> Values:
 
 
 def times(x: Values, factor: Scalar) -> Values:
-    """Return x·factor, rounded once; a factor of 1 keeps the bits."""
-    return jnp.where(factor == 1, x, (at_least_single(x) * factor).astype(x.dtype))
+    """Return x·factor, rounded once; 1 keeps the bits, and what is finite stays so."""
+    product = (at_least_single(x) * factor).astype(x.dtype)
+    if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+        most = jnp.copysign(jnp.asarray(jnp.finfo(x.dtype).max, x.dtype), product)
+        product = jnp.where(jnp.isfinite(x) & jnp.isinf(product), most, product)
+    return jnp.where(factor == 1, x, product)

@@ -90,7 +90,7 @@ def negated(argument: str, most: float | Table) -> float | Table:
     return Table(most.shape, tuple(0.0 - value for value in most.values))
 
 
-def exceeds(low: object, high: object) -> bool:
+def exceeds(low: Bound | None, high: Bound | None) -> bool:
     """Return whether a lower bound is over the upper one, anywhere."""
     a, b = (each.array if isinstance(each, Table) else each for each in (low, high))
     if a is None or b is None:

@@ -199,6 +199,15 @@ class Sharded:
         mine = factors[index if self.host else torch.from_numpy(index).to(factors.device)]
         self._inner.scale_units(here, mine, axis)
 
+    def saturate(self) -> None:
+        """Have what is finite stay finite; see `Gradients.saturate`."""
+        self._inner.saturate()
+
+    @property
+    def saturates(self) -> bool:
+        """Whether a factor may be over 1."""
+        return self._inner.saturates
+
     def _here(
         self, members: Sequence[int], counts: list[int], axis: Axis
     ) -> tuple[list[int], np.ndarray]:

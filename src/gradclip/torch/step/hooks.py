@@ -26,7 +26,14 @@ from ...errors import PolicyError
 from ..clipper import Clipper
 from .classes import ready_level, run_hooks_in
 from .decision import Decision
-from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
+from .fused import (
+    Fold,
+    held_factor,
+    honours_found_inf,
+    refusal,
+    refusal_of_gradients,
+    zero_momentum,
+)
 from .gate import Args, Gate, Kwargs, LeaveOut, uncompiled
 from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
@@ -358,11 +365,18 @@ class StepHooks:
         at_gate = clipper.may_skip and not on_device and self._now is not None
         if at_gate and self._now is not None:
             decision = self._pass_if_on_the_way(self._now, decision)
-        fold = None if divide else Fold.of(decision.factors, scale)
+        factor = decision.factors
+        if not divide:
+            factor = held_factor(factor, decision.result.total_norm, grads)
+        fold = None if divide or factor is None else Fold.of(factor, scale)
         if fold is None:
             decision.apply()
             if not divide:
-                self.scaled_because = "float32 cannot hold the factor"
+                self.scaled_because = (
+                    "float32 cannot hold the factor"
+                    if factor is not None
+                    else "the factor may take a value beyond its dtype"
+                )
         result = clipper.finish(decision, folded=fold is not None)
         if at_gate and bool(result.skipped):  # Waits for an accelerator: there is no other way.
             raise LeaveOut(loss)

@@ -69,6 +69,7 @@ class Gradients:
 
     Attributes:
         apart: whether the tensors are known to share no memory.
+        saturates: whether a factor may be over 1, and what is finite stays so; see `saturate`.
     """
 
     values_xp: Namespace = torch_xp
@@ -105,6 +106,7 @@ class Gradients:
         self._usable = usable and self.host
         self.xp: Namespace = np if self.host else torch_xp
         self._helped = False
+        self.saturates = False
 
     def _divide(self, usable: bool) -> None:
         """Say which tensors the kernel reads, and which are torch's to read."""
@@ -246,7 +248,7 @@ class Gradients:
             return
         self._install()
         if not self.host:
-            device_scale(self._tensors, factors)
+            device_scale(self._tensors, factors, saturate=self.saturates)
             self._give_back(range(len(self._tensors)))
             return
         each = np.broadcast_to(factors, (len(self._tensors),))
@@ -261,6 +263,10 @@ class Gradients:
                 multiply(self._tensors[i], float(each[i]))
         self._give_back(range(len(self._tensors)))
 
+    def saturate(self) -> None:
+        """Have what is finite stay finite on a device; on the host the factors are looked at."""
+        self.saturates = True
+
     def _without_overflow(self, factors: Factors) -> Factors:
         """Apply the factors that take a finite value beyond its dtype; return the others."""
         left = factors.copy()
@@ -271,8 +277,11 @@ class Gradients:
         return left
 
     def _overflows(self, member: int, factor: float) -> bool:
-        """Whether a factor takes the largest value of a member beyond its dtype."""
+        """Whether a factor, or the largest value of a member times the factor, leaves the dtype."""
         tensor = self._tensors[member]
+        # torch takes a number as float32, in which the factor would be inf.
+        if factor > torch.finfo(torch.promote_types(tensor.dtype, torch.float32)).max:
+            return True
         return host_norm(tensor, math.inf) * factor > torch.finfo(tensor.dtype).max
 
     def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
@@ -292,7 +301,8 @@ class Gradients:
         for place, i, own in zip(_slices(counts), members, mine, strict=True):
             if not own and self._present[i]:
                 tensor = self._tensors[i]
-                multiply(tensor, units.as_factor(each[place], tensor, axis))
+                write = enlarge if self.saturates and not self.host else multiply
+                write(tensor, units.as_factor(each[place], tensor, axis))
         self._give_back(members)
 
     def _units_without_overflow(
