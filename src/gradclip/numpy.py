@@ -17,6 +17,7 @@ from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
 from .engine.saved import refuse_other_keys, sound_memory
 from .errors import NonFiniteError, PolicyError
+from .method.axes import Axis, unit_axes, unit_shape
 from .method.plan import Plan, WrappedStage, plan
 from .method.policy import AnyPolicy
 from .method.read import PolicyLike, as_policy, is_written
@@ -179,7 +180,7 @@ class _Arrays:
             found.append(_norm(array.ravel(), order))
         return np.asarray(found, dtype=np.float64)
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         norms, sizes, counts = [], [], []
         for member in members:
             rows = self._rows(member, axis)
@@ -200,15 +201,17 @@ class _Arrays:
             if factor != 1:
                 self.values[name] = _times(self.values[name], factor)
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         counts = [len(self._rows(m, axis)) for m in members]
         for member, mine in zip(members, np.split(factors, np.cumsum(counts)[:-1]), strict=True):
             array = self._get(member)
             if self._present[member] and np.any(mine != 1):
-                shape = [1] * array.ndim
-                if array.ndim > 1:
-                    shape[axis or 0] = -1
-                self.values[self.names[member]] = _times(array, np.reshape(mine, shape))
+                name = self.names[member]
+                shape, _ = unit_shape(array.shape, unit_axes(axis, array.ndim, name))
+                self.values[name] = _times(array, np.reshape(mine, shape))
+
+    def saturate(self) -> None:
+        """Do nothing: `_times` keeps what is finite."""
 
     def edit(
         self,
@@ -243,7 +246,7 @@ class _Arrays:
                 remedy = "values of complex gradients have no order: clip them by norm"
                 raise PolicyError.of(f"grads[{self.names[member]}].dtype", str(dtype), remedy)
 
-    def _rows(self, member: int, axis: int | None) -> np.ndarray:
+    def _rows(self, member: int, axis: Axis) -> np.ndarray:
         """Return the units as rows; a missing gradient has as many, without a value."""
         name = self.names[member]
         shape = self._shapes[name]
@@ -318,15 +321,12 @@ def _refuse_late_units(layers: Plan, before: Shapes, shapes: Shapes) -> None:
                 raise PolicyError.of(f"grads[{name}]", "a late gradient", remedy)
 
 
-def _rows(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
+def _rows(array: np.ndarray, axis: Axis, name: str) -> np.ndarray:
     """Return the units as rows, shape (units, values in each); a vector is one unit."""
-    if array.ndim < 2:
-        return array.reshape(1, -1)
-    if not -array.ndim <= (axis or 0) < array.ndim:
-        remedy = f"the gradient {name} has {array.ndim} axes: give others a policy of their own"
-        raise PolicyError.of("axis", axis, f"{remedy}, by name")
-    rows = np.moveaxis(array, axis or 0, 0)
-    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    axes = unit_axes(axis, array.ndim, name)
+    rows = np.moveaxis(array, axes, range(len(axes)))
+    count = math.prod(rows.shape[: len(axes)])
+    return rows.reshape(count, math.prod(rows.shape[len(axes) :]))
 
 
 def _norm(flat: np.ndarray, order: float) -> float:

@@ -31,6 +31,9 @@ MORE: dict[str, AnyPolicy] = {
     "tensor inf": as_policy("norm:0.5,scope=tensor,order=inf"),
     "unit": as_policy("norm:0.5,scope=unit"),
     "unit of columns": Policy(Measure("unit", axis=-1), Fixed(high=0.5), Rescale()),
+    "unit of kernels": as_policy(
+        {"filters": "norm:0.5,scope=unit,axis=0+1", "*": "agc:0.1,axis=-1+0"}
+    ),
     "unit inf": as_policy("norm:0.5,scope=unit,order=inf"),
     "by name": as_policy({"rows": "norm:0.5", "b*": "value:0.1", "copy": None, "*": "norm:1"}),
     "chain": by_value(0.5) | by_norm(1.0),

@@ -21,6 +21,7 @@ import gradclip.parts
 from gradclip import ByName, Chain, Measure, Policy, PolicyError, PolicyLike, Wrapped, by_name
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.method.policy import AnyPolicy
+from gradclip.method.table import Table
 from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
 from gradclip.parts import Ramp, Threshold
 
@@ -44,7 +45,14 @@ RAMPS = st.builds(
 )
 FLAGS = st.sampled_from([True, False, True, False, np.True_, np.False_, 1, 0])
 _ORDERS = st.sampled_from(["rms", "average", 1, 2, 2.0, 3.5, math.inf, np.float32(1.5)])
-_AXES = st.sampled_from([None, 0, 1, -1, np.int64(-2)])
+_AXES = st.sampled_from([None, 0, 1, -1, np.int64(-2), (0,), (1, 0), [-1, np.int64(0)], (2, -1, 0)])
+_NESTED = st.lists(_USUAL, min_size=2, max_size=2)
+_TABLES = st.one_of(
+    st.lists(NUMBERS, min_size=1, max_size=3),
+    _NESTED.map(np.asarray),
+    st.lists(_NESTED, min_size=1, max_size=2),
+    st.lists(_NESTED, min_size=1, max_size=2).map(np.asarray),
+)
 
 
 def _values(name: str, hint: object) -> st.SearchStrategy[Any]:
@@ -61,6 +69,8 @@ def _values(name: str, hint: object) -> st.SearchStrategy[Any]:
         return _AXES
     if hint is Ramp:
         return RAMPS
+    if hint is Table:
+        return _TABLES
     if hint is Any or get_origin(hint) is Callable:  # Limits that nobody can read back.
         return st.nothing()
     if get_origin(hint) is Literal:

@@ -29,6 +29,8 @@ POLICIES = [
     "clippy",
     "agc:0.01",
     "agc:0.01,axis=1",
+    "agc:0.01,axis=0+1",
+    "norm:0.1,scope=unit,axis=-1",
     "acclip",
     "spam:warmup=1,theta=1",
     "zclip",
@@ -230,7 +232,9 @@ def test_the_drop_ins_refuse_whole_numbers(drop_in: Callable[..., object]) -> No
     assert torch.equal(plain.grad, torch.full((2, 2), 5.0))
 
 
-@pytest.mark.parametrize("policy", ["agc:axis=1", "agc:axis=-1", "agc", "norm:0.3,scope=unit"])
+@pytest.mark.parametrize(
+    "policy", ["agc:axis=1", "agc:axis=-1", "agc:axis=0+-1", "agc", "norm:0.3,scope=unit"]
+)
 @settings(deadline=None, max_examples=15)
 @given(present=st.lists(st.booleans(), min_size=3, max_size=3), seed=seeds)
 def test_a_missing_gradient_is_as_if_its_parameter_were_not_there(

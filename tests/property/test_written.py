@@ -30,6 +30,7 @@ from gradclip import (
 )
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.method.policy import AnyPolicy
+from gradclip.method.table import tables
 from gradclip.method.written import RESPONSES, SOURCES, THRESHOLDS
 from gradclip.parts import After, Carry, Fixed, Rescale, Smallest
 
@@ -71,7 +72,9 @@ def test_every_recipe_is_read_back(name: str, data: st.DataObject) -> None:
 @few
 @given(data=st.data())
 def test_every_threshold_is_read_back(name: str, data: st.DataObject) -> None:
-    check(Policy(Measure(), data.draw(calls(THRESHOLDS[name])), Rescale()))
+    threshold = data.draw(calls(THRESHOLDS[name]))
+    scope = "element" if any(tables(threshold)) else "global"
+    check(Policy(Measure(scope), threshold, Rescale()))
 
 
 @pytest.mark.parametrize("name", RESPONSES)

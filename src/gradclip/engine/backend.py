@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeGuard
 
 from ..arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, Values
+from ..method.axes import Axis
 from ..method.response import Clamp
 from ..method.threshold import Limits
 
@@ -119,7 +120,7 @@ class Reader(Protocol):
         """Return the p-norm of each member, shape (members,), in float64 where there is one."""
         ...
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Return the p-norm of each unit of each member."""
         ...
 
@@ -172,8 +173,16 @@ class Backend(Reader, Protocol):
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
         ...
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
+        ...
+
+    def saturate(self) -> None:
+        """Have what is finite stay finite in `scale` and `scale_units`: a factor may be over 1.
+
+        The engine says so before it gives such factors. A backend for which the check costs nothing
+        makes it always.
+        """
         ...
 
     def edit(

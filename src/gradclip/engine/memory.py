@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..arrays import Flag, Memory, Namespace, State, Values
 from ..method.plan import Plan, Stage, WrappedStage
 from ..method.response import ValueResponse
+from ..method.table import tables
 from .backend import Change, Decompose, Reader, writes
 
 __all__ = ["init", "keep_rows"]
@@ -79,9 +80,12 @@ def _init_source(stage: WrappedStage, grads: Reader) -> State:
 
 def _init_values(stage: Stage, grads: Reader) -> State:
     policy, vxp, memory = stage.policy, grads.values_xp, {}
+    bounds = list(tables(policy.threshold))
     remembers = bool(policy.threshold.init(grads.norms(range(0), 2.0), grads.xp))
 
     def look(member: int, value: Values, decompose: Decompose) -> None:
+        for table in bounds:
+            table.refuse_other_shape(grads.names[member], tuple(value.shape))
         if not remembers:
             memory[str(member)] = {}
             return

@@ -13,6 +13,7 @@ from ..method.measure import combine
 from ..method.plan import Plan, Stage, WrappedStage
 from ..method.policy import Policy
 from ..method.response import Clamp, Skip, ValueResponse
+from ..method.table import tables
 from ..method.threshold import Context, Limits
 from .backend import Backend, ClampTo, Decompose, Reader, Relative, Spectrum, Units, writes
 from .ledger import Ledger, put
@@ -132,6 +133,8 @@ class Pass:
         limits, state = self._decide(stage, state, norms, context, here)
         response = stage.policy.response
         assert not isinstance(response, ValueResponse)
+        if (response.enlarges or limits.low is not None) and writes(self.grads):
+            self.grads.saturate()
         factors = response.factors(norms, limits, xp)
         self.ledger = self.ledger.scaled(members, factors, together=together, xp=xp)
         return state
@@ -171,6 +174,8 @@ class Pass:
         limits, state = self._decide(stage, state, norms, context, here)
         response = stage.policy.response
         assert not isinstance(response, ValueResponse)
+        if (response.enlarges or limits.low is not None) and writes(self.grads):
+            self.grads.saturate()
         factors = response.factors(norms, limits, xp)
         factors = xp.where(self.skipped, xp.ones_like(factors), factors)
         if self.grads.host and bool(xp.all(factors == 1)):
@@ -220,7 +225,7 @@ class Pass:
         self._flush()
         now = self._pick(self.ledger.now, members)
         fixed = policy.measure.scope == "element" and not policy.threshold.init(now, xp)
-        if fixed and isinstance(policy.response, Clamp):
+        if fixed and isinstance(policy.response, Clamp) and not any(tables(policy.threshold)):
             limits, _ = policy.threshold.update({}, now, Context(step=self.step), xp)
             self._note_limit(limits)
             clamp = ClampTo(limits, now, self.grads.values_xp)
@@ -294,11 +299,13 @@ class Pass:
 
         def enter(member: int, raw: Values, decompose: Decompose) -> Values:  # noqa: ARG001
             x, held[str(member)] = source.enter(raw, held.get(str(member)) or nothing(raw))
+            x = _within_range(x, raw, vxp)
             raws[member], entered[member] = raw, x
             return x
 
         def leave(member: int, u: Values, decompose: Decompose) -> Values:  # noqa: ARG001
             out, mine = source.leave(entered[member], u, held[str(member)])
+            out = _within_range(out, raws[member], vxp)
             old = state["source"].get(str(member)) or nothing(raws[member])
             held[str(member)] = self._sound(old, mine)
             return out
@@ -410,6 +417,16 @@ def _rebuilt(
         return xp.where(factors[0] == 1, value, value * factors[0])
     matrix = (left * (norms * factors)[None, :]) @ right
     return xp.where(xp.all(factors == 1), value, xp.reshape(matrix, value.shape))
+
+
+def _within_range(value: Values, raw: Values, xp: Namespace) -> Values:
+    """Return a sum that a source made, where it left the dtype with the largest finite value.
+
+    What a source remembers is finite, so that only a gradient of inf or NaN makes more of them.
+    """
+    over = xp.isfinite(raw) & xp.isinf(value)
+    most = xp.full_like(value, xp.finfo(value.dtype).max)
+    return xp.where(over, xp.where(value > 0, most, -most), value)
 
 
 def _in_order(stage: Stage, order: float) -> Stage:

@@ -14,6 +14,7 @@ from jax import enable_x64
 from ..arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, Tree, Values
 from ..engine.backend import Change, Measured, Relative, Spectrum, Units
 from ..errors import PolicyError
+from ..method.axes import Axis, unit_axes, unit_shape
 from .norms import (
     at_least_single,
     cosine,
@@ -89,19 +90,15 @@ class Leaves:
             return jnp.zeros(0, widest())
         return two_norms(leaves) if order == 2.0 else exact_norms(leaves, order)
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Return the norms of units, which JAX keeps on the last axis."""
         norms, sizes = [jnp.zeros(0, widest())], []
         for member in members:
             x = self.leaves[member]
-            if x.ndim < 2:
-                norms.append(norm(x, order)[None])
-                size = float(x.size)
-            else:
-                keep = self._axis(member, axis)
-                norms.append(norm(x, order, keep))
-                size = float(math.prod(np.delete(x.shape, keep)))
-            sizes += [size] * norms[-1].shape[0]
+            keep = self._axes(member, axis)
+            norms.append(jnp.ravel(norm(x, order, keep)))
+            rest = [size for place, size in enumerate(x.shape) if place not in keep]
+            sizes += [float(math.prod(rest))] * norms[-1].shape[0]
         counts = [part.shape[0] for part in norms[1:]]
         return Units(jnp.concatenate(norms), self.array(sizes), counts, self._here)
 
@@ -118,18 +115,18 @@ class Leaves:
         each = [factors] * len(self.leaves) if factors.ndim == 0 else factors
         self.leaves = [times(x, each[i]) for i, x in enumerate(self.leaves)]
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
         start = 0
         for member in members:
             x = self.leaves[member]
-            shape = [1] * x.ndim
-            if x.ndim > 1:
-                keep = self._axis(member, axis)
-                shape[keep] = x.shape[keep]
-            mine = factors[start : start + math.prod(shape)]
+            shape, count = unit_shape(x.shape, self._axes(member, axis))
+            mine = factors[start : start + count]
             self.leaves[member] = times(x, jnp.reshape(mine, shape))
-            start += math.prod(shape)
+            start += count
+
+    def saturate(self) -> None:
+        """Do nothing: `times` keeps what is finite."""
 
     def edit(
         self,
@@ -165,15 +162,9 @@ class Leaves:
                 remedy = "values of complex gradients have no order: clip them by norm"
                 raise PolicyError.of(f"{self.names[member]}.dtype", str(dtype), remedy)
 
-    def _axis(self, member: int, axis: int | None) -> int:
-        """Return which axis counts the units; JAX keeps them on the last one."""
-        ndim = self.leaves[member].ndim
-        if axis is None:
-            return ndim - 1
-        if not -ndim <= axis < ndim:
-            remedy = f"{self.names[member]} has {ndim} axes"
-            raise PolicyError.of("axis", axis, remedy)
-        return axis % ndim
+    def _axes(self, member: int, axis: Axis) -> tuple[int, ...]:
+        """Return which axes count the units; JAX keeps them on the last one."""
+        return unit_axes(axis, self.leaves[member].ndim, self.names[member], default=-1)
 
 
 def _decomposed(value: Values) -> Spectrum | None:

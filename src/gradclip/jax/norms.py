@@ -70,16 +70,16 @@ def two_norms(leaves: Sequence[Values]) -> Values:
     return jax.lax.cond(jnp.all(jnp.stack(enough)), quick, again)
 
 
-def norm(x: Values, order: float, keep: int | None = None) -> Values:
-    """Return the p-norm over all axes but `keep`, shape () or (x.shape[keep],).
+def norm(x: Values, order: float, keep: tuple[int, ...] = ()) -> Values:
+    """Return the p-norm over all axes but those to keep, in the shape of these.
 
     Powers of up to float32 are summed in float64, where none overflows or vanishes, x64 or not;
     those of float64 are scaled by the largest magnitude first.
     """
-    axes = tuple(i for i in range(x.ndim) if i != keep)
+    axes = tuple(i for i in range(x.ndim) if i not in keep)
     kind = widest()
     if x.size == 0:
-        return jnp.zeros(() if keep is None else x.shape[keep], kind)
+        return jnp.zeros([x.shape[i] for i in keep], kind)
     with enable_x64(True):
         # A square needs no abs, which XLA would not vectorise together with the sum.
         size = x if order == 2.0 and x.dtype in _NARROW else jnp.abs(x)
@@ -132,5 +132,9 @@ def cosine(a: Values, b: Values) -> Values:
 
 
 def times(x: Values, factor: Scalar) -> Values:
-    """Return x·factor, rounded once; a factor of 1 keeps the bits."""
-    return jnp.where(factor == 1, x, (at_least_single(x) * factor).astype(x.dtype))
+    """Return x·factor, rounded once; 1 keeps the bits, and what is finite stays so."""
+    product = (at_least_single(x) * factor).astype(x.dtype)
+    if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+        most = jnp.copysign(jnp.asarray(jnp.finfo(x.dtype).max, x.dtype), product)
+        product = jnp.where(jnp.isfinite(x) & jnp.isinf(product), most, product)
+    return jnp.where(factor == 1, x, product)

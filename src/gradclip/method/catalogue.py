@@ -18,6 +18,7 @@ from ..checks import builtin
 from ..errors import PolicyError
 from .call import Call, text_name
 from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
+from .table import Table
 from .threshold.limit import Followed, followed
 from .traits import Traits, traits_of
 
@@ -168,7 +169,7 @@ def recipe(
 def _held(value: object, annotation: str | None) -> object:
     """Return an argument as the note of the call holds it: a limit that moves, or plain."""
     held = followed(value) if annotation is not None and "Limit" in annotation else value
-    return held if isinstance(held, Followed) else builtin(value)
+    return held if isinstance(held, Followed) else _plain(value)
 
 
 def lookup(name: str) -> Recipe:
@@ -188,6 +189,23 @@ def lookup(name: str) -> Recipe:
     close = get_close_matches(plain, CATALOGUE, 1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
+
+
+def _plain(value: object) -> object:
+    """Return Python's own number for a number, a tuple of them for several, else a table."""
+    if isinstance(value, (tuple, list)) and not any(map(_is_many, value)):
+        return tuple(map(builtin, value))
+    if not _is_many(value):
+        return builtin(value)
+    try:
+        return Table.of("argument", value)
+    except PolicyError:
+        return value  # The recipe refuses the value, and knows the argument's name.
+
+
+def _is_many(value: object) -> bool:
+    """Return whether a value is an array or a list, but not an array of no axes."""
+    return isinstance(value, (tuple, list)) or bool(getattr(value, "shape", ()))
 
 
 def _current(kwargs: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, object]:

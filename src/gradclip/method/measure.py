@@ -9,8 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..arrays import Namespace, Norms, Scalar, Sizes
-from ..checks import choice, integer, number
+from ..checks import choice, number
 from ..errors import PolicyError
+from .axes import Axis, checked_axis
 
 __all__ = ["Measure", "Order", "Scope", "combine"]
 
@@ -31,8 +32,10 @@ class Measure:
             the loss instead of a gradient.
         order: p > 0 of the p-norm; inf for the largest magnitude; `"rms"` for the 2-norm over
             √N; `"average"` for the 2-norm over N.
-        axis: the axis that counts the units, for the scope `"unit"`; None takes the convention
-            of the array library: the first axis for PyTorch and NumPy, the last for JAX.
+        axis: the axis that counts the units, for the scope `"unit"`, or a tuple of axes, of
+            which each combination counts one: (0, 1) takes one norm of each kernel of a
+            convolution. None takes the convention of the array library: the first axis for
+            PyTorch and NumPy, the last for JAX.
         relative: a pair (rel, abs): each value is divided by rel·|w| + abs before the norm is
             taken, with w the weight of this value; None measures the values themselves.
 
@@ -46,7 +49,7 @@ class Measure:
 
     scope: Scope = "global"
     order: Order = 2.0
-    axis: int | None = None
+    axis: Axis = None
     relative: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class Measure:
         if self.axis is not None:
             if self.scope != "unit":
                 raise PolicyError.of("axis", self.axis, "only scope='unit' has a unit axis")
-            object.__setattr__(self, "axis", integer("axis", self.axis, low=-64))
+            object.__setattr__(self, "axis", checked_axis(self.axis))
         if self.relative is not None:
             if self.scope not in ("tensor", "global") or isinstance(self.order, str):
                 remedy = "it needs scope 'tensor' or 'global' and a p-norm"

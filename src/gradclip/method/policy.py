@@ -16,6 +16,7 @@ from ..errors import PolicyError
 from .call import Call
 from .measure import Measure
 from .response import Response, Skip
+from .table import tables
 from .threshold import Threshold
 from .threshold.base import check_threshold
 from .wrapper import Source
@@ -95,6 +96,9 @@ class Policy(_Chainable):
             raise PolicyError.of("response", kind, f"it goes with scope={scopes[0]!r}")
         if scope == "loss" and kind != "Skip":
             raise PolicyError.of("response", kind, "scope='loss' goes with Skip only")
+        if scope != "element" and any(tables(self.threshold)):
+            remedy = "a bound that is an array goes with scope='element': it bounds each value"
+            raise PolicyError.of("scope", scope, remedy)
         _refuse_deep(self)
 
     def __repr__(self) -> str:

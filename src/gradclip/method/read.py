@@ -3,7 +3,8 @@
     norm:1.0                        a recipe and its arguments
     value:-1,1|norm:1.0             a chain
     feedback(norm:1.0)              a wrapper and its inner policy
-    norm:1.0->0.1@1000      a limit that goes from 1.0 to 0.1 in 1,000 steps
+    norm:1.0->0.1@1000              a limit that goes from 1.0 to 0.1 in 1,000 steps
+    agc:axis=0+1                    an argument of several numbers, such as axes
     embed.*=norm:0.5;*.bias=none;*=norm:1.0     rules by name; the first match wins
     none                            the empty chain, which measures and changes nothing
     none|norm:1.0                   a chain of one policy
@@ -48,8 +49,11 @@ _SYNONYMS = {
     **dict.fromkeys(_NORMS.split(), "norm"),
     **dict.fromkeys(_VALUES.split(), "value"),
 }
+# Several numbers, as in `axis=0+1`.
+_NUMBER = r"-?(?:inf|(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:e[-+]?\d{1,5})?)"
+_SEVERAL = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})+", re.ASCII)
 _MOST_LEVELS = 100
-_MOST_CHARACTERS = 1_000_000
+_MOST_CHARACTERS = 10_000_000
 
 
 def as_policy(value: object) -> AnyPolicy:
@@ -274,7 +278,7 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _value(text: str) -> object:
-    """Read an argument: none, true, false, a whole number, a number, a ramp, or a word."""
+    """Read an argument: none, true, false, a number, a ramp, several numbers, or a word."""
     start, arrow, rest = text.partition("->")
     end, at, steps = rest.partition("@")
     if arrow and not at:
@@ -292,6 +296,8 @@ def _value(text: str) -> object:
         if value in (math.inf, -math.inf) and "inf" not in text.lower():
             raise PolicyError.of("number", text, "it is beyond the largest float")
         return value
+    if _SEVERAL.fullmatch(text):
+        return tuple(map(_value, re.findall(_NUMBER, text)))
     return text
 
 

@@ -117,5 +117,6 @@ def _raises(policy: Policy, limits: Limits) -> bool:
     """Return whether the limits can move a value or a norm away from zero."""
     if isinstance(policy.response, Clamp):
         low, high = limits.low, limits.high
-        return (low is not None and bool(low > 0)) or (high is not None and bool(high < 0))
+        up, down = (bool(np.any(low > 0)) if low is not None else False), high is not None
+        return up or (down and bool(np.any(high < 0)))
     return limits.low is not None

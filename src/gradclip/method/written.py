@@ -15,6 +15,7 @@ from . import response as responses
 from . import threshold as thresholds
 from . import wrapper as sources
 from .response import Response
+from .table import Table
 from .threshold import Ramp, Threshold
 from .threshold.limit import Followed
 from .wrapper import Source
@@ -55,6 +56,7 @@ PARTS: dict[str, type] = {**LIMITS, **THRESHOLDS, **RESPONSES, **SOURCES}
 MOST_BRACKETS = 50
 """The largest depth of nested brackets in text."""
 
+_MOST_NUMBERS = 16
 # A word that text can hold as an argument and that a reader reads as the same word.
 _WORD = re.compile(r"(?!(?:none|true|false|inf|infinity|nan)$)[a-z_][\w.-]*", re.ASCII | re.I)
 
@@ -79,7 +81,7 @@ def can_be_written(value: object) -> bool:
         return value not in ("inf", "-inf")
     if isinstance(value, float):
         return not math.isnan(value)
-    known = value is None or isinstance(value, (int, Written))
+    known = value is None or isinstance(value, (int, Written, Table))
     return known or PARTS.get(type(value).__name__) is type(value)
 
 
@@ -87,6 +89,8 @@ def as_data(value: object) -> object:
     """Return a value as plain data; inf becomes the word "inf", because JSON has no inf."""
     if isinstance(value, Written):
         return value.data()
+    if isinstance(value, Table):
+        return as_data(value.nested)
     if isinstance(value, tuple):
         return [as_data(part) for part in value]
     if isinstance(value, float):
@@ -126,6 +130,11 @@ def as_text(value: object) -> str | None:
         return repr(value)
     if isinstance(value, Ramp):
         return f"{value.start!r}->{value.end!r}@{value.steps}"
+    if isinstance(value, Table) and len(value.shape) == 1:
+        value = value.values
+    if isinstance(value, tuple) and 1 < len(value) <= _MOST_NUMBERS:
+        numbers = all(type(part) in (int, float) for part in value)
+        return "+".join(map(repr, value)) if numbers else None  # A comma ends an argument.
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
 
 
@@ -133,8 +142,11 @@ def as_code(value: object) -> str:
     """Return a Python expression for a value; inf becomes `float('inf')`."""
     if isinstance(value, float) and math.isinf(value):
         return f"float({str(value)!r})"
+    if isinstance(value, Table):
+        return as_code(value.nested)
     if isinstance(value, tuple):
-        return f"({''.join(as_code(part) + ', ' for part in value).rstrip()})"
+        parts = ", ".join(map(as_code, value))
+        return f"({parts},)" if len(value) == 1 else f"({parts})"
     if is_dataclass(value) and not isinstance(value, (type, Written, Followed)):
         own = ", ".join(f"{name}={as_code(part)}" for name, part in _changed(value))
         return f"{type(value).__name__}({own})"

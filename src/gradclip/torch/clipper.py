@@ -22,6 +22,7 @@ from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from ..method.response import ValueResponse
 from .processes.agree import Value, agree, refusing
+from .processes.bounds import refuse_divided_bounds
 from .processes.exchange import together
 from .processes.layout import GroupsLike
 from .processes.making import agree_to_make, and_the_job, listed, value_of
@@ -338,6 +339,7 @@ class Clipper:
         layers = plan(policy, found.names)
         if found.layout is not None:
             refuse_local_skips(layers)
+            refuse_divided_bounds(layers, found.layout)
         memory = None
         if holds_anything(self._memory):
             memory = memory_for_others(

@@ -168,6 +168,8 @@ class InBackward:
         order = 2.0 if exact else only_order(layers, self.policy)
         self._names, self._plan, self._exact, self._order = names, layers, exact, order
         self._parameters = Parameters(flat)
+        if exact:  # What does not fit a shape is refused here: a backward steps one by one.
+            init(layers, self._parameters.shapes())
         self._sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
         self._parts = parts_of(named, layers if exact else ())
 

@@ -245,7 +245,7 @@ WRONG: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: parse(1.0), ["policy=1.0", "norm:1.0"]),  # type: ignore[arg-type]
     (lambda: parse("nrom:1"), ["method='nrom'", "did you mean 'norm'"]),
     (lambda: parse("norm"), ["norm()", "max_norm", "order, scope"]),
-    (lambda: parse("norm:1,2,global,4"), ["norm(1, 2, 'global', 4)", "too many"]),
+    (lambda: parse("norm:1,2,global,none,5"), ["norm(1, 2, 'global', None, 5)", "too many"]),
     (lambda: parse("norm:-1"), ["max_norm=-1", ">= 0"]),
     (lambda: parse("norm:abc"), ["max_norm='abc'", "real number"]),
     (lambda: parse("norm:nan"), ["max_norm=nan", "real number"]),

@@ -7,12 +7,14 @@ from typing import Literal
 
 from ...checks import choice, flag
 from ...errors import PolicyError
+from ..axes import Axis
 from ..catalogue import recipe
 from ..measure import Measure, Order, Scope
 from ..policy import Policy
 from ..response import Clamp, Normalise, Rescale, Smooth
+from ..table import Table
 from ..threshold import RatioToWeight
-from ..threshold.fixed import between, symmetric
+from ..threshold.fixed import between, exceeds, symmetric
 from ..threshold.limit import Limit, bound
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063")
-def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Policy:
+def by_norm(
+    max_norm: Limit, order: Order = 2.0, scope: Scope = "global", axis: Axis = None
+) -> Policy:
     """Rescale a gradient whose norm exceeds max_norm.
 
     g if ‖g‖ ≤ max_norm, else g·max_norm/‖g‖.
@@ -42,12 +46,15 @@ def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Pol
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global" takes one norm over all parameters, "tensor" one for each,
             "unit" one for each output row.
+        axis: for the scope "unit", the axis that counts the units, or a tuple of such axes:
+            TensorFlow's `axes` are the others, over which a norm is taken. See `agc`.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: max_norm is negative or NaN, order ≤ 0, or the scope is unknown.
+        PolicyError: max_norm is negative or NaN, order ≤ 0, the scope is unknown, or an axis
+            stands twice or goes with another scope than "unit".
 
     Numerics: the limit is exact: the method adds no ε to the norm. A zero gradient stays zero.
 
@@ -61,23 +68,23 @@ def by_norm(max_norm: Limit, order: Order = 2.0, scope: Scope = "global") -> Pol
     """
     _refuse_scope(scope)
     limit = between(bound("max_norm", max_norm, low=0))
-    return Policy(Measure(scope, order), limit, Rescale())
+    return Policy(Measure(scope, order, axis), limit, Rescale())
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="Mikolov 2012, PhD thesis; Graves 2013, arXiv:1308.0850")
 def by_value(
-    limit: Limit | None = None,
+    limit: Limit | Table | None = None,
     /,
-    max: Limit | None = None,
+    max: Limit | Table | None = None,
     *,
-    min: Limit | None = None,
+    min: Limit | Table | None = None,
 ) -> Policy:
     """Clamp each value of the gradient between a minimum and a maximum.
 
     gᵢ → min(max(gᵢ, a), b).
 
     by_value(c) clamps to [-c, c], by_value(a, b) clamps to [a, b], and by_value(min=a) sets no
-    maximum.
+    maximum. Each bound may be an array, or numbers in lists, that broadcasts to each gradient.
 
     Args:
         limit: the largest magnitude, ≥ 0, if it is the only argument; with max, the minimum a.
@@ -88,7 +95,9 @@ def by_value(
         The policy.
 
     Raises:
-        PolicyError: no bound was given, a bound is NaN, or min exceeds max.
+        PolicyError: no bound was given, a bound is NaN, min exceeds max anywhere, or an array has
+            over 100,000 values. The first step refuses an array that does not broadcast to a
+            gradient, or a gradient that lies in pieces on several processes.
 
     Numerics: a value inside the bounds keeps its bits; NaN stays NaN. The direction of the
     gradient changes; `ClipResult.cosine` is the cosine between the two directions.
@@ -104,15 +113,15 @@ def by_value(
     if limit is not None and min is not None:
         raise PolicyError.of("min", min, "give the minimum once: by_value(min, max)")
     if limit is not None and max is None:
-        threshold = symmetric(bound("limit", limit, low=0))
+        threshold = symmetric(bound("limit", limit, low=0, several=True))
         return Policy(Measure("element"), threshold, Clamp())
     if limit is not None:
         min = limit
     if min is None and max is None:
         raise PolicyError.of("limit", None, "give by_value(limit) or by_value(min, max)")
-    low = None if min is None else bound("min", min)
-    high = None if max is None else bound("max", max)
-    if isinstance(low, float) and isinstance(high, float) and low > high:
+    low = None if min is None else bound("min", min, several=True)
+    high = None if max is None else bound("max", max, several=True)
+    if exceeds(low, high):
         raise PolicyError.of("min", min, f"it must not exceed max={max!r}")
     return Policy(Measure("element"), between(high, low, least=-math.inf), Clamp())
 
@@ -123,7 +132,11 @@ def by_value(
     paper="the lower half of a norm band; Pascanu et al. 2013, section 3.3",
 )
 def floor(
-    min_norm: Limit, order: Order = 2.0, scope: Scope = "global", max_gain: float = 1e6
+    min_norm: Limit,
+    order: Order = 2.0,
+    scope: Scope = "global",
+    max_gain: float = 1e6,
+    axis: Axis = None,
 ) -> Policy:
     """Scale up a gradient whose norm is under min_norm; a zero gradient stays zero.
 
@@ -134,6 +147,7 @@ def floor(
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
         max_gain: the largest factor, ≥ 1, so that rounding noise of norm 1e-30 stays small.
+        axis: see `by_norm`.
 
     Returns:
         The policy.
@@ -149,7 +163,7 @@ def floor(
     """
     _refuse_scope(scope)
     limit = between(low=bound("min_norm", min_norm, low=0, above=True, finite=True))
-    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+    return Policy(Measure(scope, order, axis), limit, Rescale(max_gain))
 
 
 @recipe(
@@ -163,6 +177,7 @@ def band(
     order: Order = 2.0,
     scope: Scope = "global",
     max_gain: float = 1e6,
+    axis: Axis = None,
 ) -> Policy:
     """Keep the norm between min_norm and max_norm; a zero gradient stays zero.
 
@@ -174,6 +189,7 @@ def band(
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
         max_gain: the largest factor, ≥ 1.
+        axis: see `by_norm`.
 
     Returns:
         The policy.
@@ -191,7 +207,7 @@ def band(
     low = bound("min_norm", min_norm, low=0, above=True, finite=True)
     least = low if isinstance(low, float) else 0.0
     limit = between(bound("max_norm", max_norm, low=least), low)
-    return Policy(Measure(scope, order), limit, Rescale(max_gain))
+    return Policy(Measure(scope, order, axis), limit, Rescale(max_gain))
 
 
 @recipe(
@@ -250,7 +266,7 @@ def average_norm(max_norm: Limit) -> Policy:
 
 
 @recipe(kind="fixed", paper="Brock et al. 2021, arXiv:2102.06171")
-def agc(clipping: Limit = 0.01, eps: float = 1e-3, axis: int | None = None) -> Policy:
+def agc(clipping: Limit = 0.01, eps: float = 1e-3, axis: Axis = None) -> Policy:
     """Clip each unit's gradient in proportion to the unit's weights (adaptive gradient clipping).
 
     G·λ·max(‖W‖, ε)/‖G‖ if ‖G‖ > λ·max(‖W‖, ε), else G, for each output row or filter.
@@ -258,15 +274,16 @@ def agc(clipping: Limit = 0.01, eps: float = 1e-3, axis: int | None = None) -> P
     Args:
         clipping: λ > 0, the largest ratio of the gradient's norm to the weights' norm.
         eps: ε ≥ 0, the norm that stands in for every smaller norm of weights.
-        axis: the axis that counts the units; None takes the first axis for PyTorch and NumPy,
-            and the last axis for JAX. A scalar or a vector is one unit.
+        axis: the axis that counts the units, or a tuple of axes, of which each combination counts
+            one unit; None takes the first axis for PyTorch and NumPy, and the last axis for JAX.
+            A scalar or a vector is one unit.
 
     Returns:
         The policy, which needs the weights. The authors exclude the last layer:
         {"head.*": None, "*": agc()}.
 
     Raises:
-        PolicyError: clipping is not positive, or eps is negative.
+        PolicyError: clipping is not positive, eps is negative, or an axis stands twice.
 
     Numerics: the limit is exact. The authors' code divides by max(‖G‖, 1e-6), which changes
     nothing with these defaults.
@@ -290,6 +307,7 @@ def smooth(
     shape: Literal["root", "linear"] = "root",
     order: Order = 2.0,
     scope: Scope = "global",
+    axis: Axis = None,
 ) -> Policy:
     """Shrink every gradient smoothly, so that its norm stays under max_norm.
 
@@ -300,6 +318,7 @@ def smooth(
         shape: "root" or "linear", one of the two formulas.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
+        axis: see `by_norm`.
 
     Returns:
         The policy, which changes every gradient, a small one only a little.
@@ -315,7 +334,7 @@ def smooth(
     """
     _refuse_scope(scope)
     limit = between(bound("max_norm", max_norm, low=0, above=True))
-    return Policy(Measure(scope, order), limit, Smooth(shape))
+    return Policy(Measure(scope, order, axis), limit, Smooth(shape))
 
 
 @recipe(kind="fixed", sample=(0.5,), paper="a smooth form of value clipping")
@@ -346,7 +365,11 @@ def tanh(limit: Limit) -> Policy:
     paper="normalised gradient descent; Hazan, Levy, Shalev-Shwartz 2015, arXiv:1507.02030",
 )
 def normalise(
-    norm: Limit = 1.0, eps: float = 1e-6, order: Order = 2.0, scope: Scope = "global"
+    norm: Limit = 1.0,
+    eps: float = 1e-6,
+    order: Order = 2.0,
+    scope: Scope = "global",
+    axis: Axis = None,
 ) -> Policy:
     """Give every gradient the same norm; a zero gradient stays zero.
 
@@ -357,6 +380,7 @@ def normalise(
         eps: ε ≥ 0, added to the norm in the divisor.
         order: p > 0 of the p-norm, inf, "rms" or "average".
         scope: "global", "tensor" or "unit".
+        axis: see `by_norm`.
 
     Returns:
         The policy. With a constant learning rate the steps never shrink.
@@ -372,7 +396,7 @@ def normalise(
     """
     _refuse_scope(scope)
     limit = between(bound("norm", norm, low=0, above=True))
-    return Policy(Measure(scope, order), limit, Normalise(eps))
+    return Policy(Measure(scope, order, axis), limit, Normalise(eps))
 
 
 @recipe(kind="fixed", sample=(1.0,), paper="SPECTRA: spectral clipping of singular values")

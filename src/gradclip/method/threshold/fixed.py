@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 from types import NoneType
 
-from ...arrays import Namespace, Norms, Scalar
+import numpy as np
+
+from ...arrays import Array, Namespace, Norms, Scalar
 from ...checks import flag, number
 from ...errors import PolicyError
+from ..table import Table
 from .base import Context, Limits, State
 from .limit import Bound, Limit, bound, now
 
-__all__ = ["Fixed", "Moving", "RatioToWeight", "between", "symmetric"]
+__all__ = ["Fixed", "Moving", "RatioToWeight", "between", "exceeds", "symmetric"]
 
 
 @dataclass(frozen=True)
@@ -20,29 +23,32 @@ class Fixed:
     """Use the same limits at every step.
 
     Args:
-        high: the largest allowed norm or value; None sets no upper bound.
-        low: the smallest allowed norm or value, ≤ high; None sets no lower bound.
+        high: the largest allowed norm or value; None sets no upper bound. For the scope "element"
+            it may be an array, or numbers in lists, that broadcasts to each gradient.
+        low: the smallest allowed norm or value, ≤ high; None sets no lower bound. May be an array
+            as well.
 
     Raises:
-        PolicyError: both bounds are None, a bound is NaN, or low exceeds high.
+        PolicyError: both bounds are None, a bound is NaN, low exceeds high anywhere, or two
+            arrays do not broadcast to one shape.
 
     Example:
         >>> Fixed(high=1.0).update({}, 3.0, Context(), None)
         (Limits(low=None, high=1.0), {})
     """
 
-    high: float | None = None
-    low: float | None = None
+    high: float | Table | None = None
+    low: float | Table | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
         for name in ("low", "high"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, number(name, value))
+                object.__setattr__(self, name, _fixed(name, value))
         if self.high is None and self.low is None:
             raise PolicyError.of("high", None, "give at least one of high and low")
-        if self.low is not None and self.low > (math.inf if self.high is None else self.high):
+        if exceeds(self.low, self.high):
             raise PolicyError.of("low", self.low, f"it must not exceed high={self.high!r}")
 
     def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
@@ -52,12 +58,12 @@ class Fixed:
     def update(
         self,
         state: State,
-        norms: Norms,  # noqa: ARG002
+        norms: Norms,
         context: Context,  # noqa: ARG002
-        xp: Namespace,  # noqa: ARG002
+        xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the same limits at every step."""
-        return Limits(self.low, self.high), state
+        return Limits(_like(self.low, norms, xp), _like(self.high, norms, xp)), state
 
 
 @dataclass(frozen=True)
@@ -178,11 +184,43 @@ def between(
         low: the lower limit; None for none.
         least: what a smaller number counts as, if a limit moves.
     """
-    if isinstance(high, (float, NoneType)) and isinstance(low, (float, NoneType)):
+    fixed = (float, Table, NoneType)
+    if isinstance(high, fixed) and isinstance(low, fixed):
         return Fixed(high, low)
     return Moving(high, low, least)
 
 
 def symmetric(high: Bound) -> Fixed | Moving:
     """Return the threshold with the limits -high and high."""
+    if isinstance(high, Table):
+        return Fixed(high, Table(high.shape, tuple(0.0 - value for value in high.values)))
     return Fixed(high, -high) if isinstance(high, float) else Moving(high, least=0, symmetric=True)
+
+
+def exceeds(low: Bound | None, high: Bound | None) -> bool:
+    """Return whether a lower bound is over the upper one, anywhere, as far as both are known."""
+    a, b = (each.array if isinstance(each, Table) else each for each in (low, high))
+    if not isinstance(a, (float, np.ndarray)) or not isinstance(b, (float, np.ndarray)):
+        return False
+    try:
+        return bool(np.any(np.greater(a, b)))
+    except ValueError:
+        shapes = f"arrays of shapes {np.shape(a)} and {np.shape(b)}"
+        raise PolicyError.of("bounds", shapes, "they do not broadcast to one shape") from None
+
+
+def _like(given: float | Table | None, norms: Norms, xp: Namespace) -> Array:
+    """Return a bound as a number, or as an array beside the norms."""
+    return given.like(norms, xp) if isinstance(given, Table) else given
+
+
+def _fixed(argument: str, value: object) -> float | Table:
+    """Return a bound that does not move.
+
+    Raises:
+        PolicyError: it moves, or is not a number or an array of numbers.
+    """
+    found = bound(argument, value, several=True)
+    if isinstance(found, (float, Table)):
+        return found
+    raise PolicyError.of(argument, value, "a limit that moves belongs to Moving")

@@ -12,6 +12,7 @@ import numpy as np
 from ...arrays import Array, Namespace, Scalar
 from ...checks import integer, number
 from ...errors import PolicyError
+from ..table import Table
 
 __all__ = ["Bound", "Followed", "Limit", "Ramp", "bound", "followed", "now"]
 
@@ -96,17 +97,18 @@ class Followed:
 
 Limit: TypeAlias = float | Ramp | Callable[[Scalar], Scalar] | Array
 """A limit as users give it: a number, a `Ramp`, a function of the step, or an array of no axes."""
-Bound: TypeAlias = float | Ramp | Followed
+Bound: TypeAlias = float | Ramp | Followed | Table
 """A limit as a threshold holds it."""
 
 
 def bound(
     argument: str,
-    value: Limit,
+    value: object,
     *,
     low: float = -math.inf,
     above: bool = False,
     finite: bool = False,
+    several: bool = False,
 ) -> Bound:
     """Return a limit as a threshold holds it, checked as far as it is known.
 
@@ -116,10 +118,16 @@ def bound(
         low: the smallest number that is allowed.
         above: whether `low` itself is not allowed.
         finite: whether inf is not allowed.
+        several: whether an array, or numbers in lists, may stand for a number.
 
     Raises:
         PolicyError: the value is none of these, or is out of range.
     """
+    if several and (isinstance(value, (Table, tuple, list)) or getattr(value, "shape", ())):
+        table = Table.of(argument, value)
+        if min(table.values) < low:
+            raise PolicyError.of(argument, table.nested, f"give numbers >= {low:g}")
+        return table
     held = followed(value)
     if isinstance(held, Ramp):
         for end in (held.start, held.end):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...arrays import Namespace, Norms, Scalar
+from ...method.axes import Axis, unit_axes
 from ...method.measure import combine
 from ..tensors.units import split
 from . import placements as shards
@@ -174,7 +175,15 @@ class Layout:
         found = shards.places(tensor, axis)
         return found + piece.offset if axis % max(len(piece.shape), 1) == 0 else found
 
-    def units(self, member: int, axis: int | None) -> int:
+    def unit_places(self, member: int, tensor: Tensor, axis: Axis) -> np.ndarray:
+        """Return where among all units of the whole parameter those of this process are."""
+        shape, found = self.pieces[member].shape, np.zeros(1, np.int64)
+        for each in unit_axes(axis, len(shape), self.pieces[member].name):
+            here = self.places(member, tensor, each)
+            found = (found[:, None] * shape[each] + here[None]).ravel()
+        return found
+
+    def units(self, member: int, axis: Axis) -> int:
         """Return how many units the whole parameter has."""
         piece = self.pieces[member]
         return split(piece.shape, axis, piece.name)[0]

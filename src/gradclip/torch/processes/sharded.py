@@ -19,6 +19,7 @@ from torch import Tensor
 from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
 from ...engine.backend import Change, ClampTo, Decompose, Measured, Relative, Spectrum, Units
 from ...errors import PolicyError
+from ...method.axes import Axis
 from ...method.threshold import Limits
 from ..tensors.gradients import Gradients, floats, one_value
 from ..tensors.norms import decomposed
@@ -166,7 +167,7 @@ class Sharded:
         here = self._inner.norms(range(len(self.names)), order)
         return self._layout.total(here, order, self.xp)
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Return each whole unit's norm and number of values, and how many each member has."""
         counts = [self._layout.units(m, axis) for m in members]
         totals = [float(np.prod(self._layout.pieces[m].shape)) for m in members]
@@ -191,15 +192,24 @@ class Sharded:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
         self._inner.scale(factors)
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,) of the whole."""
         counts = [self._layout.units(m, axis) for m in members]
         here, index = self._here(members, counts, axis)
         mine = factors[index if self.host else torch.from_numpy(index).to(factors.device)]
         self._inner.scale_units(here, mine, axis)
 
+    def saturate(self) -> None:
+        """Have what is finite stay finite; see `Gradients.saturate`."""
+        self._inner.saturate()
+
+    @property
+    def saturates(self) -> bool:
+        """Whether a factor may be over 1."""
+        return self._inner.saturates
+
     def _here(
-        self, members: Sequence[int], counts: list[int], axis: int | None
+        self, members: Sequence[int], counts: list[int], axis: Axis
     ) -> tuple[list[int], np.ndarray]:
         """Return the members that are here, and where their units are among all units."""
         here, parts, start = [], [np.zeros(0, np.int64)], 0
@@ -207,13 +217,7 @@ class Sharded:
             grad = self._grads[member]
             if grad is not None:
                 here.append(member)
-                vector = len(self._layout.pieces[member].shape) < 2
-                at = (
-                    np.zeros(1, np.int64)
-                    if vector
-                    else self._layout.places(member, grad, axis or 0)
-                )
-                parts.append(start + at)
+                parts.append(start + self._layout.unit_places(member, grad, axis))
             start += count
         return here, np.concatenate(parts)
 

@@ -18,6 +18,7 @@ from .parameters import Grads
 
 __all__ = [
     "Fold",
+    "held_factor",
     "honours_found_inf",
     "one_factor",
     "refusal",
@@ -71,6 +72,31 @@ class Fold:
             return None
         wide = torch.tensor(float(exact), dtype=torch.float64, device="cpu")
         return cls(_rounded_up(wide))
+
+
+def held_factor(factor: Factors, total: Tensor, grads: Grads) -> Factors | None:
+    """Return the factor with which no finite value of the gradients leaves its dtype.
+
+    No value is larger than the norm, of any order. On a device nobody looks: there the factor is
+    capped, so that the norm stays within float32.
+
+    Args:
+        factor: shape ().
+        total: the norm of the gradients, without a scale.
+        grads: the gradients.
+
+    Returns:
+        The factor; None if a pass of our own has to look at each value.
+    """
+    if not grads.saturates:
+        return factor
+    dtypes = {tensor.dtype for tensor in grads.tensors}
+    most = min((torch.finfo(dtype).max for dtype in dtypes), default=_HUGE)
+    if not isinstance(factor, Tensor):
+        return factor if not (factor > 1 and factor * float(total) > most) else None
+    if torch.float16 in dtypes:
+        return None
+    return torch.minimum(factor, most / total.to(factor.device, factor.dtype))
 
 
 def refusal(optimizer: torch.optim.Optimizer, plan: Plan, count: int, hook: int) -> str | None:

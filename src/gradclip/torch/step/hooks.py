@@ -22,7 +22,14 @@ from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
 from .classes import ready_level
-from .fused import Fold, honours_found_inf, refusal, refusal_of_gradients, zero_momentum
+from .fused import (
+    Fold,
+    held_factor,
+    honours_found_inf,
+    refusal,
+    refusal_of_gradients,
+    zero_momentum,
+)
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .interrupts import Held
 from .leftovers import LeftoverScale, clear_leftovers, set_for_step
@@ -373,11 +380,18 @@ class StepHooks:
         at_gate = clipper.may_skip and not on_device
         if at_gate and self._now is not None:
             decision = self._now.pass_on_the_way(decision, clipper.nonfinite)
-        fold = None if divide else Fold.of(decision.factors, scale)
+        factor = decision.factors
+        if not divide:
+            factor = held_factor(factor, decision.result.total_norm, grads)
+        fold = None if divide or factor is None else Fold.of(factor, scale)
         if fold is None:
             decision.apply()
             if not divide:
-                self.scaled_because = "float32 cannot hold the factor"
+                self.scaled_because = (
+                    "float32 cannot hold the factor"
+                    if factor is not None
+                    else "the factor may take a value beyond its dtype"
+                )
         result = clipper.finish(decision, folded=fold is not None)
         if at_gate and bool(result.skipped):  # Waits for an accelerator: there is no other way.
             raise LeaveOut(loss)

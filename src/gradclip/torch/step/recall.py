@@ -12,12 +12,13 @@ from ...arrays import Array, Memory
 from ...engine.memory import init
 from ...engine.saved import sound_memory
 from ...errors import PolicyError
+from ...method.axes import Axis
 from ...method.plan import AnyStage, Plan, WrappedStage
 from ..processes.placements import as_parts, is_sharded, local
 from ..processes.sharded import Sharded
 from ..processes.written_out import written_out
 from ..tally import COUNTERS
-from ..tensors.carried import Axis, Remembered, carry_over
+from ..tensors.carried import Remembered, carry_over
 from ..tensors.gather import PLAIN
 from ..tensors.memory import map_arrays
 from .parameters import Grads, Parameters

@@ -10,12 +10,24 @@ from torch import Tensor
 
 from ...method.threshold import Limits
 from .gather import PLAIN
+from .norms import widest
 
 __all__ = ["as_pair", "device_scale", "enlarge", "multiply", "stored"]
 
 
-def device_scale(tensors: Sequence[Tensor], factors: Tensor) -> None:
-    """Multiply in place on the device, without reading a factor."""
+def device_scale(tensors: Sequence[Tensor], factors: Tensor, *, saturate: bool = False) -> None:
+    """Multiply in place on the device, without reading a factor.
+
+    Args:
+        tensors: mutated.
+        factors: shape () or (tensors,).
+        saturate: whether what is finite stays so, which costs passes over the values.
+    """
+    if saturate:
+        for i, tensor in enumerate(tensors):
+            factor = (factors if factors.ndim == 0 else factors[i]).to(tensor.device)
+            enlarge(tensor, factor)
+        return
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(i)
@@ -55,10 +67,12 @@ def enlarge(tensor: Tensor, factor: float | Tensor) -> None:
     parts = torch.view_as_real(tensor.resolve_conj()) if tensor.dtype.is_complex else tensor
     if isinstance(factor, Tensor) and factor.ndim and tensor.dtype.is_complex:
         factor = factor[..., None]
-    product = (parts.double() * factor).to(parts.dtype)
+    wide = parts.to(torch.promote_types(parts.dtype, widest(parts.device)))
+    product = (wide * factor).to(parts.dtype)
     over = torch.isfinite(parts) & torch.isinf(product)
     most = torch.finfo(parts.dtype).max
     product = torch.where(over, torch.copysign(torch.full_like(product, most), product), product)
+    product = torch.where(factor == 1, parts, product) if isinstance(factor, Tensor) else product
     tensor.copy_(torch.view_as_complex(product) if tensor.dtype.is_complex else product)
 
 

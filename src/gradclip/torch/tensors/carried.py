@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import array_api_compat.torch as torch_xp
 import torch
 from torch import Tensor
 
 from ...arrays import Memory, State
+from ...method.axes import Axis
 from ...method.plan import AnyStage, Plan, Stage, WrappedStage
 from ...method.threshold import Threshold
 from .memory import alike
 
-__all__ = ["Axis", "Remembered", "carry_over"]
-
-Axis: TypeAlias = "int | None"
-"""The axis along which units lie; None for the first."""
+__all__ = ["Remembered", "carry_over"]
 
 
 class Remembered(NamedTuple):

@@ -22,6 +22,7 @@ from ... import kernel
 from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
 from ...engine.backend import Change, ClampTo, Measured, Relative, Units
 from ...errors import PolicyError
+from ...method.axes import Axis
 from ...method.plan import Plan
 from ...method.response import Clamp
 from ...method.threshold import Limits
@@ -70,6 +71,7 @@ class Gradients:
 
     Attributes:
         apart: whether the tensors are known to share no memory.
+        saturates: whether a factor may be over 1, and what is finite stays so; see `saturate`.
     """
 
     values_xp: Namespace = torch_xp
@@ -108,6 +110,7 @@ class Gradients:
         self._usable = usable and self.host
         self.xp: Namespace = np if self.host else torch_xp
         self._helped = False
+        self.saturates = False
 
     def _divide(self, usable: bool) -> None:
         """Say which tensors the kernel reads, and which are torch's to read."""
@@ -194,7 +197,7 @@ class Gradients:
         norms[self._rest] = [host_norm(self._tensors[i], order) for i in self._rest]
         return norms
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Return each unit's norm and number of values, and how many units each member has."""
         self._spread(members)
         shapes = [self._split(i, axis) for i in members]
@@ -218,7 +221,7 @@ class Gradients:
                 norms[place] = self._norms_of_units(i, order, axis).numpy()
         return Units(norms, sizes, counts, self._present)
 
-    def _split(self, member: int, axis: int | None) -> tuple[int, int]:
+    def _split(self, member: int, axis: Axis) -> tuple[int, int]:
         """Return a member's units, and how many values each has; none of a missing gradient."""
         if self._present[member]:
             return units.split(self._tensors[member].shape, axis, self.names[member])
@@ -227,7 +230,7 @@ class Gradients:
             shape = self._owners[member].detach().shape
         return units.split(shape, axis, self.names[member])[0], 0
 
-    def _norms_of_units(self, member: int, order: float, axis: int | None) -> Tensor:
+    def _norms_of_units(self, member: int, order: float, axis: Axis) -> Tensor:
         """Return the p-norm of each unit of one member by torch, shape (units,)."""
         if self._present[member]:
             return units.norms(self._tensors[member], order, axis, widest(self.device))
@@ -249,7 +252,7 @@ class Gradients:
             return
         self._install()
         if not self.host:
-            device_scale(self._tensors, factors)
+            device_scale(self._tensors, factors, saturate=self.saturates)
             self._give_back(range(len(self._tensors)))
             return
         each = np.broadcast_to(factors, (len(self._tensors),))
@@ -264,6 +267,10 @@ class Gradients:
                 multiply(self._tensors[i], float(each[i]))
         self._give_back(range(len(self._tensors)))
 
+    def saturate(self) -> None:
+        """Have what is finite stay finite on a device; on the host the factors are looked at."""
+        self.saturates = True
+
     def _without_overflow(self, factors: Factors) -> Factors:
         """Apply the factors that take a finite value beyond its dtype; return the others."""
         left = factors.copy()
@@ -274,11 +281,14 @@ class Gradients:
         return left
 
     def _overflows(self, member: int, factor: float) -> bool:
-        """Whether a factor takes the largest value of a member beyond its dtype."""
+        """Whether a factor, or the largest value of a member times the factor, leaves the dtype."""
         tensor = self._tensors[member]
+        # torch takes a number as float32, in which the factor would be inf.
+        if factor > torch.finfo(torch.promote_types(tensor.dtype, torch.float32)).max:
+            return True
         return host_norm(tensor, math.inf) * factor > torch.finfo(tensor.dtype).max
 
-    def scale_units(self, members: Sequence[int], factors: Factors, axis: int | None) -> None:
+    def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
         if self.host and np.all(factors == 1):
             return
@@ -295,11 +305,12 @@ class Gradients:
         for place, i, own in zip(_slices(counts), members, mine, strict=True):
             if not own and self._present[i]:
                 tensor = self._tensors[i]
-                multiply(tensor, units.as_factor(each[place], tensor, axis))
+                write = enlarge if self.saturates and not self.host else multiply
+                write(tensor, units.as_factor(each[place], tensor, axis))
         self._give_back(members)
 
     def _units_without_overflow(
-        self, members: Sequence[int], factors: Factors, counts: list[int], axis: int | None
+        self, members: Sequence[int], factors: Factors, counts: list[int], axis: Axis
     ) -> Factors:
         """Do what `_without_overflow` does, for units."""
         left = factors.copy()
@@ -312,7 +323,7 @@ class Gradients:
         return left
 
     def _units(
-        self, members: Sequence[int], counts: list[int], axis: int | None
+        self, members: Sequence[int], counts: list[int], axis: Axis
     ) -> tuple[kernel.Buffers | None, list[bool]]:
         """Return the units' memory as far as the kernel can take it, and of which members."""
         native = {*self._native}

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...arrays import Namespace
 from ...engine.backend import Measured, Relative, Units
 from ...errors import PolicyError
+from ...method.axes import Axis
 
 __all__ = ["KnownNorms"]
 
@@ -63,7 +64,7 @@ class KnownNorms:
             raise PolicyError.of("policy", asked, remedy)
         return self._known[list(members)]
 
-    def unit_norms(self, members: Sequence[int], order: float, axis: int | None) -> Units:
+    def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Refuse: norms of tensors do not tell those of their units."""
         del members, order, axis
         remedy = "only norms of whole tensors are known before all gradients are there"

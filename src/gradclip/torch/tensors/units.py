@@ -10,31 +10,31 @@ import torch
 from torch import Tensor
 
 from ... import kernel
-from ...errors import PolicyError
+from ...method.axes import Axis, unit_axes, unit_shape
 
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 
 
-def split(shape: Sequence[int], axis: int | None, name: str = "") -> tuple[int, int]:
+def split(shape: Sequence[int], axis: Axis, name: str = "") -> tuple[int, int]:
     """Return how many units a tensor of this shape has, and how many values each has.
 
     Raises:
         PolicyError: the tensor, a matrix or more, has no such axis.
     """
-    size = math.prod(shape)
-    if len(shape) < 2:
-        return 1, size
-    if not -len(shape) <= (axis or 0) < len(shape):
-        remedy = f"the gradient {name} has {len(shape)} axes".replace("  ", " ")
-        raise PolicyError.of("axis", axis, f"{remedy}: give others a policy of their own, by name")
-    count = shape[axis or 0]
-    return count, (size // count if count else 0)
+    _, count = unit_shape(shape, unit_axes(axis, len(shape), name))
+    return count, (math.prod(shape) // count if count else 0)
 
 
-def are_runs(tensor: Tensor, axis: int | None) -> bool:
+def are_runs(tensor: Tensor, axis: Axis) -> bool:
     """Whether each unit of a dense tensor is one run of its memory, one after the other."""
     count, size = split(tensor.shape, axis)
-    return count < 2 or size == 0 or (not axis and tensor.stride(0) == size)
+    if count < 2 or size == 0:
+        return True
+    axes, shape = unit_axes(axis, tensor.ndim, ""), tensor.shape
+    first = axes == tuple(range(len(axes)))
+    return first and all(
+        shape[i] == 1 or tensor.stride(i) == math.prod(shape[i + 1 :]) for i in axes
+    )
 
 
 def unit_buffers(memory: kernel.Buffers, counts: Sequence[int]) -> kernel.Buffers:
@@ -53,9 +53,10 @@ def unit_buffers(memory: kernel.Buffers, counts: Sequence[int]) -> kernel.Buffer
     return kernel.Buffers(start + (within * sizes * width).astype(np.uint64), sizes, dtypes)
 
 
-def norms(tensor: Tensor, order: float, axis: int | None, wide: torch.dtype) -> Tensor:
+def norms(tensor: Tensor, order: float, axis: Axis, wide: torch.dtype) -> Tensor:
     """Return the p-norm of each unit, shape (units,), in the wider dtype; safe from overflow."""
-    rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.movedim(axis or 0, 0).flatten(1)
+    axes = unit_axes(axis, tensor.ndim, "")
+    rows = tensor.movedim(axes, tuple(range(len(axes)))).reshape(split(tensor.shape, axis))
     values = rows.to(torch.promote_types(rows.dtype, wide))
     if not values.numel():
         values = values.new_zeros(values.shape[0], 1)
@@ -64,9 +65,7 @@ def norms(tensor: Tensor, order: float, axis: int | None, wide: torch.dtype) -> 
     return torch.linalg.vector_norm(values / safe, order, dim=1) * safe[:, 0]
 
 
-def as_factor(factors: Tensor, tensor: Tensor, axis: int | None) -> Tensor:
+def as_factor(factors: Tensor, tensor: Tensor, axis: Axis) -> Tensor:
     """Return one factor for each unit, shaped so that it multiplies the tensor."""
-    shape = [1] * tensor.ndim
-    if tensor.ndim > 1:
-        shape[axis or 0] = -1
+    shape, _ = unit_shape(tensor.shape, unit_axes(axis, tensor.ndim, ""))
     return factors.to(tensor.device).reshape(shape)
