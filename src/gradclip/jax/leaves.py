@@ -26,7 +26,7 @@ from .norms import (
     widest,
 )
 
-__all__ = ["Leaves", "flat"]
+__all__ = ["Leaves", "flat", "refuse_others"]
 
 
 class Leaves:
@@ -51,21 +51,21 @@ class Leaves:
         """The number of values of each, as floats."""
         return self.array([float(x.size) for x in self.leaves])
 
-    def weights(self, params: Tree) -> Leaves:
-        """Return the parameters as something to measure.
+    def same_as(self, weights: Leaves | None) -> Leaves:
+        """Return the weights, which have the names and shapes of the gradients.
 
         Raises:
             PolicyError: there are none, or they are not those of the gradients.
         """
-        if params is None:
+        if weights is None:
             remedy = "the policy looks at the weights: call update(updates, state, params)"
             raise PolicyError.of("params", None, remedy)
-        names, leaves, _ = flat(params)
         mine = {name: x.shape for name, x in zip(self.names, self.leaves, strict=True)}
-        theirs = {name: x.shape for name, x in zip(names, leaves, strict=True)}
+        pairs = zip(weights.names, weights.leaves, strict=True)
+        theirs = {name: x.shape for name, x in pairs}
         if mine != theirs:
             raise PolicyError.of("params", theirs, f"the gradients are {mine}")
-        return Leaves(names, leaves)
+        return weights
 
     def array(self, values: list[float]) -> Array:
         """Return numbers in the widest float that is enabled."""
@@ -200,3 +200,12 @@ def flat(tree: Tree) -> tuple[list[str], list[Values], Tree]:
             raise PolicyError.of(f"{name or 'the tree'}", shown, remedy)
         leaves.append(jnp.asarray(leaf))
     return names, leaves, structure
+
+
+def refuse_others(tree: Tree) -> None:
+    """Refuse a tree with a leaf that is not an array of floats, before anything is traced."""
+    for leaf in jax.tree.leaves(tree):
+        kind = getattr(leaf, "dtype", None)
+        if kind is None or not jnp.issubdtype(kind, jnp.inexact):
+            flat(tree)  # Names the leaf; a number of Python's is a leaf, too.
+            return
