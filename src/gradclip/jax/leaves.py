@@ -14,6 +14,7 @@ from jax import enable_x64
 from ..arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, Tree, Values
 from ..engine.backend import Change, Measured, Relative, Spectrum, Units
 from ..errors import PolicyError
+from .namespace import NAMESPACE, sums_by_owner, svd
 from .norms import (
     at_least_single,
     cosine,
@@ -26,7 +27,7 @@ from .norms import (
     widest,
 )
 
-__all__ = ["Leaves", "flat", "refuse_others"]
+__all__ = ["DifferentiableLeaves", "Leaves", "flat", "refuse_others"]
 
 
 class Leaves:
@@ -176,13 +177,24 @@ class Leaves:
         return axis % ndim
 
 
+class DifferentiableLeaves(Leaves):
+    """Leaves in float64, whose norms, products and values all have sound derivatives."""
+
+    xp: Namespace = NAMESPACE
+    values_xp: Namespace = NAMESPACE
+
+    def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
+        """Return Σ ab, or its root, over each member's units."""
+        sums = sums_by_owner(a * b, counts)
+        return NAMESPACE.sqrt(sums) if root else sums
+
+
 def _decomposed(value: Values) -> Spectrum | None:
     """Return U, σ, Vᵀ of a matrix, its filters flattened to (rest, out); None for a vector."""
     if value.ndim < 2:
         return None
     rest = math.prod(value.shape[:-1])  # -1 could not tell for an empty array.
-    u, s, vh = jnp.linalg.svd(value.reshape(rest, value.shape[-1]), full_matrices=False)
-    return u, s, vh
+    return svd(value.reshape(rest, value.shape[-1]))
 
 
 def flat(tree: Tree) -> tuple[list[str], list[Values], Tree]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ..arrays import Memory
+from ..arrays import Memory, Tree, Values
 from ..engine.result import ClipResult
 from ..engine.run import init
 from ..errors import PolicyError
 from ..method.plan import Plan
+from .derivative import Numbers
 from .leaves import Leaves
 from .norms import widest
 
-__all__ = ["ClipState", "counted", "empty", "memory_of"]
+__all__ = ["ClipState", "counted", "empty", "memory_structure", "numbers_of"]
 
 _NUMBERS = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
 _FLAGS = ("clipped", "skipped")
@@ -75,26 +77,30 @@ def empty(memory: Memory, count: int, rows: int) -> ClipState:
     return jax.tree.map(jnp.copy, state)
 
 
-def counted(state: ClipState, memory: Memory, result: ClipResult) -> ClipState:
+def numbers_of(result: ClipResult) -> dict[str, jax.Array]:
+    """Return the numbers of a result as floats: those have a derivative, if only 0."""
+    names = (*_NUMBERS, *_FLAGS, "norms")
+    return {name: getattr(result, name) * jnp.ones((), widest()) for name in names}
+
+
+def counted(state: ClipState, memory: Sequence[Values], numbers: Numbers) -> ClipState:
     """Return the state after one more step, in the dtypes that it had before."""
-    skipped = result.skipped.astype(jnp.int32)
-    last = {name: getattr(result, name) for name in (*_NUMBERS, *_FLAGS, "norms")}
-    last = jax.lax.stop_gradient(last)
-    recent = jnp.concatenate([jnp.reshape(result.total_norm, (1,)), state.recent[:-1]])
+    clipped, skipped = (numbers[name].astype(jnp.int32) for name in _FLAGS)
+    recent = jnp.concatenate([jnp.reshape(numbers["total_norm"], (1,)), state.recent[:-1]])
     new = ClipState(
-        tuple(jax.tree.leaves(memory)),
+        tuple(memory),
         jnp.asarray(optax.safe_increment(state.steps)),
-        state.clipped_steps + result.clipped.astype(jnp.int32),
+        state.clipped_steps + clipped,
         state.skipped_steps + skipped,
         (state.in_a_row + 1) * skipped,
         recent,
-        last,
+        numbers,
     )
     return jax.tree.map(lambda old, x: jnp.asarray(x).astype(old.dtype), state, new)
 
 
-def memory_of(state: ClipState, layers: Plan, grads: Leaves) -> Memory:
-    """Return the policy's memory with its names; shapes tell them, so this costs no step.
+def memory_structure(state: ClipState, layers: Plan, grads: Leaves) -> Tree:
+    """Return the structure of the policy's memory; shapes tell it, so this costs no step.
 
     Raises:
         PolicyError: the state was made for other parameters.
@@ -107,4 +113,4 @@ def memory_of(state: ClipState, layers: Plan, grads: Leaves) -> Memory:
         shapes = {n: x.shape for n, x in zip(grads.names, grads.leaves, strict=True)}
         remedy = f"the gradients are {shapes}: were parameters added or removed? call init again"
         raise PolicyError.of("state", f"made for {there} other parameters", remedy)
-    return jax.tree.unflatten(jax.tree.structure(expected), state.memory)
+    return jax.tree.structure(expected)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from ..arrays import Memory, Scalar, Tree, Values
 from ..engine.run import init, run
 from ..method.plan import plan
-from .leaves import Leaves, flat
+from .derivative import Numbers, with_derivative
+from .leaves import DifferentiableLeaves, Leaves, flat
 from .lifted import Lifted
 from .mesh import explicit, like_members, outside_of_types, shardings
-from .state import ClipState, counted, memory_of
+from .state import ClipState, counted, memory_structure, numbers_of
 from .stop import watched
 
 __all__ = ["NonFinite", "Settings", "compiled", "first_memory"]
@@ -76,19 +77,17 @@ def first_memory(lifted: Lifted, names: Sequence[str], leaves: Sequence[Values])
     return jax.jit(outside_of_types(make, homes), keep_unused=True)(list(leaves))
 
 
-class _Given(NamedTuple):
-    """What one update gets.
+class _Rest(NamedTuple):
+    """Everything that an update depends on, but for its memory.
 
     Attributes:
         leaves: the gradients.
-        state: the last state.
         weights: the parameters; None if the policy does not look at them.
         loss: the loss; None if the policy does not look at it.
         arrays: the arrays of the policy.
     """
 
     leaves: list[Values]
-    state: ClipState
     weights: list[Values] | None
     loss: Scalar | None
     arrays: Sequence[Values]
@@ -104,40 +103,50 @@ def _update(
 ) -> tuple[Tree, ClipState]:
     """Return the clipped updates and the new state."""
     names, leaves, tree = flat(updates)
-    weights = None if params is None else flat(params)[:2]
-    work = partial(_clipped, settings, names, None if weights is None else weights[0])
+    weight_names, weights = ([], None) if params is None else flat(params)[:2]
+    layers = plan(settings.lifted.with_arrays(arrays), names)
+    structure = memory_structure(state, layers, Leaves(names, leaves))
+    one_pass = partial(_pass, settings, names, weight_names, structure)
+    compute = with_derivative(partial(one_pass, Leaves), partial(one_pass, DifferentiableLeaves))
+
+    def work(state: ClipState, rest: _Rest) -> tuple[list[Values], ClipState]:
+        done, memory, numbers = compute(list(state.memory), rest)
+        return done, counted(state, memory, numbers)
+
     mesh = explicit(leaves)
     if mesh is not None:
-        out = shardings(leaves, mesh), shardings(state, mesh)
-        work = outside_of_types(work, out)
-    given = _Given(leaves, state, None if weights is None else weights[1], loss, arrays)
-    leaves, new = work(given)
+        work = outside_of_types(work, (shardings(leaves, mesh), shardings(state, mesh)))
+    leaves, new = work(state, _Rest(leaves, weights, loss, arrays))
     if settings.max_skips is not None:
-        recent = jax.lax.stop_gradient(new.recent)
         most = jnp.asarray(settings.max_skips, jnp.int32)
-        new = new._replace(in_a_row=watched(new.in_a_row, recent, most))
+        new = new._replace(in_a_row=watched(new.in_a_row, new.recent, most))
     return jax.tree.unflatten(tree, leaves), new
 
 
-def _clipped(
-    settings: Settings, names: Sequence[str], weight_names: Sequence[str] | None, given: _Given
-) -> tuple[list[Values], ClipState]:
-    """Return the clipped leaves and the new state, except for the stop after many skips."""
-    leaves, state = given.leaves, given.state
-    if settings.nonfinite == "zero":
+def _pass(
+    settings: Settings,
+    names: Sequence[str],
+    weight_names: Sequence[str],
+    structure: Tree,
+    backend: type[Leaves],
+    memory: list[Values],
+    rest: _Rest,
+) -> tuple[list[Values], list[Values], Numbers]:
+    """Run the policy over the leaves; return the new leaves, the new memory and the result."""
+    differentiates, leaves = backend is DifferentiableLeaves, rest.leaves
+    if settings.nonfinite == "zero" or (settings.nonfinite == "skip" and differentiates):
+        # A step that is skipped has no derivative: its values must not disturb the zeros.
         leaves = [jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) for x in leaves]
-    grads = Leaves(names, leaves)
-    layers = plan(settings.lifted.with_arrays(given.arrays), names)
-    memory = memory_of(state, layers, grads)
-    weights = None if given.weights is None else Leaves(weight_names or (), given.weights)
-    memory, factors, result = run(
-        layers,
-        memory,
+    grads = backend(names, leaves)
+    weights = None if rest.weights is None else backend(weight_names, rest.weights)
+    after, factors, result = run(
+        plan(settings.lifted.with_arrays(rest.arrays), names),
+        jax.tree.unflatten(structure, memory),
         grads,
         nonfinite="skip" if settings.nonfinite == "skip" else "propagate",
-        loss=lambda: given.loss,
+        loss=lambda: rest.loss,
         weights=lambda: grads.same_as(weights),
     )
     grads.scale(factors)
     done = [jnp.where(result.skipped, jnp.zeros_like(x), x) for x in grads.leaves]
-    return done, counted(state, memory, result)
+    return done, jax.tree.leaves(after), numbers_of(result)

@@ -95,6 +95,8 @@ def clip(
         **_extra: object,
     ) -> tuple[Tree, ClipState]:
         refuse_others(updates)
+        if not isinstance(state.memory, tuple):  # A pickled state of an older version.
+            state = state._replace(memory=tuple(jax.tree.leaves(state.memory)))
         weights = params if traits.weights else None
         refuse_others(weights)
         return step(updates, state, weights, loss if traits.loss else None, lifted.arrays)
