@@ -79,7 +79,7 @@ def _replaced(part: P, by: Callable[[object], object]) -> P:
         items = [_replaced(each, by) for each in part]
         same = all(a is b for a, b in zip(items, part, strict=True))
         return part if same else cast("P", tuple(items))
-    if isinstance(part, _Slot) or isinstance(part, type) or not is_dataclass(part):
+    if isinstance(part, (_Slot, type)) or not is_dataclass(part):
         return cast("P", by(part))
     values = {f.name: getattr(part, f.name) for f in fields(part)}
     # The fields that are not compared note the call that made the policy, with its arrays.

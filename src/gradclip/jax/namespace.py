@@ -9,6 +9,7 @@ whose transposes do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
 def sums_by_owner(values: Array, counts: Sequence[int]) -> Array:
     """Return the sum of each of the stretches that follow each other, shape (len(counts),)."""
     ends = np.cumsum([0, *counts]).tolist()
-    parts = [jnp.sum(values[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [jnp.sum(values[a:b]) for a, b in pairwise(ends)]
     return jnp.stack(parts) if parts else values[:0]
 
 

@@ -89,7 +89,7 @@ def _memory(memory: Memory) -> Iterator[Array]:
         for stage in _items(layer):
             if isinstance(stage, Mapping) and "inner" in stage:
                 yield from _memory(stage["inner"])
-                stage = stage.get("source")  # noqa: PLW2901 - the rest of it
+                stage = stage.get("source")
             yield from jax.tree.leaves(stage)
 
 
