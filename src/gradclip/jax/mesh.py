@@ -54,10 +54,8 @@ def like_members(memory: Memory, leaves: Sequence[Values], mesh: Mesh) -> Tree:
     """Return where a memory belongs: what has the shape of its gradient, with the gradient."""
     homes = shardings(list(leaves), mesh)
 
-    def one(
-        path: tuple[jax.tree_util.DictKey | jax.tree_util.SequenceKey, ...], value: Values
-    ) -> NamedSharding:
-        names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+    def one(path: tuple[object, ...], value: Values) -> NamedSharding:
+        names = [str(getattr(key, "key", "")) for key in path]
         members = [int(name) for name in names if name.isdigit()]
         if members and value.shape == leaves[members[-1]].shape:
             return homes[members[-1]]

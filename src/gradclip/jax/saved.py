@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,18 +49,19 @@ def restore(saved: Tree, like: Tree) -> Tree:
 def _restored(saved: Tree, like: Tree, where: str) -> Tree:
     if isinstance(like, ClipState):
         return _clip_state(saved, like, where)
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        names: Sequence[str] = like._fields
+    names: Sequence[str] | None = getattr(like, "_fields", None)
+    make: Callable[..., Tree] = type(like)
+    if isinstance(like, tuple) and names is not None:
         parts = [_part(saved, name, i, where) for i, name in enumerate(names)]
         each = zip(parts, like, names, strict=True)
-        return type(like)(*(_restored(x, y, f"{where}.{name}") for x, y, name in each))
+        return make(*(_restored(x, y, f"{where}.{name}") for x, y, name in each))
     if isinstance(like, (tuple, list)):
         parts = [_part(saved, str(i), i, where) for i in range(len(like))]
         each = enumerate(zip(parts, like, strict=True))
-        return type(like)(_restored(x, y, f"{where}[{i}]") for i, (x, y) in each)
+        return make(_restored(x, y, f"{where}[{i}]") for i, (x, y) in each)
     if isinstance(like, Mapping):
         parts = {name: _part(saved, name, None, where) for name in like}
-        return type(like)({k: _restored(parts[k], like[k], f"{where}.{k}") for k in like})
+        return make({k: _restored(parts[k], like[k], f"{where}.{k}") for k in like})
     if like is None:
         return None
     if hasattr(like, "shape"):

@@ -40,8 +40,9 @@ def clip(
 
     Returns:
         `(init, update)` for `optax.chain`. `update` takes the parameters if the policy looks at
-        weights, and `loss=` if it looks at the loss. Works under jit, vmap, scan and sharding.
-        The state keeps its shapes and dtypes.
+        weights, and `loss=` if it looks at the loss. Works under jit, vmap, scan and sharding, and
+        outside of jit, where the first update compiles. The state keeps its shapes and dtypes, and
+        each update the sharding of its gradient.
 
     Raises:
         PolicyError: an argument is wrong, or a name matches no rule; from `update`: a gradient
@@ -61,7 +62,9 @@ def clip(
     bit changes; clipped, the norm is at most max·(1 + 4 eps). In float32 a norm within two
     roundings of the limit may count as either side of it, a total norm over 3.4e38 is inf, and a
     factor under 1.2e-38 is 0. A non-finite norm enters no memory. XLA reads subnormal numbers as
-    0 on a CPU: such gradients stay as they are.
+    0 on a CPU: such gradients stay as they are. An update that is differentiated is computed once
+    more in float64, so that its derivative is finite from any gradient; the derivative of a norm
+    is 0 at 0, that of a skipped update is 0, and `ClipState.last` has none.
 
     Example:
         >>> import jax.numpy as jnp, optax
