@@ -106,7 +106,9 @@ def memory_structure(state: ClipState, layers: Plan, grads: Leaves) -> Tree:
         PolicyError: the state was made for other parameters.
     """
     there = state.last["norms"].shape[0]
-    expected = jax.eval_shape(lambda: init(layers, grads))
+    # Shapes without a sharding: what is laid out explicitly cannot be decomposed as it is.
+    plain = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in grads.leaves]
+    expected = jax.eval_shape(lambda leaves: init(layers, Leaves(grads.names, leaves)), plain)
     shapes_there = [jnp.shape(x) for x in state.memory]
     same = shapes_there == [x.shape for x in jax.tree.leaves(expected)]
     if there != len(grads.names) or not same:
