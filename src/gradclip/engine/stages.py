@@ -12,7 +12,7 @@ from ..errors import PolicyError
 from ..method.measure import combine
 from ..method.plan import Plan, Stage, WrappedStage
 from ..method.policy import Policy
-from ..method.response import Clamp, Skip, ValueResponse
+from ..method.response import Clamp, Power, ShrinkSpikes, Skip, ValueResponse
 from ..method.table import tables
 from ..method.threshold import Context, Limits
 from .backend import Backend, ClampTo, Decompose, Reader, Relative, Spectrum, Units, writes
@@ -246,12 +246,15 @@ class Pass:
     def _spikes(self, stage: Stage, state: State) -> State:
         """Run a policy with one norm for each member, which changes values one by one."""
         vxp, response, members = self.grads.values_xp, stage.policy.response, stage.members
-        assert isinstance(response, ValueResponse)
+        assert isinstance(response, ShrinkSpikes | Power)
         self._flush()
         norms = self._of(self.grads, stage)
         context = Context(norms=lambda order: self._of(self.grads, _in_order(stage, order)))
         limits, state = self._decide(stage, state, norms, context, self._here(members))
-        high = limits.high + self.grads.xp.zeros_like(norms)
+        xp = self.grads.xp
+        high = limits.high + xp.zeros_like(norms)
+        # A limit equal to the size cuts nothing, too, and a product with it has a derivative.
+        high = xp.where(high < xp.inf, high, response.sizes(norms, xp))
         places = {member: place for place, member in enumerate(members)}
 
         def change(member: int, value: Values, decompose: Decompose) -> Values:  # noqa: ARG001
@@ -415,7 +418,7 @@ def _rebuilt(
     left, _, right = basis
     if left is None or right is None:
         return xp.where(factors[0] == 1, value, value * factors[0])
-    matrix = (left * (norms * factors)[None, :]) @ right
+    matrix = xp.matmul(left * (norms * factors)[None, :], right)
     return xp.where(xp.all(factors == 1), value, xp.reshape(matrix, value.shape))
 
 

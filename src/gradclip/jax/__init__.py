@@ -9,9 +9,10 @@ except ImportError as error:
     remedy = "gradclip.jax needs jax 0.8 or newer and optax: pip install 'gradclip[jax]'"
     raise ImportError(remedy) from error
 
+from .saved import restore
 from .state import ClipState
 from .transform import check, clip, guard
 
-__all__ = ["ClipState", "check", "clip", "guard"]
+__all__ = ["ClipState", "check", "clip", "guard", "restore"]
 
 _publish(__name__, __all__, globals())

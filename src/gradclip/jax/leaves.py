@@ -15,6 +15,7 @@ from ..arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Sizes, Tre
 from ..engine.backend import Change, Measured, Relative, Spectrum, Units
 from ..errors import PolicyError
 from ..method.axes import Axis, unit_axes, unit_shape
+from .namespace import NAMESPACE, sums_by_owner, svd
 from .norms import (
     at_least_single,
     cosine,
@@ -27,7 +28,7 @@ from .norms import (
     widest,
 )
 
-__all__ = ["Leaves", "flat"]
+__all__ = ["DifferentiableLeaves", "Leaves", "flat", "refuse_others"]
 
 
 class Leaves:
@@ -52,21 +53,21 @@ class Leaves:
         """The number of values of each, as floats."""
         return self.array([float(x.size) for x in self.leaves])
 
-    def weights(self, params: Tree) -> Leaves:
-        """Return the parameters as something to measure.
+    def same_as(self, weights: Leaves | None) -> Leaves:
+        """Return the weights, which have the names and shapes of the gradients.
 
         Raises:
             PolicyError: there are none, or they are not those of the gradients.
         """
-        if params is None:
+        if weights is None:
             remedy = "the policy looks at the weights: call update(updates, state, params)"
             raise PolicyError.of("params", None, remedy)
-        names, leaves, _ = flat(params)
         mine = {name: x.shape for name, x in zip(self.names, self.leaves, strict=True)}
-        theirs = {name: x.shape for name, x in zip(names, leaves, strict=True)}
+        pairs = zip(weights.names, weights.leaves, strict=True)
+        theirs = {name: x.shape for name, x in pairs}
         if mine != theirs:
             raise PolicyError.of("params", theirs, f"the gradients are {mine}")
-        return Leaves(names, leaves)
+        return weights
 
     def array(self, values: list[float]) -> Array:
         """Return numbers in the widest float that is enabled."""
@@ -167,13 +168,24 @@ class Leaves:
         return unit_axes(axis, self.leaves[member].ndim, self.names[member], default=-1)
 
 
+class DifferentiableLeaves(Leaves):
+    """Leaves in float64, whose norms, products and values all have sound derivatives."""
+
+    xp: Namespace = NAMESPACE
+    values_xp: Namespace = NAMESPACE
+
+    def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
+        """Return Σ ab, or its root, over each member's units."""
+        sums = sums_by_owner(a * b, counts)
+        return NAMESPACE.sqrt(sums) if root else sums
+
+
 def _decomposed(value: Values) -> Spectrum | None:
     """Return U, σ, Vᵀ of a matrix, its filters flattened to (rest, out); None for a vector."""
     if value.ndim < 2:
         return None
     rest = math.prod(value.shape[:-1])  # -1 could not tell for an empty array.
-    u, s, vh = jnp.linalg.svd(value.reshape(rest, value.shape[-1]), full_matrices=False)
-    return u, s, vh
+    return svd(value.reshape(rest, value.shape[-1]))
 
 
 def flat(tree: Tree) -> tuple[list[str], list[Values], Tree]:
@@ -191,3 +203,12 @@ def flat(tree: Tree) -> tuple[list[str], list[Values], Tree]:
             raise PolicyError.of(f"{name or 'the tree'}", shown, remedy)
         leaves.append(jnp.asarray(leaf))
     return names, leaves, structure
+
+
+def refuse_others(tree: Tree) -> None:
+    """Refuse a tree with a leaf that is not an array of floats, before anything is traced."""
+    for leaf in jax.tree.leaves(tree):
+        kind = getattr(leaf, "dtype", None)
+        if kind is None or not jnp.issubdtype(kind, jnp.inexact):
+            flat(tree)  # Names the leaf; a number of Python's is a leaf, too.
+            return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +77,12 @@ def norm(x: Values, order: float, keep: tuple[int, ...] = ()) -> Values:
     Powers of up to float32 are summed in float64, where none overflows or vanishes, x64 or not;
     those of float64 are scaled by the largest magnitude first.
     """
+    return _norm(x, order, keep, widest())
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _norm(x: Values, order: float, keep: tuple[int, ...], kind: DType) -> Values:
     axes = tuple(i for i in range(x.ndim) if i not in keep)
-    kind = widest()
     if x.size == 0:
         return jnp.zeros([x.shape[i] for i in keep], kind)
     with enable_x64(True):
@@ -95,6 +100,33 @@ def norm(x: Values, order: float, keep: tuple[int, ...] = ()) -> Values:
             total = jnp.sum(_power(wide / scale, order), axis=axes)
             found = jnp.reshape(scale, total.shape) * _root(total, order)
         return found.astype(kind)
+
+
+@_norm.defjvp
+def _norm_jvp(
+    order: float,
+    keep: tuple[int, ...],
+    kind: DType,
+    primals: tuple[Values],
+    tangents: tuple[Values],
+) -> tuple[Values, Values]:
+    """Return the norm n and its derivative, Σ sign(x)·(|x|/n)^(p-1)·dx; 0 where n or x is 0."""
+    (x,), (dx,) = primals, tangents
+    found = _norm(x, order, keep, kind)
+    axes = tuple(i for i in range(x.ndim) if i not in keep)
+    with enable_x64(True):
+        wide = jnp.reshape(found, [n if i in keep else 1 for i, n in enumerate(x.shape)])
+        usable = (wide > 0) & jnp.isfinite(wide) & (x != 0)
+        share = x / jnp.where(usable, wide, 1)
+        if math.isinf(order):
+            most = usable & (jnp.abs(x) == wide)
+            slope = jnp.sign(x) * most / jnp.maximum(jnp.sum(most, axes, keepdims=True), 1)
+        else:
+            length = jnp.where(usable, jnp.abs(share), 1)
+            slope = share if order == 2.0 else share * length ** (order - 2)
+        slope = jnp.where(usable, slope, 0)
+        along = jnp.sum(jnp.real(jnp.conj(slope) * dx), axis=axes)
+        return found, along.astype(kind)
 
 
 def _power(x: Values, order: float) -> Values:
@@ -120,6 +152,7 @@ def ratio(x: Values, weight: Values, rel: float, least: float) -> Values:
 def cosine(a: Values, b: Values) -> Values:
     """Return the cosine between two arrays; 1 where they are equal or one is zero."""
     kind = widest()
+    a, b = jax.lax.stop_gradient((a, b))  # Only the result shows a cosine.
     with enable_x64(True):
         one_a, one_b = norm(a, 2.0), norm(b, 2.0)
         known = (one_a != 0) & (one_b != 0) & jnp.any(a != b)

@@ -25,7 +25,7 @@ def watched(in_a_row: Count, recent: Norms, max_skips: Count) -> Count:
 
     def ask(*about: jax.Array) -> jax.Array:
         if jax.device_count() > 1:
-            jax.debug.callback(stop_if_over, *about)
+            jax.debug.callback(stop_if_over, *about, partitioned=True)
             return about[0]
         return jax.pure_callback(stop_if_over, jax.ShapeDtypeStruct((), jnp.int32), *about)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +9,17 @@ import optax
 
 from ..arrays import Tree
 from ..checks import choice, integer
-from ..engine.run import init, run
 from ..errors import PolicyError
-from ..method.plan import plan
 from ..method.read import PolicyLike, as_policy
-from .leaves import Leaves, flat
-from .state import ClipState, counted, empty, refuse_other
-from .stop import stop_if_over, watched
+from ..method.traits import traits_of
+from .leaves import flat, refuse_others
+from .lifted import lift
+from .mesh import together_with
+from .state import ClipState, empty
+from .step import NonFinite, Settings, compiled, first_memory
+from .stop import stop_if_over
 
 __all__ = ["check", "clip", "guard"]
-
-NonFinite = Literal["skip", "zero", "propagate"]
 
 
 def clip(
@@ -42,8 +40,9 @@ def clip(
 
     Returns:
         `(init, update)` for `optax.chain`. `update` takes the parameters if the policy looks at
-        weights, and `loss=` if it looks at the loss. Works under jit, vmap, scan and sharding.
-        The state keeps its shapes and dtypes.
+        weights, and `loss=` if it looks at the loss. Works under jit, vmap, scan and sharding, and
+        outside of jit, where the first update compiles. The state keeps its shapes and dtypes, and
+        each update the sharding of its gradient.
 
     Raises:
         PolicyError: an argument is wrong, or a name matches no rule; from `update`: a gradient
@@ -63,7 +62,9 @@ def clip(
     bit changes; clipped, the norm is at most max·(1 + 4 eps). In float32 a norm within two
     roundings of the limit may count as either side of it, a total norm over 3.4e38 is inf, and a
     factor under 1.2e-38 is 0. A non-finite norm enters no memory. XLA reads subnormal numbers as
-    0 on a CPU: such gradients stay as they are.
+    0 on a CPU: such gradients stay as they are. An update that is differentiated is computed once
+    more in float64, so that its derivative is finite from any gradient; the derivative of a norm
+    is 0 at 0, that of a skipped update is 0, and `ClipState.last` has none.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -78,11 +79,15 @@ def clip(
     if max_skips is not None:
         integer("max_skips", max_skips, low=0)
     wanted = as_policy(policy)
+    lifted = lift(wanted)
+    traits = traits_of(lifted.without_values())
+    step = compiled(Settings(lifted.key, nonfinite, max_skips, lifted))
 
     def start(params: Tree) -> ClipState:
         names, leaves, _ = flat(params)
-        memory = init(plan(wanted, names), Leaves(names, leaves))
-        return empty(memory, len(names), (10 if max_skips is None else max_skips) + 1)
+        memory = first_memory(lifted, names, leaves)
+        state = empty(memory, len(names), (10 if max_skips is None else max_skips) + 1)
+        return together_with(state, leaves)
 
     def update(
         updates: Tree,
@@ -92,27 +97,12 @@ def clip(
         loss: jax.Array | float | None = None,
         **_extra: object,
     ) -> tuple[Tree, ClipState]:
-        names, leaves, tree = flat(updates)
-        if nonfinite == "zero":
-            leaves = [jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)) for x in leaves]
-        layers, grads = plan(wanted, names), Leaves(names, leaves)
-        refuse_other(state, layers, grads)
-        memory, factors, result = run(
-            layers,
-            state.memory,
-            grads,
-            nonfinite="skip" if nonfinite == "skip" else "propagate",
-            step=state.steps,
-            loss=lambda: loss,
-            weights=lambda: grads.weights(params),
-        )
-        grads.scale(factors)
-        new = counted(state, memory, result)
-        if max_skips is not None:
-            recent, most = jax.lax.stop_gradient(new.recent), jnp.asarray(max_skips, jnp.int32)
-            new = new._replace(in_a_row=watched(new.in_a_row, recent, most))
-        done = [jnp.where(result.skipped, jnp.zeros_like(x), x) for x in grads.leaves]
-        return jax.tree.unflatten(tree, done), new
+        refuse_others(updates)
+        if not isinstance(state.memory, tuple):  # A pickled state of an older version.
+            state = state._replace(memory=tuple(jax.tree.leaves(state.memory)))
+        weights = params if traits.weights else None
+        refuse_others(weights)
+        return step(updates, state, weights, loss if traits.loss else None, lifted.arrays)
 
     return optax.GradientTransformationExtraArgs(start, update)
 

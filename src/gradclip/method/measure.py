@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..arrays import Namespace, Norms, Scalar, Sizes
+from ..arrays import Array, Namespace, Norms, Scalar, Sizes
 from ..checks import choice, number
 from ..errors import PolicyError
 from .axes import Axis, checked_axis
 
-__all__ = ["Measure", "Order", "Scope", "combine"]
+__all__ = ["Measure", "Order", "Scope", "combine", "raised"]
 
 Scope = Literal["element", "singular", "unit", "tensor", "global", "loss"]
 Order = float | Literal["rms", "average"]
@@ -133,6 +133,22 @@ def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:
     if order == 2.0:
         total = xp.sqrt(xp.sum(parts * parts))
     else:
-        total = xp.sum(parts**order) ** (1.0 / order)
+        total = raised(xp.sum(raised(parts, order, xp)), 1.0 / order, xp)
     # The scale is 1 if the largest part is inf or NaN, so that inf and NaN stay in the result.
     return total * scale
+
+
+def raised(values: Array, power: float, xp: Namespace) -> Array:
+    """Return values ≥ 0 to a power > 0, with a derivative that is finite at 0.
+
+    Args:
+        values: not mutated.
+        power: the exponent, > 0.
+        xp: the array namespace of `values`.
+
+    Numerics: a root has an infinite derivative at 0; the branch that is not taken there has none.
+    """
+    if power >= 1:
+        return values**power
+    zero = values == 0
+    return xp.where(zero, values, xp.where(zero, xp.ones_like(values), values) ** power)

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from ..arrays import Array, Factors, Flag, Namespace, Norms, Scalar, Values
 from ..checks import choice, number
+from .measure import raised
 from .threshold.base import Limits
 
 __all__ = [
@@ -218,10 +219,16 @@ class ShrinkSpikes:
     enlarges: ClassVar[bool] = False
     scopes: ClassVar[tuple[str, ...]] = ("tensor",)
 
+    def sizes(self, norms: Norms, xp: Namespace) -> Norms:  # noqa: ARG002
+        """Return what the limits are compared with, from the norms of the measure."""
+        return norms
+
     def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:
         """Return `x` with its spikes shrunk; `norm` is its largest magnitude."""
         over = xp.abs(x) > limits.high
-        return xp.where(over, xp.astype(x * (limits.high / norm), x.dtype), x)
+        # Where the norm is 0 nothing is over; a quotient that is not finite has no derivative.
+        ratio = limits.high / (norm + (norm == 0))
+        return xp.where(over, xp.astype(x * ratio, x.dtype), x)
 
 
 @dataclass(frozen=True)
@@ -252,13 +259,17 @@ class Power:
         """Whether a magnitude under 1 grows."""
         return self.alpha < 1
 
+    def sizes(self, norms: Norms, xp: Namespace) -> Norms:
+        """Return what the limits are compared with, from the norms of the measure."""
+        return raised(norms, self.alpha, xp)
+
     def values(self, x: Values, norm: Scalar, limits: Limits, xp: Namespace) -> Values:
         """Return the shaped `x`; `norm` is its norm of order 2·alpha."""
         # A zero keeps its sign, which `sign` would drop.
-        shaped = xp.where(x == 0, x, xp.sign(x) * xp.abs(x) ** self.alpha)
-        size = norm**self.alpha
+        shaped = xp.where(x == 0, x, xp.sign(x) * raised(xp.abs(x), self.alpha, xp))
         # On a host the norm may be of another library than `x`: the comparison is one of `x`'s.
-        ratio = limits.high / (size + (size == 0))
+        # A norm of 0 counts as 1, whose power has a derivative.
+        ratio = limits.high / (norm + (norm == 0)) ** self.alpha
         over = xp.zeros_like(x) + ratio < 1
         return xp.where(over, xp.astype(shaped * ratio, x.dtype), shaped)
 

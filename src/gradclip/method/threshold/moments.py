@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...arrays import Namespace, Norms
 from ...checks import flag, integer, number
+from ..measure import raised
 from .base import Context, Limits, State, average, corrected
 
 __all__ = ["NormalisedNorm", "PowerAverage", "SecondMoment"]
@@ -110,8 +111,8 @@ class PowerAverage:
         xp: Namespace,
     ) -> tuple[Limits, State]:
         """Return the average, with this step's gradient in it, and the new memory."""
-        power = average(state["power"], xp.abs(context.raw()) ** self.alpha, self.decay)
-        return Limits(high=power ** (1 / self.alpha)), {"power": power}
+        power = average(state["power"], raised(xp.abs(context.raw()), self.alpha, xp), self.decay)
+        return Limits(high=raised(power, 1 / self.alpha, xp)), {"power": power}
 
 
 @dataclass(frozen=True)
