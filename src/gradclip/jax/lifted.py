@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 
 from ..arrays import Values
 from ..method.policy import AnyPolicy
@@ -62,7 +63,8 @@ def lift(policy: AnyPolicy) -> Lifted:
     def take(value: object) -> object:
         if not isinstance(value, jax.Array):
             return value
-        arrays.append(value)
+        # An array of a weak type, as `jnp.asarray(1.0)` is, would be compiled for once more.
+        arrays.append(jnp.asarray(value, value.dtype))
         return _Slot(len(arrays) - 1)
 
     slotted = _replaced(policy, take)

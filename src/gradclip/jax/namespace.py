@@ -99,18 +99,21 @@ def _svd_jvp(
     """Return the decomposition and its derivative.
 
     Vectors of equal singular values can turn freely: here they do not turn, and a vector of the
-    singular value 0 does not leave its span.
+    singular value 0 does not leave its span. Values count as equal if rounding alone can tell them
+    apart.
     """
     u, s, vh = svd(primals[0])
     (dx,) = tangents
     ut, v = jnp.conj(u.T), jnp.conj(vh.T)
     inner = matmul(matmul(ut, dx), v)
-    gaps = s[None, :] ** 2 - s[:, None] ** 2
-    apart = gaps != 0
-    turn = jnp.where(apart, 1 / jnp.where(apart, gaps, 1), 0)
+    # A difference of squares would not be 0 for equal values: the compiler fuses its operations.
+    gaps = s[None, :] - s[:, None]
+    noise = jnp.max(s, initial=0) * max(primals[0].shape) * jnp.finfo(s.dtype).eps
+    apart, some = jnp.abs(gaps) > noise, s > noise
+    turn = jnp.where(apart, 1 / jnp.where(apart, gaps * (s[None, :] + s[:, None]), 1), 0)
     right = inner * s[None, :]
     left = s[:, None] * inner
-    inverse = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1), 0)
+    inverse = jnp.where(some, 1 / jnp.where(some, s, 1), 0)
     du = matmul(u, turn * (right + jnp.conj(right.T)))
     dv = matmul(v, turn * (left + jnp.conj(left.T)))
     du = du + (matmul(dx, v) - matmul(u, inner)) * inverse[None, :]
