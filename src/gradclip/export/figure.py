@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ..errors import GradclipError, GradclipWarning
 from ..record import Trace, traces_of
 from ..show.files import RunLike, read_runs, replace_file
-from ..show.words import one_line, shorten
+from ..show.safe import printable
+from ..show.words import shorten
 from .style import RC, line_style
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _figure(
             scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
             scale.set_label(
-                f"norm: {shorten(one_line(trace.label), 28)}" if len(traces) > 1 else "norm"
+                f"norm: {shorten(printable(trace.label), 28)}" if len(traces) > 1 else "norm"
             )
         if panel != "distribution":
             on_steps.append(axes)
@@ -172,4 +173,4 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     )
     room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
-        text.set_text(shorten(one_line(trace.label), room))
+        text.set_text(shorten(printable(trace.label), room))

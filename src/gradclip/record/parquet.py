@@ -25,8 +25,8 @@ MAGIC = b"PAR1"
 
 FREE_VALUES = 4_000_000
 MOST_VALUES = 50
-"""A file may hold 4 million values, and 50 for each of its bytes. In a record the loss, the norm and
-the time hardly compress, so that it has about one value a byte; a file of zeros has millions."""
+"""A file may hold 4 million values, and 50 for each of its bytes. In a record the loss, the norm
+and the time hardly compress: it has about one value a byte. A file of zeros has millions."""
 
 _KEY = b"gradclip"
 _EXACT = {"step": "int64", "optimizer": "int64", "clipped": "bool", "skipped": "bool"}

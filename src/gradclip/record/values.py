@@ -25,6 +25,8 @@ __all__ = [
     "number_of",
     "optimizer_of",
     "step_of",
+    "text_of",
+    "whole_of",
 ]
 
 MOST_WHOLE = 2**53
@@ -78,7 +80,7 @@ def kind_of(row: object) -> str:
     """
     if not isinstance(row, dict):
         raise WrongValue("the row", row, "an object")
-    return _text(row, "kind")
+    return text_of(row, "kind")
 
 
 def header_of(row: Mapping[str, object]) -> Header:
@@ -88,12 +90,12 @@ def header_of(row: Mapping[str, object]) -> Header:
     if not isinstance(versions, Mapping):
         raise WrongValue("versions", versions, "an object of texts")
     return Header(
-        schema=_whole(row, "schema", low=0),
+        schema=whole_of(row, "schema", low=0),
         created=_text_or_none(row, "created"),
         gradclip=_text_or_none(row, "gradclip"),
         policy=_text_or_none(row, "policy"),
         command=tuple(_texts(row, "command")),
-        versions={name: _text(versions, name) for name in versions if versions[name] is not None},
+        versions={name: text_of(versions, name) for name in versions if versions[name] is not None},
         extra=_rest(row, known),
     )
 
@@ -101,8 +103,8 @@ def header_of(row: Mapping[str, object]) -> Header:
 def optimizer_of(row: Mapping[str, object]) -> Optimizer:
     """Return the optimizer in a row; `WrongValue` names a key with a wrong value."""
     return Optimizer(
-        id=_whole(row, "id"),
-        class_name=_text(row, "class", ""),
+        id=whole_of(row, "id"),
+        class_name=text_of(row, "class", ""),
         policy=_text_or_none(row, "policy"),
         parameters=tuple(map(_parameter, _list(row, "parameters"))),
         extra=_rest(row, ("id", "class", "policy", "parameters")),
@@ -112,9 +114,9 @@ def optimizer_of(row: Mapping[str, object]) -> Optimizer:
 def event_of(row: Mapping[str, object]) -> Event:
     """Return the event in a row; `WrongValue` names a key with a wrong value."""
     return Event(
-        name=_text(row, "name"),
-        text=_text(row, "text", ""),
-        step=None if row.get("step") is None else _whole(row, "step"),
+        name=text_of(row, "name"),
+        text=text_of(row, "text", ""),
+        step=None if row.get("step") is None else whole_of(row, "step"),
         extra=_rest(row, ("name", "text", "step")),
     )
 
@@ -123,16 +125,16 @@ def end_of(row: Mapping[str, object]) -> End:
     """Return the end in a row; `WrongValue` names a key with a wrong value."""
     counts = ("steps", "clipped", "skipped")
     return End(
-        status=_text(row, "status"),
-        **{key: None if row.get(key) is None else _whole(row, key, low=0) for key in counts},
+        status=text_of(row, "status"),
+        **{key: None if row.get(key) is None else whole_of(row, key, low=0) for key in counts},
         extra=_rest(row, ("status", *counts)),
     )
 
 
 def step_of(row: Mapping[str, object]) -> StepValues:
     """Return the values of a step row; `WrongValue` names a key with a wrong value."""
-    step = _whole(row, "step")
-    optimizer = _whole(row, "optimizer") if "optimizer" in row else 0
+    step = whole_of(row, "step")
+    optimizer = whole_of(row, "optimizer") if "optimizer" in row else 0
     numbers: dict[str, float] = {}
     others: list[str] = []
     for key, value in row.items():
@@ -167,6 +169,25 @@ def number_of(value: object, key: str) -> float:
     raise WrongValue(key, value, 'a number, "inf", "-inf", "nan" or null')
 
 
+def whole_of(row: Mapping[str, object], key: str, *, low: int = -MOST_WHOLE) -> int:
+    """Return the whole number at a key, from `low` to 2^53."""
+    value = row.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        whole = int(value) if low <= value <= MOST_WHOLE else None
+        if whole is not None and whole == value:
+            return whole
+    least = f"from {low} " if low > -MOST_WHOLE else ""
+    raise WrongValue(key, value, f"a whole number {least}up to 2^53")
+
+
+def text_of(row: Mapping[str, object], key: str, default: str | None = None) -> str:
+    """Return the text at a key."""
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise WrongValue(key, value, "text")
+    return value
+
+
 def _norms(values: object) -> tuple[Floats, list[int]]:
     """Return norms as float64 with NaN for null, and the indices of those that are inf or NaN."""
     if not isinstance(values, list):
@@ -191,30 +212,14 @@ def _parameter(item: object) -> Parameter:
         raise WrongValue("a parameter", item, "an object")
     shape = _list(item, "shape")
     return Parameter(
-        _text(item, "name"),
-        tuple(_whole({"shape": length}, "shape", low=0) for length in shape),
-        _text(item, "dtype", ""),
+        text_of(item, "name"),
+        tuple(whole_of({"shape": length}, "shape", low=0) for length in shape),
+        text_of(item, "dtype", ""),
     )
 
 
-def _whole(row: Mapping[str, object], key: str, *, low: int = -MOST_WHOLE) -> int:
-    value = row.get(key)
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    if not whole or not low <= value <= MOST_WHOLE or value != int(value):
-        least = f"from {low} " if low > -MOST_WHOLE else ""
-        raise WrongValue(key, value, f"a whole number {least}up to 2^53")
-    return int(value)
-
-
-def _text(row: Mapping[str, object], key: str, default: str | None = None) -> str:
-    value = row.get(key, default)
-    if not isinstance(value, str):
-        raise WrongValue(key, value, "text")
-    return value
-
-
 def _text_or_none(row: Mapping[str, object], key: str) -> str | None:
-    return None if row.get(key) is None else _text(row, key)
+    return None if row.get(key) is None else text_of(row, key)
 
 
 def _list(row: Mapping[str, object], key: str) -> Sequence[object]:

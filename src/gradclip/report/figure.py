@@ -37,6 +37,7 @@ from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import finite, positive
 from ..show.downsample import thin
+from ..show.safe import printable
 from ..show.style import FONT, INK, Mark, Style
 
 __all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_log", "new_figure"]
@@ -237,7 +238,7 @@ class Plotter:
                 values[np.searchsorted(steps, drawn["step"])] = column
                 columns[f"{name}{index}"] = values
                 text = text.replace("{" + name + "}", f"@{name}{index}{{%.4g}}")
-            tips.append((label, text))
+            tips.append((printable(label), text))
         unseen = self.figure.line(
             "step", "y", source=ColumnDataSource({**columns}), line_alpha=0, y_range_name=EDGE
         )
