@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GradclipError, GradclipWarning
-from ..record import Trace, traces_of
-from ..show.files import RunLike, read_runs, replace_file
+from ..record import Trace
+from ..show.files import RunLike, replace_file, traces_to_draw
 from ..show.safe import printable
 from ..show.words import shorten
 from .style import RC, line_style
@@ -63,7 +63,7 @@ def write_figure(
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
     _check(kind, out, panels, width, height, dpi)
-    read = read_runs(runs)
+    traces = traces_to_draw(runs)
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -72,7 +72,7 @@ def write_figure(
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(RC), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        figure = _figure(traces_of(read), panels, width, height)
+        figure = _figure(traces, panels, width, height)
         figure.savefig(made, format=kind, dpi=dpi, metadata=metadata)
     if any("missing from" in str(one.message) for one in warned):
         warnings.warn(

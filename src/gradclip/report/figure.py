@@ -46,6 +46,9 @@ EDGE = "edge"
 _LEFT = 112
 """The pixels left of every plot, so that the step axes are aligned."""
 
+MOST_TIPS = 36
+"""The largest number of traces in a tooltip, which holds each trace at each step of any trace."""
+
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
 
@@ -227,7 +230,10 @@ class Plotter:
         self._rows.append((label, drawn, text))
 
     def finish(self) -> None:
-        """Add one tooltip with all traces at the step under the pointer."""
+        """Add one tooltip with all traces at the step under the pointer, unless they are many."""
+        if len(self._rows) > MOST_TIPS:
+            self.panel.explanation += f" There is no tooltip for over {MOST_TIPS} traces."
+            return
         steps = np.unique(np.concatenate([drawn["step"] for _, drawn, _ in self._rows]))
         if not len(steps):
             return

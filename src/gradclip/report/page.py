@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..diagnosis import diagnose_trace
 from ..errors import GradclipError
-from ..record import Trace, traces_of
-from ..show.files import RunLike, read_runs, replace_file
+from ..record import Trace
+from ..show.files import RunLike, replace_file, traces_to_draw
 from ..show.safe import printable
 from ..show.summary import summarise
 from ..show.words import number, percent
@@ -42,7 +42,7 @@ def write_report(
             written.
     """
     out = Path(out)
-    replace_file(out, _render(traces_of(read_runs(runs))).encode())
+    replace_file(out, _render(traces_to_draw(runs)).encode())
     return out
 
 
