@@ -56,9 +56,9 @@ def import_(
     replace_file(output, made.text)
     if json:
         say_json({"record": str(output), "kind": read.kind, "steps": made.steps,
-                  "columns": made.columns, "notes": read.notes})  # fmt: skip
+                  "columns": made.columns, "notes": made.notes})  # fmt: skip
         return
     chosen = ", ".join(f"{role} from {name!r}" for role, name in made.columns.items())
     say(f"{output}: {made.steps:,} steps of {read.kind}; {chosen}")
-    for note in read.notes:
+    for note in made.notes:
         say(f"note: {note}")

@@ -24,11 +24,13 @@ class Imported:
         text: the record, as it stands in its file.
         steps: the number of its steps.
         columns: the column of the log behind each of loss, norm and lr; absent without a column.
+        notes: what the user should know; the record has each as an event.
     """
 
     text: bytes
     steps: int
     columns: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 def import_log(path: Path, log: Log, asked: Mapping[str, str | None]) -> Imported:
@@ -66,14 +68,17 @@ def import_log(path: Path, log: Log, asked: Mapping[str, str | None]) -> Importe
         "versions": {},
         "imported": {"file": str(path), "kind": log.kind, "columns": columns},
     }
-    notes = [
-        {"kind": "event", "step": None, "name": "imported", "text": note} for note in log.notes
-    ]
+    notes = log.notes + tuple(
+        f"{log.replaced[name]:,} values of {name!r} were replaced by a later one of the same step"
+        for name in columns.values()
+        if name in log.replaced
+    )
+    events = [{"kind": "event", "step": None, "name": "imported", "text": note} for note in notes]
     rows = (
         {"kind": "step", "step": step, "optimizer": 0}
         | {role: log.columns[name].get(step) for role, name in columns.items()}
         for step in steps
     )
-    lines = [encode_row(row) for row in (header, *notes, *rows)]
+    lines = [encode_row(row) for row in (header, *events, *rows)]
     end = encode_row({"kind": "end", "status": "ok", "steps": len(steps)})
-    return Imported(b"".join([*lines, end]), len(steps), columns)
+    return Imported(b"".join([*lines, end]), len(steps), columns, notes)

@@ -44,10 +44,8 @@ def read_csv(path: Path, step: str | None = None) -> Log:
     except (UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{path} is not a CSV file ({error}): {_REMEDY}") from error
     kept = {name: points for name, points in columns.items() if not name.endswith(_BOUNDS)}
-    notes = [] if step is not None else ["no column has the steps, so the rows were counted"]
-    if replaced:
-        notes.append(f"{replaced:,} values were replaced by a later row of the same step")
-    return Log("CSV", kept, notes=tuple(notes))
+    notes = () if step is not None else ("no column has the steps, so the rows were counted",)
+    return Log("CSV", kept, notes=notes, replaced=replaced)
 
 
 _REMEDY = (

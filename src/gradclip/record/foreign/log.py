@@ -9,7 +9,7 @@ from typing import TypeAlias
 from ...errors import RecordError
 from ..values import MOST_WHOLE
 
-__all__ = ["Log", "Points", "number_in", "step_in"]
+__all__ = ["Log", "Points", "number_in", "put", "step_in"]
 
 Points: TypeAlias = dict[int, float]
 """The value at each step; a step that comes twice has its later value."""
@@ -24,12 +24,24 @@ class Log:
         columns: the columns of numbers, by name.
         usual: the names that this program itself gives, by role; they need no guess.
         notes: what the user should know of the file, such as a part that was cut off.
+        replaced: the number of values that a later value of the same step replaced, by column.
     """
 
     kind: str
     columns: Mapping[str, Points]
     usual: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    replaced: Mapping[str, int] = field(default_factory=dict)
+
+
+def put(
+    columns: dict[str, Points], replaced: dict[str, int], name: str, at: int, value: float
+) -> None:
+    """Set the value of a column at a step, and count a value that it replaces."""
+    points = columns.setdefault(name, {})
+    if at in points:
+        replaced[name] = replaced.get(name, 0) + 1
+    points[at] = value
 
 
 def number_in(value: object) -> float | None:

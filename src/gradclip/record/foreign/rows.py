@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .log import Points, number_in, step_in
+from .log import Points, number_in, put, step_in
 
 __all__ = ["columns_of"]
 
 
 def columns_of(
     rows: Iterable[tuple[str, Mapping[str, object]]], step: str | None
-) -> tuple[dict[str, Points], int]:
+) -> tuple[dict[str, Points], dict[str, int]]:
     """Return the columns of numbers in rows of cells.
 
     Args:
@@ -19,13 +19,13 @@ def columns_of(
         step: the column of the steps; None counts the rows from 1.
 
     Returns:
-        The columns, and the number of values that a later row of the same step replaced.
+        The columns, and the numbers of values that a later row of the same step replaced.
 
     Raises:
         RecordError: a step is not a whole number.
     """
     columns: dict[str, Points] = {}
-    replaced = 0
+    replaced: dict[str, int] = {}
     for count, (place, cells) in enumerate(rows, 1):
         values = {
             name: number
@@ -36,7 +36,5 @@ def columns_of(
             continue
         at = count if step is None else step_in(cells.get(step), place)
         for name, number in values.items():
-            points = columns.setdefault(name, {})
-            replaced += at in points
-            points[at] = number
+            put(columns, replaced, name, at, number)
     return columns, replaced

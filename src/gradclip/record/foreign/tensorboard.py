@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import RecordError
 from ..values import MOST_WHOLE
-from .log import Log, Points
+from .log import Log, Points, put
 from .wire import fields, float_of, signed, text_of
 
 __all__ = ["read_events"]
@@ -31,21 +31,17 @@ def read_events(path: Path) -> Log:
         raise RecordError(f"{path} has no event file of TensorBoard: give the folder that has one")
     columns: dict[str, Points] = {}
     notes: list[str] = []
-    replaced = 0
+    replaced: dict[str, int] = {}
     for file in files:
         for record in _records(file, notes):
             try:
                 for tag, step, value in _scalars(record):
-                    points = columns.setdefault(tag, {})
-                    replaced += step in points
-                    points[step] = value
+                    put(columns, replaced, tag, step, value)
             except ValueError as error:
                 raise RecordError(
                     f"{file} is damaged ({error}): give a whole event file"
                 ) from error
-    if replaced:
-        notes.append(f"{replaced:,} values were replaced by a later value of the same step")
-    return Log("TensorBoard", columns, notes=tuple(notes))
+    return Log("TensorBoard", columns, notes=tuple(notes), replaced=replaced)
 
 
 def _records(path: Path, notes: list[str]) -> Iterator[bytes]:

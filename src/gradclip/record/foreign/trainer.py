@@ -33,6 +33,5 @@ def read_trainer_state(path: Path, step: str | None = None) -> Log:
         )
     rows = ((f"{path}, log_history[{index}]", row) for index, row in enumerate(history))
     columns, replaced = columns_of(rows, step or "step")
-    note = f"{replaced:,} values were replaced by a later row of the same step"
     usual = {"loss": "loss", "norm": "grad_norm", "lr": "learning_rate"}
-    return Log("Trainer", columns, usual, (note,) if replaced else ())
+    return Log("Trainer", columns, usual, replaced=replaced)
