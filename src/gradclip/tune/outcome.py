@@ -86,8 +86,8 @@ class Outcome:
         status = text_of(data, "status")
         if status not in known:
             raise WrongValue("status", status, f"one of {', '.join(STATUSES)}")
-        if math.isnan(numbers["loss"]):
-            raise WrongValue("loss", "nan", "a number or inf")
+        if not numbers["loss"] > -math.inf:
+            raise WrongValue("loss", data["loss"], "a number or inf")
         if not 0 <= numbers["clip_rate"] <= 1:
             raise WrongValue("clip_rate", data["clip_rate"], "a number from 0 to 1")
         lr = data.get("lr")
