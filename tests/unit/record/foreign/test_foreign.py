@@ -94,6 +94,56 @@ def test_the_check_sum_is_the_one_of_tensorflow() -> None:
     assert _masked_crc(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def wire(number: int, data: bytes) -> bytes:
+    """Return a field of bytes in the wire format."""
+    key, length = number << 3 | 2, len(data)
+    head = bytes([key]) if key < 128 else bytes([key & 127 | 128, key >> 7])
+    while length > 127:
+        head += bytes([length & 127 | 128])
+        length >>= 7
+    return head + bytes([length]) + data
+
+
+def wandb_file(records: list[bytes]) -> bytes:
+    """Return records as W&B's file has them: blocks of 32,768 bytes, and a header of 7."""
+    data = b":W&B\xe1\xbe\x00"
+    for record in records:
+        kinds = []
+        while True:
+            left = 32768 - len(data) % 32768
+            if left < 7:
+                data += b"\0" * left
+                continue
+            part, record = record[: left - 7], record[left - 7 :]
+            kinds.append(part)
+            kind = (1 if len(kinds) == 1 else 4) if not record else 2 if len(kinds) == 1 else 3
+            data += b"\0" * 4 + struct.pack("<HB", len(part), kind) + part
+            if not record:
+                break
+    return data
+
+
+def test_wandb(tmp_path: Path) -> None:
+    """The history lies over several blocks, between records of other kinds."""
+    path = tmp_path / "run-x.wandb"
+    records = [wire(17, b"")]
+    for step in STEPS:
+        cells = {"train/loss": 3 / step, "train/grad_norm": float(step), "lr": 0.5, "_step": step}
+        items = [wire(1, wire(1, k.encode()) + wire(16, json.dumps(v).encode()))
+                 for k, v in cells.items()]  # fmt: skip
+        items.append(wire(1, wire(2, b"note") + wire(16, json.dumps("x" * 5000).encode())))
+        records += [wire(2, b"".join(items)), wire(7, b"")]
+    whole = wandb_file(records)
+    assert len(whole) > 5 * 32768
+    path.write_bytes(whole)
+    check(imported(path), "W&B", "train/grad_norm", "train/loss", "lr")
+    path.write_bytes(whole[:-8])
+    assert imported(path).events[0].text == "the last record was cut off and is left out"
+    path.write_bytes(whole[:100] + b"\xff" * 50 + whole[150:])
+    with pytest.raises(RecordError, match=r"is damaged .*: export the run as CSV"):
+        read_log(path)
+
+
 def test_trainer_state(tmp_path: Path) -> None:
     path = tmp_path / "trainer_state.json"
     history: list[dict[str, object]] = [
