@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from ..record import traces_of
-from ..record.schema import encode_row
 from ..report import write_report
 from ..show.files import read_runs
 from ..show.summary import summarise
 from .failure import exit_on_user_error
+from .output import say, say_json
 
 __all__ = ["report"]
 
@@ -31,6 +31,6 @@ def report(
     page = write_report(read, output)
     if json:
         rows = [asdict(summarise(trace)) for trace in traces_of(read)]
-        typer.echo(encode_row({"report": str(page), "runs": rows}).decode(), nl=False)
+        say_json({"report": str(page), "runs": rows})
     else:
-        typer.echo(page)
+        say(page)

@@ -16,6 +16,7 @@ from ..method.read import parse
 from ..record import RecordWriter
 from .complete import policies
 from .failure import exit_on_user_error, require
+from .output import say
 
 if TYPE_CHECKING:
     from ..torch.script.runner import Session
@@ -149,4 +150,4 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
 
 def _say(text: str, color: str | None = None) -> None:
     """Write a line to stderr, because stdout belongs to the script."""
-    typer.secho(f"gradclip: {text}", err=True, fg=color, bold=color is not None)
+    say(f"gradclip: {text}", err=True, color=color)

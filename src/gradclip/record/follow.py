@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import RecordError
 from .reader import read_lines, read_run
 from .run import Run
+from .values import optimizer_of
 
 __all__ = ["Follower", "News"]
 
@@ -150,7 +151,8 @@ class Follower:
 
     def _take(self, whole: bytes) -> Run:
         """Return a run with these whole lines, and add them to the window."""
-        lines = whole.splitlines(keepends=True)
+        lines = whole.split(b"\n")  # As a file does: a carriage return ends no line.
+        lines = [line + b"\n" for line in lines[:-1]]
         first = not self._header
         if first:
             self._header = lines.pop(0)
@@ -160,8 +162,8 @@ class Follower:
             read_run(self.path)  # This raises an error with the line number in the file.
             raise
         for line in lines:
-            if _OPTIMIZER.search(line):
-                self._optimizers[int(json.loads(line)["id"])] = line
+            if _OPTIMIZER.search(line) and (row := json.loads(line))["kind"] == "optimizer":
+                self._optimizers[optimizer_of(row).id] = line
                 continue
             self._window.append(line)
             self._window_bytes += len(line)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..diagnosis import diagnose_trace
 from ..errors import GradclipError
-from ..record import Trace, traces_of
-from ..show.files import RunLike, read_runs, replace_file
+from ..record import Trace
+from ..show.files import RunLike, replace_file, traces_to_draw
+from ..show.safe import printable
 from ..show.summary import summarise
 from ..show.words import number, percent
 from .events import events_of
@@ -41,7 +42,7 @@ def write_report(
             written.
     """
     out = Path(out)
-    replace_file(out, _render(traces_of(read_runs(runs))).encode())
+    replace_file(out, _render(traces_to_draw(runs)).encode())
     return out
 
 
@@ -65,6 +66,7 @@ def _render(traces: Sequence[Trace]) -> str:
         loader=PackageLoader("gradclip.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -80,6 +82,13 @@ def _render(traces: Sequence[Trace]) -> str:
         first=axis.first,
         last=axis.last,
     )
+
+
+def _shown(value: object) -> object:
+    """Return the value of an expression of the page; only markup of our own stays as it is."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return printable(value)
+    return value
 
 
 def _legend(panel: Panel) -> list[tuple[str, str, str]]:

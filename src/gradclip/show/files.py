@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import GradclipError
-from ..record import Run, read_run
+from ..record import Run, Trace, read_run, traces_of
 
-__all__ = ["RunLike", "read_runs", "replace_file"]
+__all__ = ["RunLike", "read_runs", "replace_file", "traces_to_draw"]
+
+MOST_TRACES = 300
+"""The largest number of traces in a page or a figure; nobody tells more lines apart."""
 
 RunLike: TypeAlias = str | os.PathLike[str] | Run
 """A record: its path, or the run that `gradclip.read_run` returned."""
@@ -36,6 +39,29 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     if not read:
         raise GradclipError("runs=[] is not usable: give at least one record")
     return read
+
+
+def traces_to_draw(runs: RunLike | Iterable[RunLike]) -> list[Trace]:
+    """Return the traces of one or more records, not more than a picture can show.
+
+    Args:
+        runs: as in `read_runs`.
+
+    Raises:
+        RecordError: a record cannot be read.
+        GradclipError: `runs` is empty, or the runs have too many optimizers.
+    """
+    read = read_runs(runs)
+    traces = traces_of(read)
+    if len(traces) > MOST_TRACES:
+        raise GradclipError(
+            f"{read[0].path} and the other records have {len(traces):,} optimizers, and a picture "
+            f"shows at most {MOST_TRACES}: give fewer records, or ask `gradclip diagnose`"
+            if len(read) > 1
+            else f"{read[0].path} has {len(traces):,} optimizers, and a picture shows at most "
+            f"{MOST_TRACES}: ask `gradclip diagnose` or `gradclip advise --optimizer ID`"
+        )
+    return traces
 
 
 def replace_file(out: Path, content: bytes) -> None:

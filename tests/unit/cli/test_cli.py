@@ -32,6 +32,17 @@ FLAGS = {
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
+    "import": {
+        "--output",
+        "-o",
+        "--norm",
+        "--loss",
+        "--lr",
+        "--step",
+        "--overwrite",
+        "--json",
+        "--help",
+    },
     "tune": {
         "--steps",
         "--thresholds",
