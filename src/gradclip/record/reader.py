@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 
 from ..errors import RecordError
+from .join import join_runs
 from .parquet import MAGIC, Table, read_table
+from .parts import later_parts
 from .rows import End, Event, Floats, Header, Optimizer
 from .run import Run
 from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
@@ -24,6 +27,10 @@ _Row: TypeAlias = dict[str, Any]
 
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`, without a last line that was cut off.
+
+    If the run has further parts beside the file (`a.2.jsonl`, ...), because the job was started
+    again or the writer had to go on in a new file, they are read as one run: an event "boundary"
+    stands at the start of each part, and the steps go on. Another run with such a name is left out.
 
     Args:
         path: a file that `gradclip run --record`, `gradclip.torch.record`, `RecordWriter` or
@@ -42,13 +49,20 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             start = file.read(4)
             if start == MAGIC:
                 return _from_table(path, read_table(path))
-            if start[:1] != b"{":
-                what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
-                raise RecordError(f"{path} {what}: {_REMEDY}")
-            file.seek(0)
-            return read_lines(path, file)
+        others = later_parts(Path(os.path.realpath(path)))
+        return join_runs([_read_part(path), *map(_read_part, others)])
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
+
+
+def _read_part(path: Path) -> Run:
+    """Read one file of a run."""
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
+            raise RecordError(f"{path} {what}: {_REMEDY}")
+        file.seek(0)
+        return read_lines(path, file)
 
 
 def read_lines(path: Path, lines: IO[bytes]) -> Run:
@@ -61,7 +75,14 @@ def read_lines(path: Path, lines: IO[bytes]) -> Run:
     Raises:
         RecordError: a line is damaged, as in `read_run`.
     """
-    return _Reading(path).read(lines)
+    runs: list[Run] = []
+    reading = _Reading(path)
+    runs.append(reading.read(lines))
+    while reading.rest is not None:  # A further run was appended to the file.
+        rest, number = reading.rest, reading.number
+        reading = _Reading(path, number - 1)
+        runs.append(reading.read(chain([rest], lines)))
+    return join_runs(runs)
 
 
 _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
@@ -70,8 +91,13 @@ _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
 class _Reading:
     """The rows that were read so far, with one method for each kind of row."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
+        self.before = before
+        """The number of lines before the header."""
+        self.number = before
+        self.rest: bytes | None = None
+        """The header of a part that was appended, which ended the reading."""
         self.header: Header | None = None
         self.optimizers: dict[int, Optimizer] = {}
         self.events: list[Event] = []
@@ -84,7 +110,7 @@ class _Reading:
         self.said: dict[int, str] = {}
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def read(self, file: IO[bytes]) -> Run:
+    def read(self, file: Iterable[bytes]) -> Run:
         kinds: dict[object, Callable[[_Row], None]] = {
             "optimizer": self._optimizer,
             "step": self._step,
@@ -92,14 +118,21 @@ class _Reading:
             "end": self._end,
         }
         torn = False
-        number = 0
-        for number, line in enumerate(file, 1):
+        damage: RecordError | None = None
+        for number, line in enumerate(file, self.before + 1):
+            self.number = number
             try:
                 row = json.loads(line.decode())
-                if number == 1:
+                if number == self.before + 1:
                     self._header(row)
                 elif row["kind"] == "header":
-                    raise ValueError("a second header; one file holds one run")
+                    if row.get("part", 1) == 1:
+                        raise ValueError("a second header; one file holds one run")
+                    # A writer that appends leaves a last line that was cut off as it is.
+                    self.rest, torn, damage = line, damage is not None, None
+                    break
+                elif damage is not None:
+                    raise damage
                 elif read := kinds.get(row["kind"]):
                     read(row)
                     if row["kind"] == "step":
@@ -107,9 +140,14 @@ class _Reading:
             except RecordError:
                 raise
             except _DAMAGE as error:
-                if line.endswith(b"\n") or number == 1:
-                    raise self._damaged(number, error) from error
+                if damage is not None or number == self.before + 1:
+                    raise damage or self._damaged(number, error) from error
+                if line.endswith(b"\n"):
+                    damage = self._damaged(number, error)
+                    damage.__cause__ = error
                 torn = True  # Only a last line that was cut off has no newline.
+        if damage is not None:
+            raise damage
         columns, seen = self._columns()
         assert self.header is not None
         return Run(
@@ -124,10 +162,11 @@ class _Reading:
             _norms={key: tuple(rows) for key, rows in self.norms.items()},
             _nonfinite=tuple(self.nonfinite),
             _ran=tuple(self.ran),
+            parts=(self.path,),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
-        if number == 1:
+        if number == self.before + 1:
             return RecordError(f"{self.path} is not a gradclip record (no whole header): {_REMEDY}")
         return RecordError(
             f"{self.path}, line {number} is damaged ({error}): remove that line to read the rest"

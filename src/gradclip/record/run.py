@@ -41,6 +41,8 @@ class Run:
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
     _nonfinite: tuple[tuple[int, tuple[str, ...]], ...]
     _ran: tuple[tuple[int, str], ...] = ()
+    parts: tuple[Path, ...] = ()
+    """The files of the run, in their order."""
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
