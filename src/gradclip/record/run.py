@@ -178,11 +178,12 @@ class Run:
         the key "gradclip".
 
         Args:
-            path: the file, which is replaced if it exists; its parent directories are created.
+            path: the file; an older Parquet file is replaced, and a file of another kind is not.
+                Its parent directories are created.
 
         Raises:
             GradclipError: pyarrow is not installed.
-            RecordError: the file cannot be written.
+            RecordError: the file cannot be written, or holds something else.
         """
         rows = len(self.steps)
         norms: list[Floats | None] = [None] * rows

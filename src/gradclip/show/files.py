@@ -18,7 +18,7 @@ RunLike: TypeAlias = str | os.PathLike[str] | Run
 
 
 def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
-    """Read one or more records.
+    """Read one or more records; a file that is a later part of another given run is left out.
 
     Args:
         runs: a record or several records; not mutated.
@@ -35,26 +35,47 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     read = [run if isinstance(run, Run) else read_run(run) for run in runs]
     if not read:
         raise GradclipError("runs=[] is not usable: give at least one record")
-    return read
+    later = {part.resolve() for run in read for part in run.parts[1:]}
+    return [run for run in read if run.path.resolve() not in later]
 
 
 def replace_file(out: Path, content: bytes) -> None:
     """Write a whole file, or leave the old file unchanged on a failure.
 
     Args:
-        out: the path of the file, whose folder is created.
+        out: the path of the file, whose folder is created. A file with other content, such as a
+            record or a script, is not replaced: the old file must begin as the new one does.
         content: the whole content of the file.
 
     Raises:
-        GradclipError: the file cannot be written.
+        GradclipError: the file cannot be written, or has other content.
     """
     try:
+        _check_same_kind(out, content)
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
         raise GradclipError(
             f"{out} cannot be written ({error.strerror}): give a path that can"
         ) from error
+
+
+def _check_same_kind(out: Path, content: bytes) -> None:
+    if not out.exists():
+        return
+    if not out.is_file() and not out.is_dir():
+        raise GradclipError(f"{out} is not a regular file: give another path")
+    with out.open("rb") as file:
+        start = file.read(_START)
+    if start and start.lower() != content[:_START].lower():
+        raise GradclipError(
+            f"{out} holds something else, such as a record or a script, and stays as it is: give "
+            "another path, or remove the file"
+        )
+
+
+_START = 4
+"""The number of first bytes that tell a page, a PNG, a PDF and an SVG from other files."""
 
 
 def _replace(out: Path, content: bytes) -> None:
