@@ -50,12 +50,14 @@ class _Item:
         rows: their number.
         repeated: the lines that a further file must repeat, by a key.
         sync: whether to sync the file to the disk after the rows.
+        is_header: whether this is the header, which each file begins with anyway.
     """
 
     text: bytes
     rows: int
     repeated: Mapping[object, bytes]
     sync: bool
+    is_header: bool = False
 
 
 class Disk:
@@ -186,7 +188,7 @@ class Disk:
     ) -> None:
         try:
             if self._first.is_symlink():
-                self._first = Path(os.path.realpath(self._first))
+                self._given = self._first = Path(os.path.realpath(self._first))
             place = choose_place(self._first, if_exists, Job.read(self._header.get("job")))
         except OSError as error:
             failed.append(
@@ -203,7 +205,7 @@ class Disk:
         self._file = RecordFile(place)
         self._beside = not self._file.is_device
         self._part = place.part
-        first = _Item(place.start + self._header_line(), 1, {}, sync=True)
+        first = _Item(place.start + self._header_line(), 1, {}, sync=True, is_header=True)
         self._put, self._queued_bytes = 1, len(first.text)
         self._write(first)
         ready.set()
@@ -242,7 +244,8 @@ class Disk:
             # The next file begins with the first line that is not whole in this file.
             whole = item.text.rfind(b"\n", 0, file.size - before) + 1
             rest = item.text[whole:]
-            self._go_on(fault, rest, rest.count(b"\n"))
+            rows = rest.count(b"\n")
+            self._go_on(fault, b"" if item.is_header else rest, rows, has_header=not item.is_header)
         self._count(item)
         if item.sync and fault is None:
             try:
@@ -262,7 +265,7 @@ class Disk:
         self.dropped += rows
         self._lost += rows
 
-    def _go_on(self, fault: Fault, rest: bytes, rows: int) -> None:
+    def _go_on(self, fault: Fault, rest: bytes, rows: int, *, has_header: bool = True) -> None:
         """Go on in another file: beside the file that failed, or else in the temporary folder."""
         old, self._file = self._file, None
         name = self.path
@@ -272,7 +275,7 @@ class Disk:
                 try:
                     new = self._begin(folder / self._first.name, old, fault, rest)
                 except OSError as error:
-                    self.error = error
+                    self.error = self.error or error  # The first error tells the cause.
                     continue
                 self._file, self.error, self.stopped = new, None, None
                 self.path = self._shown(new.place.path)
@@ -288,7 +291,9 @@ class Disk:
                 )
             self._lose(rows)
             self._retry_at = time.monotonic() + RETRY
-        if old is not None:
+        if old is not None and not has_header and old.place.part == 1:
+            old.discard()
+        elif old is not None:
             old.close()
 
     def _folders(self) -> Iterable[Path]:

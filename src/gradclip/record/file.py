@@ -107,7 +107,7 @@ class RecordFile:
             return
 
     def discard(self) -> None:
-        """Close the file, and remove what this object itself has created."""
-        self.close()
-        if not self.is_device:
+        """Remove a file that this object has created, and close it."""
+        if not self.is_device and self.fault() is None:
             self.place.path.unlink(missing_ok=True)
+        self.close()

@@ -49,7 +49,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             start = file.read(4)
             if start == MAGIC:
                 return _from_table(path, read_table(path))
-        others = later_parts(Path(os.path.realpath(path)))
+        real = Path(os.path.realpath(path))
+        others = later_parts(real)
+        if path.name == real.name:  # Spell the folder as the caller did.
+            others = [path.with_name(part.name) for part in others]
         return join_runs([_read_part(path), *map(_read_part, others)])
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from ..errors import GradclipError
 from ..record import Run, read_run
+from ..record.parquet import MAGIC
+from ..record.parts import is_record
 
 __all__ = ["RunLike", "read_runs", "replace_file"]
 
@@ -39,19 +41,22 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     return [run for run in read if run.path.resolve() not in later]
 
 
-def replace_file(out: Path, content: bytes) -> None:
+def replace_file(out: Path, content: bytes, *suffixes: str) -> None:
     """Write a whole file, or leave the old file unchanged on a failure.
 
+    A record is never replaced, and a file with another suffix, such as a script, is replaced only
+    if it begins as the new file does.
+
     Args:
-        out: the path of the file, whose folder is created. A file with other content, such as a
-            record or a script, is not replaced: the old file must begin as the new one does.
+        out: the path of the file, whose folder is created.
         content: the whole content of the file.
+        suffixes: the usual suffixes of such a file.
 
     Raises:
         GradclipError: the file cannot be written, or has other content.
     """
     try:
-        _check_same_kind(out, content)
+        _check_may_be_replaced(out, content, suffixes)
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
@@ -60,14 +65,15 @@ def replace_file(out: Path, content: bytes) -> None:
         ) from error
 
 
-def _check_same_kind(out: Path, content: bytes) -> None:
-    if not out.exists():
-        return
-    if not out.is_file() and not out.is_dir():
+def _check_may_be_replaced(out: Path, content: bytes, suffixes: Iterable[str]) -> None:
+    if not out.exists() or out.is_dir():
+        return  # The write of a directory gives its own error.
+    if not out.is_file():
         raise GradclipError(f"{out} is not a regular file: give another path")
     with out.open("rb") as file:
         start = file.read(_START)
-    if start and start.lower() != content[:_START].lower():
+    known = out.suffix.lower() in suffixes or start.lower() == content[:_START].lower()
+    if start and (start == MAGIC or is_record(out) or not known):
         raise GradclipError(
             f"{out} holds something else, such as a record or a script, and stays as it is: give "
             "another path, or remove the file"

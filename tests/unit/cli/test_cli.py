@@ -26,7 +26,17 @@ ROOT = Path(__file__).parents[3]
 
 FLAGS = {
     "": {"--version", "--install-completion", "--show-completion", "--help"},
-    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
+    "run": {
+        "--clip",
+        "--record",
+        "--overwrite",
+        "--append",
+        "--nonfinite",
+        "--max-skips",
+        "--sink",
+        "-m",
+        "--help",
+    },
     "watch": {"--once", "--json", "--every", "--help"},
     "report": {"--output", "-o", "--json", "--help"},
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
