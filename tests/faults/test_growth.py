@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -33,7 +32,7 @@ def test_memory_is_flat_over_200_000_steps(tmp_path: Path) -> None:
 
 
 def test_many_writers_leave_no_threads_and_no_files(tmp_path: Path) -> None:
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    threads, files = threading.active_count(), len([*Path("/proc/self/fd").iterdir()])
     for number in range(200):
         record = RecordWriter(tmp_path / f"{number}.jsonl")
         record.step(step=1)
@@ -42,5 +41,5 @@ def test_many_writers_leave_no_threads_and_no_files(tmp_path: Path) -> None:
         del record
     gc.collect()
     assert threading.active_count() <= threads
-    assert len(os.listdir("/proc/self/fd")) <= files
+    assert len([*Path("/proc/self/fd").iterdir()]) <= files
     assert all(read_run(path).end is not None for path in tmp_path.iterdir())

@@ -189,7 +189,8 @@ class Disk:
         try:
             if self._first.is_symlink():
                 self._given = self._first = Path(os.path.realpath(self._first))
-            place = choose_place(self._first, if_exists, Job.read(self._header.get("job")))
+            job = Job.read(self._header.get("job"))
+            place = choose_place(self._first, if_exists, job, self._given)
         except OSError as error:
             failed.append(
                 RecordError(

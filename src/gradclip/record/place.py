@@ -51,7 +51,9 @@ def check_if_exists(value: object) -> None:
         raise PolicyError.of("if_exists", value, f"choose one of {choices}")
 
 
-def choose_place(path: Path, if_exists: IfExists, job: Job | None) -> Place:
+def choose_place(
+    path: Path, if_exists: IfExists, job: Job | None, given: Path | None = None
+) -> Place:
     """Open the file of a new record.
 
     A path that does not exist, or an empty file, is taken. A record that exists stays as it is, and
@@ -59,10 +61,11 @@ def choose_place(path: Path, if_exists: IfExists, job: Job | None) -> Place:
     this process is a later attempt of the job that wrote the last file.
 
     Args:
-        path: the absolute path that the user gave; its parent directories are created.
+        path: the absolute path; its parent directories are created.
         if_exists: whether an existing record is erased or continued instead. A record that another
             writer has open is neither erased nor continued.
         job: the job of this process, or None.
+        given: the path as the user spelled it, for messages; None takes `path`.
 
     Raises:
         RecordError: the path is a directory, a pipe, a socket, or a file that is not a record.
@@ -70,7 +73,7 @@ def choose_place(path: Path, if_exists: IfExists, job: Job | None) -> Place:
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not _has_content(path):
+    if not _has_content(path, given):
         return claim(path, _new_id(), may_be_empty=True)
     if stat.S_ISCHR(path.stat().st_mode):
         return Place(path, os.open(path, os.O_WRONLY), _new_id())
@@ -160,7 +163,7 @@ def _new_part(path: Path, job: Job | None) -> Place:
     return claim(path, _new_id(), note=note)
 
 
-def _has_content(path: Path) -> bool:
+def _has_content(path: Path, given: Path | None = None) -> bool:
     """Return False for a path that a record may take: a file that is absent or empty.
 
     Raises:
@@ -175,12 +178,13 @@ def _has_content(path: Path) -> bool:
         return True
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for test, name in _KINDS if test(found.st_mode)), "not a regular file")
-        raise RecordError(f"{path} cannot be written ({kind}): give a path that can")
+        raise RecordError(f"{given or path} cannot be written ({kind}): give a path that can")
     if found.st_size == 0:
         return False
     if not is_record(path):
         raise RecordError(
-            f"{path} is not a gradclip record, and a record would spoil the file: give another path"
+            f"{given or path} is not a gradclip record, and a record would spoil the file: give "
+            "another path"
         )
     return True
 
