@@ -158,7 +158,9 @@ def test_a_place_that_can_hold_no_record_is_refused(tmp_path_factory, kind: str)
             path.parent.chmod(0o755)
     assert child.returncode == 0
     assert out.startswith(f"{path.parent}/")  # A link has the name of its target.
-    assert any(f" cannot be written ({reason}): give a path that can" in out for reason in why.split("|"))
+    assert any(
+        f" cannot be written ({reason}): give a path that can" in out for reason in why.split("|")
+    )
 
 
 REMOVED = """if True:

@@ -691,3 +691,12 @@ def test_importing_the_record_imports_no_framework():
     child = in_child(code, stdout=subprocess.PIPE)
     assert child.communicate(timeout=60)[0].split() == []
     assert child.returncode == 0
+
+
+def test_parquet_does_not_replace_another_file(path):
+    pytest.importorskip("pyarrow")
+    RecordWriter(path).end()
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match="is not a Parquet file, and stays as it is: give"):
+        read_run(path).to_parquet(path)
+    assert path.read_bytes() == before
