@@ -13,7 +13,8 @@ import typer
 
 from ..errors import PolicyError
 from ..method.read import parse
-from ..record import IfExists, RecordWriter
+from ..record import RecordWriter
+from ..record.place import IfExists
 from .complete import policies
 from .failure import exit_on_user_error, require
 

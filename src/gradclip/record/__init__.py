@@ -1,7 +1,6 @@
 """The record of a run: a file of JSON lines that any program can read during the run."""
 
 from .._publish import publish as _publish
-from .place import IfExists
 from .reader import read_run
 from .rows import Counters, End, Event, Header, Norms, Optimizer
 from .run import Run
@@ -16,7 +15,6 @@ __all__ = [
     "End",
     "Event",
     "Header",
-    "IfExists",
     "Norms",
     "Optimizer",
     "Parameter",

@@ -19,8 +19,8 @@ from torch import Tensor
 from .. import kernel
 from ..checks import integer
 from ..engine.result import ClipResult
-from ..record import IfExists, Parameter, RecordWriter
-from ..record.place import check_if_exists
+from ..record import Parameter, RecordWriter
+from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
 
 __all__ = ["Recorder", "record"]

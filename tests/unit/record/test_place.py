@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradclip.errors import GradclipWarning, PolicyError, RecordError
-from gradclip.record import IfExists, RecordWriter, read_run
+from gradclip.record import RecordWriter, read_run
+from gradclip.record.place import IfExists
 
 
 def write(path: Path, steps: int = 1, *, first: int = 1, **options) -> RecordWriter:
