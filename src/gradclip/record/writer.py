@@ -35,31 +35,25 @@ class RecordWriter:
     a row arrives. So a killed process loses at most the last batch, and a power cut loses at most
     the last `seconds`. Memory does not grow with the steps. In a forked child the writer does
     nothing. Several threads may use one writer. A writer that the program does not end writes its
-    last batch and its end row when the program exits.
-
-    A record that exists is never written over: the new record gets the next free name, as in
-    `a.2.jsonl`, and `path` is that name. If a scheduler has started the job again, the new file is
-    a part of the same run, and `read_run` reads all parts as one run.
+    last batch and its end row when the program exits. A record that exists is never written over:
+    the new record gets the next free name, as in `a.2.jsonl`. If a scheduler has started the job
+    again, that file is a part of the same run, and `read_run` reads all parts as one run.
 
     A thread writes to the disk. If the file is deleted, replaced or cut, or if the disk is full,
     the writer emits one `GradclipWarning`, and the record goes on in a new file: beside the old
-    file, or else in the temporary directory. If no file can be written, the writer tries again from
-    time to time. If the file system does not answer, rows wait in a bounded queue, and further
-    rows are dropped. `lost` counts the rows that are not in a file, and the end row has their
-    number too. The training goes on in each case.
+    file, or else in the temporary directory. If the file system does not answer, rows wait in a
+    bounded queue, and further rows are dropped. `lost` counts the rows that are in no file, and the
+    end row has their number too. The training goes on in each case.
 
-    Only the writer gathers steps into batches: for the file, for the sinks, and for numbers that
-    are still on a device (`defer`), which are read when their batch is written.
-
-    Each batch of steps also goes to the sinks. If a sink raises, it gets no more steps, the writer
-    emits a `GradclipWarning` and records an event, and the training goes on. When the disk is full,
-    the sinks still get every step.
+    Each batch of steps also goes to the sinks, whatever happens to the file. If a sink raises, it
+    gets no more steps, and the writer emits a `GradclipWarning` and records an event. Numbers that
+    are still on a device (`defer`) are read when their batch is written.
 
     Args:
         path: the file; its parent directories are created.
         if_exists: what to do with a record that exists: "part" begins a new file, "overwrite"
-            erases the record, and "append" adds the new rows to the record's last file. A record
-            that another writer has open gets a new file in each case.
+            erases the record, and "append" adds to its last file. Beside a record that another
+            writer has open a new file begins in each case.
         policy: the text form of the run's policy; None for a run that only records.
         command: the command line; None takes ``sys.argv``.
         versions: from package names to versions; None takes the versions of Python, NumPy and,
@@ -124,8 +118,7 @@ class RecordWriter:
         except BaseException:
             self._feed.close()
             raise
-        self._ended = False
-        self._synced = clock.perf_counter()
+        self._ended, self._synced = False, clock.perf_counter()
         _open_writers.add(self)
         if self._disk.note is not None:
             warnings.warn(self._disk.note, GradclipWarning, stacklevel=2)
@@ -133,7 +126,7 @@ class RecordWriter:
 
     @property
     def path(self) -> Path:
-        """The file that is written now."""
+        """The file that is written now, or the last one."""
         return self._disk.path
 
     @property
@@ -143,7 +136,7 @@ class RecordWriter:
 
     @property
     def lost(self) -> int:
-        """The number of rows that are not in a file, because the disk did not take them."""
+        """The number of rows that are in no file."""
         return self._disk.dropped
 
     def outcome(self) -> str:
@@ -323,7 +316,7 @@ class RecordWriter:
         """Write every row to the operating system and the sinks.
 
         Args:
-            sync: whether to ask the disk to keep the rows too, without waiting for the disk.
+            sync: whether to ask the disk to keep the rows too, without a wait for the disk.
         """
         if self._here:
             with self._lock:
@@ -336,7 +329,7 @@ class RecordWriter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: TracebackType | None,
     ) -> None:
         self.end("ok" if kind is None else f"error: {kind.__name__}: {error}")
 
@@ -402,10 +395,9 @@ _open_writers: weakref.WeakSet[RecordWriter] = weakref.WeakSet()
 def _end_open_writers() -> None:
     """End the records that the program has left open."""
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if error is None or hasattr(sys, "ps1"):  # An error in a notebook does not end the program.
+    status = "ok" if error is None else f"error: {type(error).__name__}: {error}"
+    if hasattr(sys, "ps1"):  # An error in a notebook does not end the program.
         status = "ok"
-    else:
-        status = f"error: {type(error).__name__}: {error}"
     for writer in list(_open_writers):
         with contextlib.suppress(Exception):  # The other records shall end too.
             writer.end(status)
