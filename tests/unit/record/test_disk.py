@@ -100,12 +100,10 @@ def test_no_row_is_lost_in_silence(tmp_path_factory, plan: list[str]) -> None:
                 record.step(step=made, norm=1.0)
             elif name == "flush":
                 record.flush(sync=False)
-            else:
+            elif faults < module.MOST_FILES - 1:
                 record.flush(sync=True)  # The fault before is noticed, so that faults are apart.
                 if name not in KEEPS:
-                    lost |= (
-                        set(read_run(record.path).steps.tolist()) if record.path.exists() else set()
-                    )
+                    lost |= steps_of(record.path)
                 FAULTS[name](record.path)
                 faults += 1
         record.end()
