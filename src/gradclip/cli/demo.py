@@ -67,7 +67,7 @@ def demo(
         arms = []
         for name, record in records.items():
             flags = ["--clip", clip] if name == "clipped" else []
-            command = [*flags, "--record", str(record), str(script), *options]
+            command = [*flags, "--record", str(record), "--overwrite", str(script), *options]
             validation = _train(command, progress, bars[name])
             arms.append(_Arm(name, validation, summarise(read_run(record))))
     page = write_report(list(records.values()), out / "report.html")

@@ -22,7 +22,12 @@ __all__ = ["report"]
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page to write; an old page is replaced.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The page to write. An old page is replaced, another file is not.",
+        ),
     ] = Path("report.html"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:

@@ -81,7 +81,7 @@ def write_figure(
             GradclipWarning,
             stacklevel=2,
         )
-    replace_file(out, made.getvalue())
+    replace_file(out, made.getvalue(), out.suffix.lower())
     return out
 
 

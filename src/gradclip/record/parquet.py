@@ -61,7 +61,7 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
 
     Args:
         table: the table; not mutated.
-        path: the file, which is replaced if it exists.
+        path: the file; an older Parquet file is replaced.
         totals: the running counts of the steps, by name; not mutated.
 
     Raises:
@@ -83,6 +83,11 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
     about = json.dumps(table.about).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and _start(path) not in (b"", MAGIC):
+            raise RecordError(
+                f"{path} is not a Parquet file, and stays as it is: give another path, or remove "
+                "the file"
+            )
         pq.write_table(
             pa.table(columns).replace_schema_metadata({_KEY: about}), path, compression="zstd"
         )
@@ -90,6 +95,11 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
         raise RecordError(
             f"{path} cannot be written ({error.strerror or error}): give a path that can"
         ) from error
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC))
 
 
 def read_table(path: Path) -> Table:

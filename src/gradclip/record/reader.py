@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from ..errors import RecordError
 from .columns import Column, ColumnBuilder
+from .join import join_runs
 from .norm_rows import NormRows
 from .parquet import MAGIC, Table, read_table
+from .parts import later_parts
 from .rows import End, Event, Header, Optimizer
 from .run import Run
 from .schema import SCHEMA
@@ -32,6 +35,10 @@ __all__ = ["read_lines", "read_run"]
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`, without a last line that was cut off.
 
+    If the run has further parts beside the file (`a.2.jsonl`, ...), because the job was started
+    again or the writer had to go on in a new file, they are read as one run: an event "boundary"
+    stands at the start of each part, and the steps go on. Another run with such a name is left out.
+
     Args:
         path: a file that `gradclip run --record`, `gradclip.torch.record`, `RecordWriter` or
             `Run.to_parquet` wrote.
@@ -49,13 +56,23 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             start = file.read(4)
             if start == MAGIC:
                 return _from_table(path, read_table(path))
-            if start[:1] != b"{":
-                what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
-                raise RecordError(f"{path} {what}: {_REMEDY}")
-            file.seek(0)
-            return read_lines(path, file)
+        real = Path(os.path.realpath(path))
+        others = later_parts(real)
+        if path.name == real.name:  # Spell the folder as the caller did.
+            others = [path.with_name(part.name) for part in others]
+        return join_runs([_read_part(path), *map(_read_part, others)])
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
+
+
+def _read_part(path: Path) -> Run:
+    """Read one file of a run."""
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
+            raise RecordError(f"{path} {what}: {_REMEDY}")
+        file.seek(0)
+        return read_lines(path, file)
 
 
 def read_lines(path: Path, lines: IO[bytes]) -> Run:
@@ -68,7 +85,14 @@ def read_lines(path: Path, lines: IO[bytes]) -> Run:
     Raises:
         RecordError: a line is damaged, as in `read_run`.
     """
-    return _Reading(path).read(lines)
+    runs: list[Run] = []
+    reading = _Reading(path)
+    runs.append(reading.read(lines))
+    while reading.rest is not None:  # A further run was appended to the file.
+        rest, number = reading.rest, reading.number
+        reading = _Reading(path, number - 1)
+        runs.append(reading.read(chain([rest], lines)))
+    return join_runs(runs)
 
 
 _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
@@ -77,8 +101,13 @@ _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
 class _Reading:
     """The rows that were read so far."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
+        self.before = before
+        """The number of lines before the header."""
+        self.number = before
+        self.rest: bytes | None = None
+        """The header of a part that was appended, which ended the reading."""
         self.header: Header | None = None
         self.optimizers: dict[int, Optimizer] = {}
         self.events: list[Event] = []
@@ -90,17 +119,33 @@ class _Reading:
         self.said: dict[int, str] = {}
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def read(self, file: IO[bytes]) -> Run:
+    def read(self, file: Iterable[bytes]) -> Run:
         torn = False
-        for number, line in enumerate(file, 1):
+        damage: RecordError | None = None
+        for number, line in enumerate(file, self.before + 1):
+            self.number = number
             try:
-                self._take(json.loads(line.decode()), number)
+                row = json.loads(line.decode())
+                if number > self.before + 1 and kind_of(row) == "header":
+                    if row.get("part", 1) == 1:
+                        raise ValueError("a second header; one file holds one run")
+                    # A writer that appends leaves a last line that was cut off as it is.
+                    self.rest, torn, damage = line, damage is not None, None
+                    break
+                if damage is not None:
+                    raise damage
+                self._take(row, number)
             except RecordError:
                 raise
             except (ValueError, RecursionError) as error:
-                if line.endswith(b"\n") or number == 1:
-                    raise self._damaged(number, error) from error
+                if damage is not None or number == self.before + 1:
+                    raise damage or self._damaged(number, error) from error
+                if line.endswith(b"\n"):
+                    damage = self._damaged(number, error)
+                    damage.__cause__ = error
                 torn = True  # Only a last line that was cut off has no newline.
+        if damage is not None:
+            raise damage
         assert self.header is not None
         return Run(
             path=self.path,
@@ -113,16 +158,17 @@ class _Reading:
             _norms=self.norms.found(),
             _nonfinite=tuple(self.nonfinite),
             _ran=tuple(self.ran),
+            parts=(self.path,),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
-        if number > 1:
+        if number > self.before + 1:
             return RecordError(
                 f"{self.path}, line {number} is damaged ({error}): "
                 "remove that line to read the rest"
             )
         why = (
-            f"line 1: {error}"
+            f"line {number}: {error}"
             if isinstance(error, WrongValue) and not isinstance(error, _NoHeader)
             else "no whole header"
         )
@@ -130,12 +176,10 @@ class _Reading:
 
     def _take(self, row: dict[str, object], number: int) -> None:
         """Add one row; a ValueError says what is wrong with the row."""
-        if number == 1:
+        if number == self.before + 1:
             self._take_header(row)
             return
         match kind_of(row):
-            case "header":
-                raise ValueError("a second header; one file holds one run")
             case "step":
                 self._take_step(step_of(row))
             case "optimizer":

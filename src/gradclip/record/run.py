@@ -42,6 +42,8 @@ class Run:
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
     _nonfinite: tuple[tuple[int, tuple[str, ...]], ...]
     _ran: tuple[tuple[int, str], ...] = ()
+    parts: tuple[Path, ...] = ()
+    """The files of the run, in their order."""
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
@@ -178,11 +180,12 @@ class Run:
         the key "gradclip".
 
         Args:
-            path: the file, which is replaced if it exists; its parent directories are created.
+            path: the file; an older Parquet file is replaced, and a file of another kind is not.
+                Its parent directories are created.
 
         Raises:
             GradclipError: pyarrow is not installed.
-            RecordError: the file cannot be written.
+            RecordError: the file cannot be written, or holds something else.
         """
         rows = len(self.steps)
         norms: list[Floats | None] = [None] * rows

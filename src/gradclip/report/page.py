@@ -31,7 +31,7 @@ def write_report(
     Args:
         runs: records, as paths or as runs from `gradclip.read_run`, finished or not. Not mutated.
         out: the path of the page, whose folder is created. The new page replaces an old page only
-            when the new page is complete.
+            when the new page is complete. A record, a script or another file is not replaced.
 
     Returns:
         The path of the page.
@@ -39,10 +39,10 @@ def write_report(
     Raises:
         RecordError: a record cannot be read.
         GradclipError: `runs` is empty, the extra "report" is not installed, or `out` cannot be
-            written.
+            written or holds something else.
     """
     out = Path(out)
-    replace_file(out, _render(traces_to_draw(runs)).encode())
+    replace_file(out, _render(traces_to_draw(runs)).encode(), ".html", ".htm")
     return out
 
 

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from ..errors import GradclipError
 from ..record import Run, Trace, read_run, traces_of
+from ..record.parquet import MAGIC
+from ..record.parts import is_record
 
 __all__ = ["RunLike", "read_runs", "replace_file", "traces_to_draw"]
 
@@ -21,7 +23,7 @@ RunLike: TypeAlias = str | os.PathLike[str] | Run
 
 
 def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
-    """Read one or more records.
+    """Read one or more records; a file that is a later part of another given run is left out.
 
     Args:
         runs: a record or several records; not mutated.
@@ -38,7 +40,8 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     read = [run if isinstance(run, Run) else read_run(run) for run in runs]
     if not read:
         raise GradclipError("runs=[] is not usable: give at least one record")
-    return read
+    later = {part.resolve() for run in read for part in run.parts[1:]}
+    return [run for run in read if run.path.resolve() not in later]
 
 
 def traces_to_draw(runs: RunLike | Iterable[RunLike]) -> list[Trace]:
@@ -64,23 +67,47 @@ def traces_to_draw(runs: RunLike | Iterable[RunLike]) -> list[Trace]:
     return traces
 
 
-def replace_file(out: Path, content: bytes) -> None:
+def replace_file(out: Path, content: bytes, *suffixes: str) -> None:
     """Write a whole file, or leave the old file unchanged on a failure.
+
+    A record is never replaced, and a file with another suffix, such as a script, is replaced only
+    if it begins as the new file does.
 
     Args:
         out: the path of the file, whose folder is created.
         content: the whole content of the file.
+        suffixes: the usual suffixes of such a file.
 
     Raises:
-        GradclipError: the file cannot be written.
+        GradclipError: the file cannot be written, or has other content.
     """
     try:
+        _check_may_be_replaced(out, content, suffixes)
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
         raise GradclipError(
             f"{out} cannot be written ({error.strerror}): give a path that can"
         ) from error
+
+
+def _check_may_be_replaced(out: Path, content: bytes, suffixes: Iterable[str]) -> None:
+    if not out.exists() or out.is_dir():
+        return  # The write of a directory gives its own error.
+    if not out.is_file():
+        raise GradclipError(f"{out} is not a regular file: give another path")
+    with out.open("rb") as file:
+        start = file.read(_START)
+    known = out.suffix.lower() in suffixes or start.lower() == content[:_START].lower()
+    if start and (start == MAGIC or is_record(out) or not known):
+        raise GradclipError(
+            f"{out} holds something else, such as a record or a script, and stays as it is: give "
+            "another path, or remove the file"
+        )
+
+
+_START = 4
+"""The number of first bytes that tell a page, a PNG, a PDF and an SVG from other files."""
 
 
 def _replace(out: Path, content: bytes) -> None:

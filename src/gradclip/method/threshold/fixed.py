@@ -37,8 +37,8 @@ class Fixed:
         (Limits(low=None, high=1.0), {})
     """
 
-    high: float | Table | None = None
-    low: float | Table | None = None
+    high: float | Table | Array | None = None
+    low: float | Table | Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
