@@ -3,7 +3,7 @@
 The derivative of a root is not finite at zero, where the root has a corner: here it is 0. And JAX
 may run the transposes of these operations after the end of the `enable_x64` that they were traced
 in, where the transposes of a gather and of `jnp.matmul` fail: here they are made of operations
-whose transposes do not.
+whose transposes do not. For the same reason each rule enters an `enable_x64` of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import enable_x64
 
 from ..arrays import Array, Values
 
@@ -28,8 +29,18 @@ def _sqrt(x: Array) -> Array:
 @_sqrt.defjvp
 def _sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     root = _sqrt(primals[0])
-    some = root > 0
-    return root, jnp.where(some, 0.5 / jnp.where(some, root, 1), 0) * tangents[0]
+    with enable_x64(True):
+        some = root > 0
+        return root, jnp.where(some, 0.5 / jnp.where(some, root, 1), 0) * tangents[0]
+
+
+def _max(x: Array) -> Array:
+    """Return the largest value; its derivative is the mean of the derivatives of equal ones."""
+    still = jax.lax.stop_gradient(x)
+    found = jnp.max(still)
+    most = still == found
+    moved = jnp.where(most, x - still, jnp.zeros_like(x)) / jnp.maximum(jnp.sum(most), 1)
+    return found + jnp.where(jnp.isfinite(found), jnp.sum(moved), jnp.zeros_like(found))
 
 
 def _power(x: Array, exponent: float) -> Array:
@@ -103,30 +114,32 @@ def _svd_jvp(
     apart.
     """
     u, s, vh = svd(primals[0])
-    (dx,) = tangents
-    ut, v = jnp.conj(u.T), jnp.conj(vh.T)
-    inner = matmul(matmul(ut, dx), v)
-    # A difference of squares would not be 0 for equal values: the compiler fuses its operations.
-    gaps = s[None, :] - s[:, None]
-    noise = jnp.max(s, initial=0) * max(primals[0].shape) * jnp.finfo(s.dtype).eps
-    apart, some = jnp.abs(gaps) > noise, s > noise
-    turn = jnp.where(apart, 1 / jnp.where(apart, gaps * (s[None, :] + s[:, None]), 1), 0)
-    right = inner * s[None, :]
-    left = s[:, None] * inner
-    inverse = jnp.where(some, 1 / jnp.where(some, s, 1), 0)
-    du = matmul(u, turn * (right + jnp.conj(right.T)))
-    dv = matmul(v, turn * (left + jnp.conj(left.T)))
-    du = du + (matmul(dx, v) - matmul(u, inner)) * inverse[None, :]
-    back = jnp.conj(dx.T)
-    dv = dv + (matmul(back, u) - matmul(v, jnp.conj(inner.T))) * inverse[None, :]
-    ds = jnp.sum(inner * jnp.eye(s.shape[0], dtype=s.dtype), axis=1)
-    return (u, s, vh), (du, jnp.real(ds), jnp.conj(dv.T))
+    with enable_x64(True):
+        (dx,) = tangents
+        ut, v = jnp.conj(u.T), jnp.conj(vh.T)
+        inner = matmul(matmul(ut, dx), v)
+        # Of squares the difference would not be 0 for equal values: the compiler fuses operations.
+        gaps = s[None, :] - s[:, None]
+        noise = jnp.max(s, initial=0) * max(primals[0].shape) * jnp.finfo(s.dtype).eps
+        apart, some = jnp.abs(gaps) > noise, s > noise
+        turn = jnp.where(apart, 1 / jnp.where(apart, gaps * (s[None, :] + s[:, None]), 1), 0)
+        right = inner * s[None, :]
+        left = s[:, None] * inner
+        inverse = jnp.where(some, 1 / jnp.where(some, s, 1), 0)
+        du = matmul(u, turn * (right + jnp.conj(right.T)))
+        dv = matmul(v, turn * (left + jnp.conj(left.T)))
+        du = du + (matmul(dx, v) - matmul(u, inner)) * inverse[None, :]
+        back = jnp.conj(dx.T)
+        dv = dv + (matmul(back, u) - matmul(v, jnp.conj(inner.T))) * inverse[None, :]
+        ds = jnp.sum(inner * jnp.eye(s.shape[0], dtype=s.dtype), axis=1)
+        return (u, s, vh), (du, jnp.real(ds), jnp.conj(dv.T))
 
 
 class Differentiable:
     """jax.numpy, but for the functions whose derivatives or transposes are not sound."""
 
     sqrt = staticmethod(_sqrt)
+    max = staticmethod(_max)
     pow = staticmethod(_power)
     asarray = staticmethod(_asarray)
     take = staticmethod(_take)

@@ -113,7 +113,7 @@ def _update(
 
     def work(state: ClipState, rest: _Rest) -> tuple[list[Values], ClipState]:
         done, memory, numbers = compute(list(state.memory), rest)
-        return done, counted(state, memory, numbers)
+        return done, counted(state, memory, jax.lax.stop_gradient(numbers))
 
     mesh = explicit(leaves)
     if mesh is not None:

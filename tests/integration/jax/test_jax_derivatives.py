@@ -188,3 +188,5 @@ def test_second_derivatives() -> None:
 
     want = jax.hessian(lambda x: (x / jnp.linalg.norm(x))[0])(x)
     np.testing.assert_allclose(jax.hessian(first)(x), want, atol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(jax.jacfwd(first))(x), want, atol=1e-6)
+    np.testing.assert_allclose(jax.jacrev(jax.grad(first))(x), want, atol=1e-6)
