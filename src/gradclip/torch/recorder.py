@@ -91,7 +91,6 @@ class Recorder:
         start: `time.perf_counter()` at the start of the run.
 
     Attributes:
-        path: the file that is written now.
         steps: how many steps were observed; with a closure, each call of it.
         clipped: how many of them were clipped, of those written.
         skipped: how many of them were skipped, of those written, by the clipper or a scaler.
