@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GradclipError, GradclipWarning
-from ..record import Trace
-from ..show.files import RunLike, replace_file, traces_to_draw
-from ..show.safe import printable
-from ..show.words import shorten
+from ..record import Trace, traces_of
+from ..show.files import RunLike, read_runs, replace_file
+from ..show.words import one_line, shorten
 from .style import RC, line_style
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def write_figure(
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
     _check(kind, out, panels, width, height, dpi)
-    traces = traces_to_draw(runs)
+    read = read_runs(runs)
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -72,7 +71,7 @@ def write_figure(
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(RC), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        figure = _figure(traces, panels, width, height)
+        figure = _figure(traces_of(read), panels, width, height)
         figure.savefig(made, format=kind, dpi=dpi, metadata=metadata)
     if any("missing from" in str(one.message) for one in warned):
         warnings.warn(
@@ -81,7 +80,7 @@ def write_figure(
             GradclipWarning,
             stacklevel=2,
         )
-    replace_file(out, made.getvalue(), out.suffix.lower())
+    replace_file(out, made.getvalue())
     return out
 
 
@@ -133,7 +132,7 @@ def _figure(
             scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
             scale.set_label(
-                f"norm: {shorten(printable(trace.label), 28)}" if len(traces) > 1 else "norm"
+                f"norm: {shorten(one_line(trace.label), 28)}" if len(traces) > 1 else "norm"
             )
         if panel != "distribution":
             on_steps.append(axes)
@@ -173,4 +172,4 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     )
     room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
-        text.set_text(shorten(printable(trace.label), room))
+        text.set_text(shorten(one_line(trace.label), room))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..diagnosis import Finding
 from ..record import Event
-from ..show.safe import printable
-from ..show.words import duration, number, percent
+from ..show.words import duration, number, percent, printable
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["counts", "event_line", "finding_line", "state_of", "step_line", "to_dict"]
