@@ -47,7 +47,7 @@ class Reference:
         kept = kept if grad.ndim > 1 else []
         units: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for place in np.ndindex(*grad.shape):
-            units[tuple(place[axis] for axis in kept)].append(place)
+            units.setdefault(tuple(place[axis] for axis in kept), []).append(place)
         clipped = np.array(grad, dtype=np.float64)
         for places in units.values():
             size = self.norm([float(grad[place]) for place in places])
