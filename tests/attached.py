@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from gradclip.method.policy import AnyPolicy
 from gradclip.torch import Clipper
 
 
 class _Nothing:
     scaled_because = None
+    in_step = False
+
+    def refuse_policy(self, policy: AnyPolicy) -> None:
+        """Refuse nothing."""
 
     def remove(self) -> None:
         """Let go of nothing."""
