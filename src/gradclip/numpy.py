@@ -161,9 +161,6 @@ class _Arrays:
         self.sizes: Sizes = np.asarray([a.size for a in self.values.values()], dtype=np.float64)
         self._present = tuple(grad is not None for grad in named.values())
 
-    def array(self, values: list[float]) -> Array:
-        return np.asarray(values)
-
     def measure(self, order: float) -> Measured:
         return Measured(self.norms(range(len(self.names)), order), self._present)
 

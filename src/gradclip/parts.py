@@ -24,7 +24,6 @@ from .method.threshold import (
     OwnAverage,
     PowerAverage,
     Quantile,
-    Ramp,
     RatioToWeight,
     RollingMean,
     SecondMoment,
@@ -33,6 +32,7 @@ from .method.threshold import (
     WindowZScore,
     ZScore,
 )
+from .method.threshold.limit import Ramp
 from .method.wrapper import Carry, Center, Difference, Momentum
 
 __all__ = [

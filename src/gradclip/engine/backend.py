@@ -106,10 +106,6 @@ class Reader(Protocol):
         """
         ...
 
-    def array(self, values: list[float]) -> Array:
-        """Return numbers in the library, and on the device, where the decisions are made."""
-        ...
-
     def measure(self, order: float) -> Measured:
         """Return the p-norm of every gradient, and which gradients exist, in one read."""
         ...

@@ -131,13 +131,17 @@ class Pass:
         norms = self._loss() if measure.scope == "loss" else self._of(self.grads, stage)
         here = self._here(members, together=together)
         limits, state = self._decide(stage, state, norms, context, here)
-        response = stage.policy.response
+        factors = self._factors(stage.policy, norms, limits)
+        self.ledger = self.ledger.scaled(members, factors, together=together, xp=xp)
+        return state
+
+    def _factors(self, policy: Policy, norms: Norms, limits: Limits) -> Factors:
+        """Return the factors of a policy; if one may be over 1, the writer hears of it first."""
+        response = policy.response
         assert not isinstance(response, ValueResponse)
         if (response.enlarges or limits.low is not None) and writes(self.grads):
             self.grads.saturate()
-        factors = response.factors(norms, limits, xp)
-        self.ledger = self.ledger.scaled(members, factors, together=together, xp=xp)
-        return state
+        return response.factors(norms, limits, self.grads.xp)
 
     def _of(self, what: Reader, stage: Stage) -> Norms:
         """Return the norms that a stage looks at, of the gradients or of the weights."""
@@ -172,11 +176,7 @@ class Pass:
         context = Context(weights=lambda: self._unit_norms(self._weights(stage.policy), stage)[0])
         here = self._here(np.repeat(members, counts).tolist())
         limits, state = self._decide(stage, state, norms, context, here)
-        response = stage.policy.response
-        assert not isinstance(response, ValueResponse)
-        if (response.enlarges or limits.low is not None) and writes(self.grads):
-            self.grads.saturate()
-        factors = response.factors(norms, limits, xp)
+        factors = self._factors(stage.policy, norms, limits)
         factors = xp.where(self.skipped, xp.ones_like(factors), factors)
         if self.grads.host and bool(xp.all(factors == 1)):
             return state
@@ -396,7 +396,10 @@ class Pass:
             return None
         here = [self.here[m] for m in members]
         here = [any(here)] if together else here
-        return self.grads.array([float(each) for each in here]) == 1
+        if self.grads.host:
+            return np.asarray(here)
+        one = self.grads.xp.ones_like(self.ledger.total)
+        return self.grads.xp.stack([one if each else 0 * one for each in here]) == 1
 
     def _idle(self) -> Flag:
         """Return whether the step is skipped, for NumPy and for torch: not NumPy's on the host."""

@@ -16,10 +16,8 @@ from jax import enable_x64
 
 from ..arrays import Flag, Scalar, Tree, Values
 
-__all__ = ["Given", "Numbers", "Update", "with_derivative"]
+__all__ = ["Numbers", "Update", "with_derivative"]
 
-Given: TypeAlias = Tree
-"""A pair: the leaves of a memory, and everything else that an update depends on."""
 Numbers: TypeAlias = dict[str, Scalar]
 Update: TypeAlias = Callable[[list[Values], Tree], tuple[list[Values], list[Values], Numbers]]
 """From a memory and the rest to the new gradients, the new memory, and numbers for the result."""

@@ -51,7 +51,7 @@ class Leaves:
     @property
     def sizes(self) -> Sizes:
         """The number of values of each, as floats."""
-        return self.array([float(x.size) for x in self.leaves])
+        return self._array([float(x.size) for x in self.leaves])
 
     def same_as(self, weights: Leaves | None) -> Leaves:
         """Return the weights, which have the names and shapes of the gradients.
@@ -69,7 +69,7 @@ class Leaves:
             raise PolicyError.of("params", theirs, f"the gradients are {mine}")
         return weights
 
-    def array(self, values: list[float]) -> Array:
+    def _array(self, values: list[float]) -> Array:
         """Return numbers in the widest float that is enabled."""
         return jnp.asarray(values, widest())
 
@@ -101,7 +101,7 @@ class Leaves:
             rest = [size for place, size in enumerate(x.shape) if place not in keep]
             sizes += [float(math.prod(rest))] * norms[-1].shape[0]
         counts = [part.shape[0] for part in norms[1:]]
-        return Units(jnp.concatenate(norms), self.array(sizes), counts, self._here)
+        return Units(jnp.concatenate(norms), self._array(sizes), counts, self._here)
 
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units, summed in float64."""
@@ -153,7 +153,7 @@ class Leaves:
                 before = old if like is None else like[member].astype(old.dtype)
                 norms[place], cosines[place] = norm(new, 2.0), cosine(before, new)
         if not members:
-            return self.array([]), self.array([])
+            return self._array([]), self._array([])
         return jnp.stack(norms), jnp.stack(cosines)
 
     def _refuse_complex(self, members: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from ..errors import PolicyError
 from .catalogue import lookup
 from .measure import Measure
 from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
-from .threshold import Ramp
+from .threshold.limit import Ramp
 from .written import MOST_BRACKETS, PARTS, RESPONSES, SOURCES, THRESHOLDS
 
 __all__ = ["PolicyLike", "as_policy", "by_name", "from_dict", "is_written", "parse"]

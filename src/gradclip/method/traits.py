@@ -116,7 +116,6 @@ def _tried(policy: Policy) -> tuple[bool, bool, Limits]:
 def _raises(policy: Policy, limits: Limits) -> bool:
     """Return whether the limits can move a value or a norm away from zero."""
     if isinstance(policy.response, Clamp):
-        low, high = limits.low, limits.high
-        up, down = (bool(np.any(low > 0)) if low is not None else False), high is not None
-        return up or (down and bool(np.any(high < 0)))
+        up = limits.low is not None and bool(np.any(limits.low > 0))
+        return up or (limits.high is not None and bool(np.any(limits.high < 0)))
     return limits.low is not None

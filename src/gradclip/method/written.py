@@ -16,8 +16,8 @@ from . import threshold as thresholds
 from . import wrapper as sources
 from .response import Response
 from .table import Table
-from .threshold import Ramp, Threshold
-from .threshold.limit import Followed
+from .threshold import Threshold
+from .threshold.limit import Followed, Ramp
 from .wrapper import Source
 
 __all__ = [
@@ -45,9 +45,7 @@ def _kinds(module: ModuleType) -> dict[str, type]:
 
 
 LIMITS: dict[str, type[Ramp]] = {"Ramp": Ramp}
-THRESHOLDS: dict[str, type[Threshold]] = {
-    name: part for name, part in _kinds(thresholds).items() if name not in LIMITS
-}
+THRESHOLDS: dict[str, type[Threshold]] = _kinds(thresholds)
 RESPONSES: dict[str, type[Response]] = _kinds(responses)
 SOURCES: dict[str, type[Source]] = _kinds(sources)
 PARTS: dict[str, type] = {**LIMITS, **THRESHOLDS, **RESPONSES, **SOURCES}

@@ -4,7 +4,6 @@ from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, OtherOrder, Smallest
 from .fixed import Fixed, Moving, RatioToWeight
-from .limit import Ramp
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
 from .rolling import RollingMean
@@ -26,7 +25,6 @@ __all__ = [
     "OwnAverage",
     "PowerAverage",
     "Quantile",
-    "Ramp",
     "RatioToWeight",
     "RollingMean",
     "SecondMoment",

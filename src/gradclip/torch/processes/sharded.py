@@ -115,7 +115,7 @@ class Sharded:
     @property
     def sizes(self) -> Sizes:
         """The number of values of each whole gradient, as floats."""
-        return self.array([float(np.prod(piece.shape)) for piece in self._layout.pieces])
+        return self._array([float(np.prod(piece.shape)) for piece in self._layout.pieces])
 
     def mean_loss(self, loss: Tensor | float | None) -> Scalar | float | None:
         """Return the mean of the losses of the processes that have one.
@@ -135,9 +135,9 @@ class Sharded:
         """Return the parameters themselves, as something to measure."""
         return Sharded([floats(owner) for owner in self._owners], self._owners, self._layout)
 
-    def array(self, values: list[float]) -> Array:
+    def _array(self, values: list[float]) -> Array:
         """Return numbers where the decisions are made."""
-        return self._inner.array(values)
+        return self._inner._array(values)
 
     def measure(self, order: float) -> Measured:
         """Return the p-norm of every whole gradient, and which exist in any process."""
@@ -181,7 +181,7 @@ class Sharded:
             norms = local.new_zeros(sum(counts))
             norms[torch.from_numpy(index).to(local.device)] = local
         norms, _ = self._layout.norms(norms, order, np.repeat(members, counts).tolist())
-        sizes = self.array(np.repeat(each, counts).tolist())
+        sizes = self._array(np.repeat(each, counts).tolist())
         return Units(norms, sizes, counts, None)
 
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:

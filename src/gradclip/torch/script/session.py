@@ -19,8 +19,8 @@ from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_together
 from ..clipper import Clipper
 from ..recorder import Recorder
-from ..step.class_gate import put_gates
 from ..step.hooks import Args, Kwargs
+from ..step.several import why_alone
 from .find_model import find_model
 from .losses import Losses
 from .together import all_optimizers, params_of, partners, rules_for
@@ -156,15 +156,20 @@ class Session:
     ) -> list[torch.optim.Optimizer]:
         """Return the optimizers whose gradients share one norm with those of one that steps."""
         closure = any(map(callable, (*args[1:], *kwargs.values())))
-        if closure or optimizer in self._apart or not put_gates(type(optimizer)):
+        if closure or optimizer in self._apart:
             return [optimizer]
         every = [each for each in all_optimizers() if attached(each) is None]
         if self.in_backward:
             if len(every) > 1:
                 self._say_apart(every, "they step inside of backward")
             return [optimizer]
-        others = partners(optimizer, every, {*self._followed, *self._apart})
-        return [optimizer, *(each for each in others if put_gates(type(each)))]
+        group = [optimizer, *partners(optimizer, every, {*self._followed, *self._apart})]
+        reason = next((why for each in group if (why := why_alone(each)) is not None), None)
+        if reason is None or len(group) == 1:
+            return group
+        self._say_apart(group, f"of one of them, {reason}")
+        self._apart.update(group)
+        return [optimizer]
 
     def _is_inside(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a wrapper that is followed makes this step: the two count once."""

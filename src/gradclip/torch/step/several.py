@@ -19,15 +19,33 @@ from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .class_gate import keep, put_gates
+from .classes import ready_level
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .hooks import Named
 from .interrupts import Held
-from .onlookers import tell_onlookers
+from .onlookers import others_may_change, tell_onlookers
 from .refusals import refuse_policy
 from .running import GradVersions
 from .unseen import wait_for_a_step
 
-__all__ = ["SharedSteps"]
+__all__ = ["SharedSteps", "why_alone"]
+
+
+def why_alone(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return why the gradients of an optimizer cannot be clipped together with those of others.
+
+    They have to be what the optimizer uses before the first of the others steps.
+
+    Returns:
+        The reason; None if they can.
+    """
+    if not put_gates(type(optimizer)):
+        return "somebody has wrapped the step of its class"
+    if ready_level(type(optimizer)):
+        return "its class changes the gradients inside of its step"
+    if optimizer._optimizer_step_pre_hooks or others_may_change():
+        return "a hook that somebody has put on its steps may change the gradients"
+    return None
 
 
 class SharedSteps:
@@ -41,6 +59,9 @@ class SharedSteps:
         part: called with the reason if they turn out not to step together: one steps that had no
             part in the round before, while no round ever had two; or one is given a closure. It
             detaches the clipper. Without it the first is fine, and the second is refused.
+
+    Raises:
+        PolicyError: an optimizer's gradients are not ready before its step, see `why_alone`.
 
     Attributes:
         scaled_because: why no optimizer applies the factor itself.
@@ -59,14 +80,17 @@ class SharedSteps:
         self._named = named
         self._part = part
         for optimizer in optimizers:
-            _refuse_class(optimizer)
+            reason = why_alone(optimizer)
+            if reason is not None:
+                remedy = f"{reason}: attach to each optimizer by itself"
+                raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
         self._members = [Member(self, optimizer) for optimizer in optimizers]
         self._known = [id(p) for _, p in named(optimizers)]
         self._stepped: set[int] = set()
-        self._versions: dict[int, GradVersions] = {}
+        self._clipped: dict[int, GradVersions] = {}
         self._skipped = False
         self._stop_waiting = wait_for_a_step(repr(clipper))
-        self.together = False
+        self._together = False
         clipper.set_attachment(self)
 
     @property
@@ -93,7 +117,7 @@ class SharedSteps:
         for member in self._members:
             member.remove()
         self._stop_waiting()
-        self._versions.clear()
+        self._clipped.clear()
 
     @torch.no_grad()
     def enter(self, optimizer: torch.optim.Optimizer, frame: FrameType, *, closure: bool) -> bool:
@@ -113,16 +137,17 @@ class SharedSteps:
             remedy = f"{_CLOSURE}: attach to each optimizer by itself"
             raise PolicyError.of("closure", type(optimizer).__name__, remedy)
         place = id(optimizer)
-        known = self._versions.get(place)
-        again = place in self._stepped or known is None or not known.same(_versions(optimizer))
-        if again:
-            apart = bool(self._stepped) and place not in self._stepped and not self.together
+        # Each member has one step in a round; gradients that nobody waits for may be freed.
+        clipped = self._clipped.pop(place, None)
+        if clipped is not None and clipped.same(_versions(optimizer)):
+            self._together = True
+        else:
+            apart = bool(self._stepped) and place not in self._stepped and not self._together
             if apart and self._part is not None:
                 self._part("they step in turn, each after a backward of its own")
                 return False
             self._begin_round(frame)
-        else:
-            self.together = True
+            del self._clipped[place]
         self._stepped.add(place)
         if self._skipped:
             raise LeaveOut
@@ -149,7 +174,7 @@ class SharedSteps:
             # On an accelerator this waits for the device: there is no flag for all optimizers.
             skips = clipper.may_skip or overflow is not None
             self._skipped = skips and bool(result.skipped)
-            self._versions = {id(optimizer): _versions(optimizer) for optimizer in self._alive()}
+            self._clipped = {id(optimizer): _versions(optimizer) for optimizer in self._alive()}
 
     def _overflow(self) -> Tensor | None:
         """Return the flag of a scaler that skips this round: some gradient is not finite."""
@@ -259,17 +284,6 @@ def _refuse_scaled(optimizer: torch.optim.Optimizer) -> None:
             "its gradients are still scaled: call scaler.unscale_(optimizer) for each of the "
             "optimizers that share one norm, before the first of them steps"
         )
-        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
-
-
-def _refuse_class(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer whose class runs its hooks in a function that is not torch's.
-
-    Raises:
-        PolicyError: a `step` that was bound before would go by unclipped.
-    """
-    if not put_gates(type(optimizer)):
-        remedy = "somebody has wrapped the step of its class: attach to each optimizer by itself"
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
 

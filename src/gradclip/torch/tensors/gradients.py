@@ -153,7 +153,7 @@ class Gradients:
     def sizes(self) -> Sizes:
         """The number of elements of each gradient, as floats."""
         # Of a sparse one the zeros count, too.
-        return self.array([float(t.numel()) for t in self._given])
+        return self._array([float(t.numel()) for t in self._given])
 
     def mean_loss(self, loss: Tensor | float | None) -> Tensor | float | None:
         """Return the loss of the step, from any float dtype, where the decisions are made."""
@@ -206,8 +206,8 @@ class Gradients:
         if not self.host:
             wide = widest(self.device)
             parts = [self._norms_of_units(i, order, axis) for i in members]
-            parts = [self.array([]), *(part.to(self.device, wide) for part in parts)]
-            found = torch.cat(parts), self.array(sizes.tolist())
+            parts = [self._array([]), *(part.to(self.device, wide) for part in parts)]
+            found = torch.cat(parts), self._array(sizes.tolist())
             return Units(*found, counts, self._present)
         norms = np.empty(len(sizes))
         memory, mine = None, [False] * len(members)
@@ -519,7 +519,7 @@ class Gradients:
         sizes = torch.tensor(found, dtype=torch.float64, device="cpu")
         return np.float64(sizes[1]), np.float64(cosine(before, new, sizes[0], sizes[1]))
 
-    def array(self, values: list[float]) -> Array:
+    def _array(self, values: list[float]) -> Array:
         """Return numbers where the decisions are made."""
         if self.host:
             return np.asarray(values)

@@ -46,10 +46,6 @@ class KnownNorms:
         self._known, self._order, self._present = known, order, tuple(present)
         self.names, self.sizes = tuple(names), sizes
 
-    def array(self, values: list[float]) -> Tensor:
-        """Return numbers where the norms are."""
-        return torch.tensor(values, dtype=self._known.dtype, device=self._known.device)
-
     def measure(self, order: float) -> Measured:
         """Return all norms, and which gradients there were."""
         return Measured(self.norms(range(len(self.names)), order), self._present)

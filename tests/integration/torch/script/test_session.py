@@ -307,6 +307,23 @@ def test_a_wrapper_and_the_optimizer_inside_count_once(watched: Watched) -> None
     assert len(run.optimizers) == 1
 
 
+def test_gradients_that_a_hook_may_change_part_them(watched: Watched) -> None:
+    model = net()
+    optimizers = [torch.optim.SGD(model[i].parameters(), lr=0.01) for i in (0, 2)]
+    optimizers[1].register_step_pre_hook(lambda *_: None)
+
+    def train() -> None:
+        for step in range(2):
+            model.zero_grad()
+            loss_at(model, step).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    session, _ = watched(train, "norm:0.0001")
+    assert "hook" in session.notices["apart"]
+    assert session.clipped == session.steps == 4
+
+
 def test_a_closure_parts_them(watched: Watched) -> None:
     model = net()
     first, second = (torch.optim.SGD(model[i].parameters(), lr=0.01) for i in (0, 2))

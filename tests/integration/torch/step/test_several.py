@@ -292,3 +292,46 @@ def test_the_clipper_lives_as_long_as_an_optimizer() -> None:
     optimizers.clear()
     gc.collect()
     assert ref() is None
+
+
+class Synchronizes(torch.optim.SGD):
+    """Changes the gradients inside of its step, as an all-reduce does, and then calls SGD's."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        self.synchronize()
+        return super().step(closure)
+
+    def synchronize(self) -> None:
+        """Stand for an all-reduce."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.grad.mul_(100.0)
+
+
+def test_gradients_that_are_not_ready_before_the_step_are_refused() -> None:
+    model = net()
+    params = list(model.parameters())
+    late, plain = Synchronizes(params[:3], lr=0.1), torch.optim.SGD(params[3:], lr=0.1)
+    with pytest.raises(PolicyError, match="inside of its step"):
+        attach([plain, late], "norm:0.5")
+    hooked = torch.optim.SGD(params[:3], lr=0.1)
+    handle = hooked.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(PolicyError, match="hook"):
+        attach([plain, hooked], "norm:0.5")
+    handle.remove()
+    attach([plain, hooked], "norm:0.5").detach()
+
+
+def test_old_gradients_are_not_kept_alive() -> None:
+    model = net()
+    optimizers = one_each(model)
+    attach(optimizers, "norm:0.5", model=model)
+    backward(model, 0)
+    grads = [weakref.ref(p.grad) for p in model.parameters() if p.grad is not None]
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    gc.collect()
+    assert len(grads) == 6
+    assert not any(ref() is not None for ref in grads)
