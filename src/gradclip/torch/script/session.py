@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -127,15 +128,21 @@ class Session:
         """Note that the script clips with this one, by hand."""
         self._by_hand.add(clipper)
 
-    def notice(self, what: str, text: str) -> None:
-        """Note, once, something that the script does by itself."""
+    def notice(self, what: str, text: str, *, event: str = "script-clips") -> None:
+        """Note, once, something that the script does by itself, or that could not be done.
+
+        Args:
+            what: one notice is kept for each.
+            text: one sentence.
+            event: its name in the record.
+        """
         if what in self.notices:
             return
         self.notices[what] = text
         if self.writer is not None and self.here:
             first = next(iter(self._recorders.values()), None)
             step = 1 if first is None else 1 + first.steps
-            self.writer.event("script-clips", text, step=step)
+            self.writer.event(event, text, step=step)
 
     def close(self, status: str) -> None:
         """Write what is held, and how the run ended."""
@@ -158,18 +165,28 @@ class Session:
         closure = any(map(callable, (*args[1:], *kwargs.values())))
         if closure or optimizer in self._apart:
             return [optimizer]
-        every = [each for each in all_optimizers() if attached(each) is None]
         if self.in_backward:
+            every = self._unattached()
             if len(every) > 1:
                 self._say_apart(every, "they step inside of backward")
             return [optimizer]
-        group = [optimizer, *partners(optimizer, every, {*self._followed, *self._apart})]
+        group = self._with_partners(optimizer)
         reason = next((why for each in group if (why := why_alone(each)) is not None), None)
         if reason is None or len(group) == 1:
             return group
         self._say_apart(group, f"of one of them, {reason}")
         self._apart.update(group)
         return [optimizer]
+
+    def _with_partners(self, optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+        """Return an optimizer and those that are about to step together with it."""
+        known = {*self._followed, *self._apart}
+        if partners(optimizer, self._unattached(), known):
+            gc.collect()  # Optimizers that are only not freed yet, of a trial before, never step.
+        return [optimizer, *partners(optimizer, self._unattached(), known)]
+
+    def _unattached(self) -> list[torch.optim.Optimizer]:
+        return [each for each in all_optimizers() if attached(each) is None]
 
     def _is_inside(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a wrapper that is followed makes this step: the two count once."""
@@ -236,9 +253,8 @@ class Session:
         else:
             remedy = "gradclip.torch.attach([…], policy) shares one norm between those it is given"
         does = "clipped" if self.policy is not None else "recorded"
-        self.notice(
-            "apart", f"{shown}: {reason}, so each is {does} with a norm of its own; {remedy}"
-        )
+        text = f"{shown}: {reason}, so each is {does} with a norm of its own; {remedy}"
+        self.notice("apart", text, event="norms-apart")
 
     def _clipping_by_hand(self, optimizer: torch.optim.Optimizer) -> Clipper | None:
         """Return the script's own clipper, if one has clipped all that this optimizer steps."""

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad
 from torch.utils.checkpoint import checkpoint
 
 import gradclip.torch
-from gradclip import PolicyError, Run, parse, read_run
+from gradclip import PolicyError, Run, diagnose, parse, read_run
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper
 from gradclip.torch.script.patches import watch
@@ -665,3 +665,48 @@ def test_a_compiled_step_is_seen_and_unchanged(watched: Watched) -> None:
     assert torch.equal(weights(plain), weights(seen))
     assert session.steps == 3
     assert run.optimizers[0].parameters[0].name == "0.weight"
+
+
+# ---- Several optimizers that cannot share one norm
+
+
+def test_norms_apart_are_noticed_and_are_not_taken_for_clipping_twice(watched: Watched) -> None:
+    nets = [net(), net()]
+    optimizers = [sgd(each) for each in nets]
+    optimizers[1].register_step_pre_hook(lambda *_: None)
+
+    def train() -> None:
+        for step in range(3):
+            for each in nets:
+                loss_at(each, step).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    session, run = watched(train, "norm:5", every=1)
+    (text,) = session.notices.values()
+    assert text.startswith("2× SGD: of one of them, a hook that somebody has put on its steps")
+    assert [(event.name, event.text) for event in run.events] == [("norms-apart", text)]
+    assert not [found for found in diagnose(run) if found.kind == "double-clipping"]
+
+
+def test_an_optimizer_that_is_garbage_is_nobodys_partner(watched: Watched) -> None:
+    def train() -> None:
+        left, model = net(), net()
+        garbage = sgd(left)
+        garbage.register_step_pre_hook(lambda *_: None)
+        garbage.__dict__["cycle"] = garbage
+        loss_at(left, 0).backward()
+        del left, garbage
+        optimizer = sgd(model)
+        loss_at(model, 0).backward()
+        optimizer.step()
+
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        session, run = watched(train, "norm:5", every=1)
+    finally:
+        if was:
+            gc.enable()
+    assert session.notices == {}
+    assert len(run.steps) == 1
