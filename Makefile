@@ -9,7 +9,7 @@ $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-quick experiments experiments-quick \
+.PHONY: help demo test test-slow test-faults lint format bench bench-quick experiments experiments-quick \
   docs docs-methods docs-cli docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
@@ -19,10 +19,13 @@ demo: $(VENV)/.demo  ## set up, then train one script without and with clipping 
 	$(BIN)/gradclip demo
 
 test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take seconds
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not faults"
 
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-faults: $(VENV)/.test  ## mutated files by ten thousands, faults of disks and processes, in minutes
+	$(BIN)/python -m pytest -q -n auto -m faults
 
 lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments, examples
 	$(BIN)/ruff check .

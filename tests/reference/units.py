@@ -9,6 +9,7 @@ TensorFlow's `clip_by_norm(t, clip_norm, axes)` takes a norm over `axes` and kee
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Reference:
         """Return one tensor with each unit clipped."""
         kept = [axis + grad.ndim if axis < 0 else axis for axis in self.axes]
         kept = kept if grad.ndim > 1 else []
-        units: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        units: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
         for place in np.ndindex(*grad.shape):
             units.setdefault(tuple(place[axis] for axis in kept), []).append(place)
         clipped = np.array(grad, dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -158,7 +159,7 @@ def _first_limit(
 
 
 def _median_limit(trace: Trace) -> tuple[float, str]:
-    norms = norms_before(trace, int(trace.steps[-1]) + 1, LARGEST)
+    norms = norms_before(trace, math.inf, LARGEST)
     return rounded(float(np.median(norms))), (
         "The norms have a heavy tail: spikes are frequent and large. For such norms the limits "
         "near the median norm do best, and this limit is the median. Record a run with this limit "

@@ -57,7 +57,7 @@ def stuck_since(trace: Trace) -> int | None:
     return int(trace.steps[spikes[0]])
 
 
-def norms_before(trace: Trace, step: int, largest: float) -> Floats:
+def norms_before(trace: Trace, step: float, largest: float) -> Floats:
     """Return the norms above zero before a step."""
     norm = trace.column("norm")
     return norm[(trace.steps < step) & (norm > 0) & (norm <= largest)]

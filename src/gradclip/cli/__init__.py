@@ -12,6 +12,7 @@ from .demo import demo
 from .diagnose import diagnose
 from .doctor import doctor
 from .export import export
+from .import_ import import_
 from .methods import methods
 from .report import report
 from .run import run
@@ -58,6 +59,7 @@ _COMMANDS = (
     (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
     (diagnose, "gradclip diagnose runs/a.jsonl --json"),
     (advise, "gradclip advise runs/a.jsonl"),
+    (import_, "gradclip import metrics.csv -o runs/a.jsonl --norm grad_norm"),
     (tune, "gradclip tune --steps 200 train.py"),
     (methods, "gradclip methods zclip"),
     (doctor, "gradclip doctor"),
@@ -65,4 +67,5 @@ _COMMANDS = (
 )
 for command, example in _COMMANDS:
     settings = _SCRIPT if command in (run, tune) else None
-    app.command(epilog=f"Example:  {example}", context_settings=settings)(command)
+    name = command.__name__.rstrip("_")  # `import` is a word of Python's.
+    app.command(name, epilog=f"Example:  {example}", context_settings=settings)(command)

@@ -13,8 +13,9 @@ from rich.table import Table
 from ..advisor import Replayed
 from ..advisor import advise as advice_on
 from ..record import read_run
-from ..record.schema import encode_row
+from ..show.safe import printable
 from .failure import exit_on_user_error
+from .output import say_json
 
 __all__ = ["advise"]
 
@@ -31,14 +32,17 @@ def advise(
     """Apply many policies to a run's gradient norms, and recommend one of them."""
     advice = advice_on(read_run(run), optimizer=optimizer)
     if json:
-        typer.echo(encode_row(advice.to_dict()).decode(), nl=False)
+        say_json(advice.to_dict())
         return
     console = Console(highlight=False, markup=False)
     console.print(_table(advice.policies, advice.recommended, advice.steps))
-    console.print(f"Recommended: {advice.recommended}\n{advice.reason}\n", soft_wrap=True)
+    recommended, reason, code, command = map(
+        printable, (advice.recommended, advice.reason, advice.code, advice.command)
+    )
+    console.print(f"Recommended: {recommended}\n{reason}\n", soft_wrap=True)
     for caveat in advice.caveats:
-        console.print(f"- {caveat}", soft_wrap=True)
-    console.print(f"\n  {advice.code}\n  {advice.command}", soft_wrap=True)
+        console.print(f"- {printable(caveat)}", soft_wrap=True)
+    console.print(f"\n  {code}\n  {command}", soft_wrap=True)
 
 
 def _table(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
@@ -49,7 +53,7 @@ def _table(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
     for row in rows:
         when = "–" if row.removed_when_clipped is None else f"{row.removed_when_clipped:.1%}"
         table.add_row(
-            f"{row.policy} ←" if row.policy == recommended else row.policy,
+            printable(row.policy) + " ←" * (row.policy == recommended),
             f"{row.clip_rate:.1%}",
             f"{row.removed:.1%}",
             when,

@@ -19,6 +19,7 @@ from ..errors import GradclipError
 from ..method.read import parse
 from ..record import read_run
 from ..report import write_report
+from ..show.safe import printable
 from ..show.summary import Summary, summarise
 from ..show.words import number
 from .complete import policies
@@ -66,12 +67,12 @@ def demo(
         arms = []
         for name, record in records.items():
             flags = ["--clip", clip] if name == "clipped" else []
-            command = [*flags, "--record", str(record), str(script), *options]
+            command = [*flags, "--record", str(record), "--overwrite", str(script), *options]
             validation = _train(command, progress, bars[name])
             arms.append(_Arm(name, validation, summarise(read_run(record))))
     page = write_report(list(records.values()), out / "report.html")
     console.print(_table(arms, clip))
-    console.print(f"The picture: {page}", markup=False, soft_wrap=True)
+    console.print(f"The picture: {printable(str(page))}", markup=False, soft_wrap=True)
 
 
 def _train(arguments: list[str], progress: Progress, bar: TaskID) -> str:
@@ -91,8 +92,8 @@ def _train(arguments: list[str], progress: Progress, bar: TaskID) -> str:
             elif match := re.match(r"validation loss: (\S+)", line):
                 validation = match[1]
     if process.returncode != 0 or not validation:
-        said = "".join(last).rstrip()
-        raise GradclipError(f"the script ended with code {process.returncode}:\n{said}")
+        said = " | ".join(line.rstrip() for line in last)
+        raise GradclipError(f"the script ended with code {process.returncode}: {said}")
     progress.update(bar, line=f"validation loss {validation}")
     return validation
 

@@ -12,9 +12,10 @@ from rich.text import Text
 from ..diagnosis import Finding
 from ..diagnosis import diagnose as findings_of
 from ..record import read_run
-from ..record.schema import encode_row
+from ..show.safe import printable
 from ..show.style import SEVERITY
 from .failure import exit_on_user_error
+from .output import say_json
 
 __all__ = ["diagnose"]
 
@@ -32,7 +33,7 @@ def diagnose(
     found = findings_of(record)
     if json:
         rows = [finding.to_dict() for finding in found]
-        typer.echo(encode_row({"run": str(run), "findings": rows}).decode(), nl=False)
+        say_json({"run": str(run), "findings": rows})
         return
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not found:
@@ -40,7 +41,8 @@ def diagnose(
         console.print(f"Nothing that needs attention in {steps:,} step{'s' * (steps != 1)}.")
     for finding in found:
         console.print(_headline(finding))
-        console.print(f"  {finding.sentence}\n  {finding.suggestion}\n  See {finding.link}\n")
+        console.print(f"  {printable(finding.sentence)}\n  {finding.suggestion}")
+        console.print(f"  See {finding.link}\n")
 
 
 def _headline(finding: Finding) -> Text:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import kernel
-from ..record.schema import encode_row
+from ..show.safe import printable
 from ..version import __version__
+from .output import say_json
 
 __all__ = ["doctor"]
 
@@ -38,13 +39,13 @@ def doctor(
     rows = _rows()
     if json:
         found = {name.strip(): text for name, text in rows}
-        typer.echo(encode_row({**found, "kernel": asdict(kernel.status())}).decode(), nl=False)
+        say_json({**found, "kernel": asdict(kernel.status())})
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(name, text)
+        table.add_row(name, printable(text))
     Console(highlight=False, markup=False).print(table)
 
 

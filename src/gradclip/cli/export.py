@@ -10,8 +10,8 @@ import typer
 
 from ..errors import GradclipWarning
 from ..export import PANELS, write_figure
-from ..record.schema import encode_row
 from .failure import exit_on_user_error
+from .output import say, say_json
 
 __all__ = ["export"]
 
@@ -52,9 +52,9 @@ def export(
         warnings.simplefilter("always", GradclipWarning)
         path = write_figure(list(runs), output, panels=panels, width=width, height=height, dpi=dpi)
     for one in warned:
-        typer.echo(f"gradclip: warning: {one.message}", err=True)
+        say(f"gradclip: warning: {one.message}", err=True)
     if json:
         row = {"figure": str(path), "runs": [str(run) for run in runs], "panels": panels}
-        typer.echo(encode_row(row).decode(), nl=False)
+        say_json(row)
     else:
-        typer.echo(path)
+        say(path)

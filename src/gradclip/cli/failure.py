@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from ..errors import GradclipError
+from .output import say
 
 __all__ = ["exit_on_user_error", "require"]
 
@@ -25,7 +26,7 @@ def exit_on_user_error(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except GradclipError as error:
-            typer.echo(f"gradclip: {error}", err=True)
+            say(f"gradclip: {error}", err=True)
             raise typer.Exit(2) from None
 
     return guarded
@@ -48,5 +49,5 @@ def require(command: str, extra: str, *packages: str) -> None:
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == package
             problem = f"{command} needs {package}" if missing else f"{package} is broken ({error})"
-            typer.echo(f"gradclip: {problem}: pip install 'gradclip[{extra}]'", err=True)
+            say(f"gradclip: {problem}: pip install 'gradclip[{extra}]'", err=True)
             raise typer.Exit(2) from None

@@ -13,9 +13,9 @@ from rich.table import Table
 from ..method import recipes  # noqa: F401 - The import fills the catalogue.
 from ..method.catalogue import CATALOGUE, KINDS, Recipe, lookup
 from ..method.describe import describe_recipe
-from ..record.schema import encode_row
 from .complete import method_names
 from .failure import exit_on_user_error
+from .output import say_json
 
 __all__ = ["methods"]
 
@@ -40,7 +40,7 @@ def methods(
     if json:
         rows = [lookup(name)] if name is not None else [*CATALOGUE.values()]
         found = [_plain(row) for row in sorted(rows, key=lambda row: row.name)]
-        typer.echo(encode_row({"methods": found}).decode(), nl=False)
+        say_json({"methods": found})
         return
     console = Console(highlight=False, markup=False)
     if name is not None:

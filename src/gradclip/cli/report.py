@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from ..record import traces_of
-from ..record.schema import encode_row
 from ..report import write_report
 from ..show.files import read_runs
 from ..show.summary import summarise
 from .failure import exit_on_user_error
+from .output import say, say_json
 
 __all__ = ["report"]
 
@@ -22,7 +22,12 @@ __all__ = ["report"]
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Records that `gradclip run --record` wrote.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page to write; an old page is replaced.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The page to write. An old page is replaced, another file is not.",
+        ),
     ] = Path("report.html"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
@@ -31,6 +36,6 @@ def report(
     page = write_report(read, output)
     if json:
         rows = [asdict(summarise(trace)) for trace in traces_of(read)]
-        typer.echo(encode_row({"report": str(page), "runs": rows}).decode(), nl=False)
+        say_json({"report": str(page), "runs": rows})
     else:
-        typer.echo(page)
+        say(page)

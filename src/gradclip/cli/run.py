@@ -14,8 +14,10 @@ import typer
 from ..errors import PolicyError
 from ..method.read import parse
 from ..record import RecordWriter
+from ..record.place import IfExists
 from .complete import policies
 from .failure import exit_on_user_error, require
+from .output import say
 
 if TYPE_CHECKING:
     from ..torch.script.runner import Session
@@ -40,9 +42,17 @@ def run(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="The record's file; an old file is replaced. Default: runs/NAME-TIME.jsonl."
+            help="The record's file. If the file exists, the record is NAME.2.jsonl, and so on. "
+            "Default: runs/NAME-TIME.jsonl."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --record, erase a record that exists.")
+    ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="With --record, go on in a record that exists."),
+    ] = False,
     nonfinite: Annotated[
         str | None,
         typer.Option(
@@ -76,14 +86,18 @@ def run(
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
+    if_exists = _if_exists(record, overwrite, append)
     check_target(target, module)
     require("run", "torch", "torch")
     from ..torch.script.runner import Session, run_script
 
     writer, path = None, record or _default_path(target, module)
+    _check_is_not_target(path, target, module)
     if os.environ.get("RANK", "0") == "0":  # One record for a job; torchrun sets the ranks.
         command = ["gradclip", *sys.argv[1:]]
-        writer = RecordWriter(path, policy=clip, command=command, sinks=sink or ())
+        writer = RecordWriter(
+            path, if_exists=if_exists, policy=clip, command=command, sinks=sink or ()
+        )
     session = Session(
         policy,
         nonfinite=nonfinite or "skip",  # type: ignore[arg-type]
@@ -92,7 +106,7 @@ def run(
     )
     code = run_script(target, context.args, session, module=module)
     if writer is not None and session.here:
-        _say_what_was_seen(session, path)
+        _say_what_was_seen(session, writer)
         if code == 0 and session.steps == 0:
             code = NOTHING_SEEN
     raise typer.Exit(code)
@@ -105,6 +119,22 @@ def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> No
         if clip is None and value is not None:
             remedy = "without --clip a run is only recorded and nothing changes; give --clip too"
             raise PolicyError.of(option, value, remedy)
+
+
+def _if_exists(record: Path | None, overwrite: bool, append: bool) -> IfExists:
+    """Return what becomes of a record that exists."""
+    for option, value in (("--overwrite", overwrite), ("--append", append)):
+        if value and record is None:
+            raise PolicyError.of(option, value, "without --record the file is new; give --record")
+    if overwrite and append:
+        raise PolicyError.of("--overwrite", True, "--append keeps what it erases: give one")
+    return "overwrite" if overwrite else "append" if append else "part"
+
+
+def _check_is_not_target(path: Path, target: str, module: bool) -> None:
+    """Refuse a record whose path is the script, also an empty script."""
+    if not module and path.exists() and path.samefile(target):
+        raise PolicyError.of("--record", str(path), "the path is the script; give another path")
 
 
 def check_target(target: str, module: bool) -> None:
@@ -127,7 +157,7 @@ def _default_path(target: str, module: bool) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
 
 
-def _say_what_was_seen(session: Session, path: Path) -> None:
+def _say_what_was_seen(session: Session, writer: RecordWriter) -> None:
     if session.steps == 0:
         _say(
             "ERROR: no step of any torch optimizer was seen, so nothing was clipped or recorded. "
@@ -141,7 +171,7 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
     done = f"{session.clipped} clipped, {session.skipped} skipped"
     _say(
         f"{count} optimizer{'s' * (count != 1)} hooked ({hooked}), {session.steps} steps seen, "
-        f"{done}; record in {path}"
+        f"{done}; {writer.outcome()}"
     )
     for text in session.notices.values():
         _say(f"note: {text}")
@@ -149,4 +179,4 @@ def _say_what_was_seen(session: Session, path: Path) -> None:
 
 def _say(text: str, color: str | None = None) -> None:
     """Write a line to stderr, because stdout belongs to the script."""
-    typer.secho(f"gradclip: {text}", err=True, fg=color, bold=color is not None)
+    say(f"gradclip: {text}", err=True, color=color)

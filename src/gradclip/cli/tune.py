@@ -13,10 +13,11 @@ from rich.table import Table
 
 from ..errors import PolicyError
 from ..method.read import parse
-from ..record.schema import encode_row
+from ..show.safe import printable
 from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
 from ..tune import tune as tuned
 from .failure import exit_on_user_error, require
+from .output import say, say_json
 from .run import check_target
 
 __all__ = ["tune"]
@@ -91,13 +92,13 @@ def tune(
                 setting, out, jobs=jobs, fresh=fresh, on_trial=_Bar(progress),
             )  # fmt: skip
     except TuneError as error:
-        typer.echo(f"gradclip: {error}", err=True)
+        say(f"gradclip: {error}", err=True)
         raise typer.Exit(error.code) from None
     except KeyboardInterrupt:
-        typer.echo(f"gradclip: stopped; the same command continues from {out}", err=True)
+        say(f"gradclip: stopped; the same command continues from {out}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if json:
-        typer.echo(encode_row(result.to_dict()).decode(), nl=False)
+        say_json(result.to_dict())
     else:
         _show(result)
 
@@ -132,7 +133,7 @@ class _Bar:
         self._bar = progress.add_task("unclipped", total=None)
 
     def __call__(self, trial: Trial, outcome: Outcome | None, planned: int) -> None:
-        text = f"{trial.policy}, learning rate ×{trial.factor:g}, {trial.steps} steps"
+        text = f"{printable(trial.policy)}, learning rate ×{trial.factor:g}, {trial.steps} steps"
         done = 0 if outcome is None else trial.steps
         self._progress.update(self._bar, description=text, total=planned, advance=done)
 
@@ -143,10 +144,12 @@ def _show(result: Result) -> None:
     times = "" if result.factor == 1 else f", learning rate ×{result.factor:g}"
     at = "" if result.lr is None or result.factor == 1 else f" (at most {result.lr:.4g})"
     name = "no clipping" if result.recommended == UNCLIPPED else result.recommended
-    console.print(f"Recommended: {name}{times}{at}\n{result.reason}\n", soft_wrap=True)
+    console.print(
+        f"Recommended: {printable(name)}{times}{at}\n{printable(result.reason)}\n", soft_wrap=True
+    )
     if result.code is not None:
-        console.print(f"  {result.code}", soft_wrap=True)
-    console.print(f"  {result.line}", soft_wrap=True)
+        console.print(f"  {printable(result.code)}", soft_wrap=True)
+    console.print(f"  {printable(result.line)}", soft_wrap=True)
 
 
 def _table(result: Result) -> Table:
@@ -165,7 +168,7 @@ def _table(result: Result) -> Table:
         chosen = row.policy == result.recommended
         name = "no clipping" if row.policy == UNCLIPPED else row.policy
         table.add_row(
-            f"{name} ←" if chosen else name, *cells, highest, style="bold" if chosen else ""
+            printable(name) + " ←" * chosen, *cells, highest, style="bold" if chosen else ""
         )
     return table
 

@@ -17,8 +17,8 @@ from ..live import LiveRun
 from ..live.plain import event_line, finding_line, state_of, step_line, to_dict
 from ..live.screen import Screen
 from ..record import read_run
-from ..record.schema import encode_row
 from .failure import exit_on_user_error
+from .output import say, say_json
 
 __all__ = ["watch"]
 
@@ -48,7 +48,7 @@ def watch(
             _once(live, console, json)
         elif json:
             for _ in _refreshes(live, every):
-                typer.echo(encode_row(to_dict(live)).decode(), nl=False)
+                say_json(to_dict(live))
         elif console.is_terminal and not console.is_dumb_terminal:
             _screen(live, console, every)
         else:
@@ -87,13 +87,13 @@ def _once(live: LiveRun, console: Console, json: bool) -> None:
         read_run(live.path)  # This raises an error with the reason.
     live.study()
     if json:
-        typer.echo(encode_row(to_dict(live)).decode(), nl=False)
+        say_json(to_dict(live))
     elif console.is_terminal:
         console.print(Screen(live), soft_wrap=False)
     else:
-        typer.echo(f"{live.path}: {state_of(live)}")
+        say(f"{live.path}: {state_of(live)}")
         for line in _news(live):
-            typer.echo(line)
+            say(line)
 
 
 def _news(live: LiveRun) -> list[str]:
@@ -121,21 +121,21 @@ def _print_lines(live: LiveRun, every: float) -> None:
     for new in _refreshes(live, every):
         if live.restarts != restarts:
             restarts, events, printed = live.restarts, 0, set()
-            typer.echo("another run replaced the file")
+            say("another run replaced the file")
         if (live.state == "waiting" or live.end) and state_of(live) != state:
             state = state_of(live)
-            typer.echo(f"{live.path}: {state}")
+            say(f"{live.path}: {state}")
         if not new:
             continue
         for optimizer in live.optimizers.values():
             if optimizer.steps:
-                typer.echo(step_line(live, optimizer))
+                say(step_line(live, optimizer))
         count = live.event_count - events
         for event in list(live.events)[-count:] if count else []:
-            typer.echo(event_line(event))
+            say(event_line(event))
         events = live.event_count
         for key, found in live.findings.items():
             if key not in printed:
                 printed.add(key)
-                typer.echo(finding_line(found))
+                say(finding_line(found))
     sys.stdout.flush()

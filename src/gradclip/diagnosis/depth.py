@@ -62,12 +62,9 @@ def profiles(trace: Trace) -> list[Profile]:
         The profiles in the order of the steps; empty with fewer than `MIN_LAYERS` layers.
     """
     steps, names, matrix = trace.norms
-    shapes = {
-        parameter.name: parameter.shape
-        for optimizer in trace.run.optimizers
-        if optimizer.id == trace.optimizer
-        for parameter in optimizer.parameters
-    }
+    described = trace.run.described(trace.optimizer)
+    parameters = described.parameters if described else ()
+    shapes = {parameter.name: parameter.shape for parameter in parameters}
     layers = [i for i, name in enumerate(names) if len(shapes.get(name, ())) >= 2]
     if len(layers) < MIN_LAYERS or not len(steps):
         return []

@@ -94,12 +94,9 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
 
 
 def _parameters(trace: Trace) -> tuple[str, ...]:
-    return trace.norms.names or tuple(
-        parameter.name
-        for optimizer in trace.run.optimizers
-        if optimizer.id == trace.optimizer
-        for parameter in optimizer.parameters
-    )
+    described = trace.run.described(trace.optimizer)
+    parameters = described.parameters if described else ()
+    return trace.norms.names or tuple(parameter.name for parameter in parameters)
 
 
 def _source(names: tuple[str, ...], every: tuple[str, ...]) -> str | None:

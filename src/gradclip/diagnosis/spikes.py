@@ -111,11 +111,13 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
         return []
     norm = trace.column("norm")
     spiking = norm > norm_bound(norm, least=1)
+    spikes = np.flatnonzero(spiking)
+    spike_steps = trace.steps[spikes]
     ratio = norm / usual_before(norm, least=1).median
     found = []
     for group in np.split(places, np.flatnonzero(np.diff(places) > LEAD) + 1):
         first = int(steps[group[0]])
-        before = np.flatnonzero(spiking & (trace.steps < first) & (trace.steps >= first - LEAD))
+        before = spikes[slice(*np.searchsorted(spike_steps, [first - LEAD, first]))]
         found.append(
             LossSpike(
                 step=first,
@@ -125,7 +127,9 @@ def loss_spikes(trace: Trace) -> list[LossSpike]:
                 rise=float(rise[group].max()),
                 norm_step=int(trace.steps[before[-1]]) if len(before) else None,
                 norm_ratio=float(ratio[before[-1]]) if len(before) else None,
-                norm_with=bool(spiking[trace.steps == first].any()),
+                norm_with=bool(
+                    spiking[slice(*np.searchsorted(trace.steps, [first, first + 1]))].any()
+                ),
             )
         )
     return found
@@ -151,7 +155,8 @@ def find_spikes(trace: Trace) -> list[Finding]:
     norm = trace.column("norm")
     alone = norm_spikes(norm)
     for spike in spikes:  # The finding on the loss includes these norm spikes.
-        alone &= (trace.steps < spike.step - LEAD) | (trace.steps > spike.end)
+        start = np.searchsorted(trace.steps, spike.step - LEAD)
+        alone[start : np.searchsorted(trace.steps, spike.end, side="right")] = False
     if alone.any():
         found.append(_of_norm(trace, norm, alone))
     return found

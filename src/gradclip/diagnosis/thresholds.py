@@ -92,8 +92,8 @@ def _never(trace: Trace, numbers: dict[str, object]) -> Finding:
 
 
 def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
-    classes = {optimizer.id: optimizer.class_name for optimizer in trace.run.optimizers}
-    divides = any(name in classes.get(trace.optimizer, "") for name in DIVIDE)
+    described = trace.run.described(trace.optimizer)
+    divides = described is not None and any(name in described.class_name for name in DIVIDE)
     follows = (
         "so every step has the same weight in the averages of the optimizer, which divides by the "
         "gradient's size in any case."

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GradclipError, GradclipWarning
-from ..record import Trace, traces_of
-from ..show.files import RunLike, read_runs, replace_file
-from ..show.words import one_line, shorten
+from ..record import Trace
+from ..show.files import RunLike, replace_file, traces_to_draw
+from ..show.safe import printable
+from ..show.words import shorten
 from .style import RC, line_style
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def write_figure(
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
     _check(kind, out, panels, width, height, dpi)
-    read = read_runs(runs)
+    traces = traces_to_draw(runs)
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -71,7 +72,7 @@ def write_figure(
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(RC), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        figure = _figure(traces_of(read), panels, width, height)
+        figure = _figure(traces, panels, width, height)
         figure.savefig(made, format=kind, dpi=dpi, metadata=metadata)
     if any("missing from" in str(one.message) for one in warned):
         warnings.warn(
@@ -80,7 +81,7 @@ def write_figure(
             GradclipWarning,
             stacklevel=2,
         )
-    replace_file(out, made.getvalue())
+    replace_file(out, made.getvalue(), out.suffix.lower())
     return out
 
 
@@ -132,7 +133,7 @@ def _figure(
             scale.ax.yaxis.set_minor_formatter(NullFormatter())
             scale.outline.set_visible(False)  # type: ignore[operator]
             scale.set_label(
-                f"norm: {shorten(one_line(trace.label), 28)}" if len(traces) > 1 else "norm"
+                f"norm: {shorten(printable(trace.label), 28)}" if len(traces) > 1 else "norm"
             )
         if panel != "distribution":
             on_steps.append(axes)
@@ -172,4 +173,4 @@ def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     )
     room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
-        text.set_text(shorten(one_line(trace.label), room))
+        text.set_text(shorten(printable(trace.label), room))

@@ -16,7 +16,8 @@ from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import positive, rate_window, wants_log
 from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
-from ..show.words import one_line, shorten
+from ..show.safe import printable
+from ..show.words import shorten
 from .style import MARKERS, line_style
 
 __all__ = ["DRAW", "draw_layers", "number_format", "step_format"]
@@ -121,7 +122,7 @@ def draw_layers(axes: Axes, trace: Trace) -> QuadMesh:
     axes.invert_yaxis()
     every = -(-len(names) // 16)
     rows = range(0, len(names), every)
-    labels = [shorten(one_line(names[row]), 20) for row in rows]
+    labels = [shorten(printable(names[row]), 20) for row in rows]
     axes.set_yticks([row + 0.5 for row in rows], labels)
     axes.tick_params(axis="y", length=0)
     return picture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..diagnosis import Finding
 from ..record import Event
-from ..show.words import duration, number, percent, printable
+from ..show.safe import printable
+from ..show.words import duration, number, percent
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["counts", "event_line", "finding_line", "state_of", "step_line", "to_dict"]

@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from ..show.safe import printable
 from ..show.style import SEVERITY
-from ..show.words import duration, number, printable, shorten
+from ..show.words import duration, number, shorten
 from .plain import counts, event_line, finding_line, state_of
 from .series import ASCII, BLOCKS, bars, span
 from .state import LiveOptimizer, LiveRun

@@ -23,10 +23,12 @@ class Line:
     Attributes:
         text: the line as UTF-8, with its newline.
         scalars: the number of a step and its values for the sinks; None for other rows.
+        key: the key under which each further file of the run repeats the line, or None.
     """
 
     text: bytes
     scalars: tuple[int, dict[str, float]] | None = None
+    key: object = None
 
 
 @dataclass(frozen=True)

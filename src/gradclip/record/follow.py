@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RecordError
+from .parts import later_parts
 from .reader import read_lines, read_run
 from .run import Run
+from .values import optimizer_of
 
 __all__ = ["Follower", "News"]
 
@@ -35,7 +38,8 @@ class News:
     Attributes:
         run: a run with only the new rows; None without new rows.
         missing: whether the file does not exist, or does not exist yet.
-        restarted: whether another run replaced the file, so that the earlier rows do not count.
+        restarted: whether another run replaced the file, or the run goes on in another part, so
+            that the earlier rows do not count.
         behind: the number of bytes that are not read yet; if above 0, read again at once.
         age: the seconds since the last write to the file.
     """
@@ -51,7 +55,8 @@ class Follower:
     """A reader of a record that grows; its memory does not grow with the record.
 
     The follower waits for a file that does not exist yet, leaves a torn last line until the line is
-    whole, and starts again when the file was truncated or replaced.
+    whole, and starts again when the file was truncated or replaced. After the last row of a file
+    the follower turns to the next part of the same run (`a.2.jsonl`), if there is one.
 
     Args:
         path: the record, which need not exist.
@@ -77,6 +82,8 @@ class Follower:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._part = self.path
+        self._next: Path | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -100,11 +107,15 @@ class Follower:
         Raises:
             RecordError: the file is not a record, or a line is damaged, as in `read_run`.
         """
+        turned = self._next is not None
+        if self._next is not None:
+            self._forget()
+            self._part, self._next = self._next, None
         try:
-            mode = self.path.stat().st_mode
+            mode = self._part.stat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # To open a pipe waits for ever.
-                raise RecordError(f"{self.path} is not a regular file: give a record's path")
-            with self.path.open("rb") as file:
+                raise RecordError(f"{self._part} is not a regular file: give a record's path")
+            with self._part.open("rb") as file:
                 found = os.fstat(file.fileno())
                 here = (found.st_dev, found.st_ino)
                 file.seek(max(self._offset - len(self._last), 0))
@@ -119,17 +130,29 @@ class Follower:
                 if text and not text.endswith(b"\n"):
                     text += file.readline()
         except FileNotFoundError:
-            return News(missing=True)
+            self._part = self.path
+            return News(missing=True, restarted=turned)
         except OSError:
-            read_run(self.path)  # This raises an error with the reason.
+            read_run(self._part)  # This raises an error with the reason.
             raise
         whole = text[: text.rfind(b"\n") + 1]
         age = max(time.time() - found.st_mtime, 0.0)
+        restarted = restarted or turned
         if not whole:
             self._check_start(text)
-            return News(restarted=restarted, age=age)
+            return News(restarted=restarted, behind=self._turn(), age=age)
         run = self._take(whole)
-        return News(run, False, restarted, max(found.st_size - self._offset, 0), age)
+        behind = max(found.st_size - self._offset, 0)
+        return News(run, False, restarted, behind or self._turn(), age)
+
+    def _turn(self) -> int:
+        """Look for the next part of the run, and return the number of its bytes."""
+        for part in later_parts(Path(os.path.realpath(self._part))):
+            with contextlib.suppress(OSError):
+                size = part.stat().st_size
+                self._next = part
+                return size
+        return 0
 
     def window(self) -> Run | None:
         """Return a run with about the latest `WINDOW_ROWS` rows, or None before the header."""
@@ -146,22 +169,23 @@ class Follower:
         except ValueError:
             if text.startswith(b"{"):
                 return  # The header is still being written.
-        read_run(self.path)
+        read_run(self._part)
 
     def _take(self, whole: bytes) -> Run:
         """Return a run with these whole lines, and add them to the window."""
-        lines = whole.splitlines(keepends=True)
+        lines = whole.split(b"\n")  # As a file does: a carriage return ends no line.
+        lines = [line + b"\n" for line in lines[:-1]]
         first = not self._header
         if first:
             self._header = lines.pop(0)
         try:
             run = self._run(lines)
         except RecordError:
-            read_run(self.path)  # This raises an error with the line number in the file.
+            read_run(self._part)  # This raises an error with the line number in the file.
             raise
         for line in lines:
-            if _OPTIMIZER.search(line):
-                self._optimizers[int(json.loads(line)["id"])] = line
+            if _OPTIMIZER.search(line) and (row := json.loads(line))["kind"] == "optimizer":
+                self._optimizers[optimizer_of(row).id] = line
                 continue
             self._window.append(line)
             self._window_bytes += len(line)
@@ -175,4 +199,4 @@ class Follower:
 
     def _run(self, lines: list[bytes] | deque[bytes]) -> Run:
         known = (self._header, *self._optimizers.values())
-        return read_lines(self.path, io.BytesIO(b"".join((*known, *lines))))
+        return read_lines(self._part, io.BytesIO(b"".join((*known, *lines))))

@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from ..errors import GradclipError, RecordError
 from .rows import Floats
+from .schema import STEP_FIELDS
+from .values import MOST_WHOLE, WrongValue
 
 __all__ = ["MAGIC", "Table", "read_table", "write_table"]
 
 MAGIC = b"PAR1"
 """The first bytes of a Parquet file."""
+
+FREE_VALUES = 4_000_000
+MOST_VALUES = 50
+"""A file may hold 4 million values, and 50 for each of its bytes. In a record the loss, the norm
+and the time hardly compress: it has about one value a byte. A file of zeros has millions."""
 
 _KEY = b"gradclip"
 _EXACT = {"step": "int64", "optimizer": "int64", "clipped": "bool", "skipped": "bool"}
@@ -54,7 +61,7 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
 
     Args:
         table: the table; not mutated.
-        path: the file, which is replaced if it exists.
+        path: the file; an older Parquet file is replaced.
         totals: the running counts of the steps, by name; not mutated.
 
     Raises:
@@ -76,6 +83,11 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
     about = json.dumps(table.about).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and _start(path) not in (b"", MAGIC):
+            raise RecordError(
+                f"{path} is not a Parquet file, and stays as it is: give another path, or remove "
+                "the file"
+            )
         pq.write_table(
             pa.table(columns).replace_schema_metadata({_KEY: about}), path, compression="zstd"
         )
@@ -83,6 +95,11 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
         raise RecordError(
             f"{path} cannot be written ({error.strerror or error}): give a path that can"
         ) from error
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC))
 
 
 def read_table(path: Path) -> Table:
@@ -95,25 +112,71 @@ def read_table(path: Path) -> Table:
     pa, pq = _pyarrow("a Parquet file")
     remedy = "give one that Run.to_parquet wrote"
     try:
-        found = pq.read_table(path)
-    except pa.ArrowException as error:
-        raise RecordError(f"{path} is damaged ({error}): {remedy}") from error
-    about = json.loads((found.schema.metadata or {}).get(_KEY, b"null"))
-    if about is None:
-        raise RecordError(f"{path} is a Parquet file, and not a gradclip record: {remedy}")
+        # pyarrow opens the file itself: a path such as lr=0.1/run.parquet would add a column lr.
+        with pq.ParquetFile(path) as file:
+            about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"null"))
+            if about is None:
+                raise RecordError(f"{path} is a Parquet file, and not a gradclip record: {remedy}")
+            _refuse_bombs(file.metadata, path.stat().st_size)
+            return _table(pa, file.read(), about)
+    except RecordError:
+        raise
+    # A damaged file fails in any part of pyarrow: thrift, text, offsets.
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        text = " ".join(str(error).split())[:300]
+        raise RecordError(f"{path} is damaged ({text}): {remedy}") from error
+
+
+def _refuse_bombs(metadata: Any, size: int) -> None:
+    """Refuse a file that says that it holds far more values than a record of its size."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    values = sum(
+        group.column(index).num_values for group in groups for index in range(group.num_columns)
+    )
+    rows = metadata.num_rows * metadata.num_columns
+    if max(values, rows) > FREE_VALUES + MOST_VALUES * size:
+        raise ValueError(f"it says that it holds {max(values, rows):,} values in {size:,} bytes")
+
+
+def _table(pa: ModuleType, found: Any, about: object) -> Table:
+    """Return what pyarrow read as a table, whose columns have the types of a record."""
+    if not isinstance(about, dict):
+        raise ValueError("its metadata is not an object")
+    said = next((name for name in _RAN if name in found.column_names), _RAN[0])
+    listed = (said, "norms", "nonfinite")
+    missing = [name for name in (*STEP_FIELDS, *listed) if name not in found.column_names]
+    if missing:
+        raise ValueError(f"it lacks the column {missing[0]!r}")
     columns, seen = {}, {}
     for name in found.column_names:
-        if name not in (*_RAN, "norms", "nonfinite", *_TOTALS):
+        if name not in (*listed, *_TOTALS):
             column = found[name]
             seen[name] = ~column.is_null().to_numpy()
             columns[name] = column.cast("float64").to_numpy().astype(np.float64)
-    said = next(name for name in _RAN if name in found.column_names)
+    for name in ("step", "optimizer"):
+        values = columns[name]
+        with np.errstate(invalid="ignore"):
+            wrong = ~seen[name] | (np.abs(values) > MOST_WHOLE) | (values != np.floor(values))
+        if wrong.any():
+            raise WrongValue(
+                f"{name} in row {int(wrong.argmax())}", values[wrong][0], "a whole number"
+            )
+    norms = found["norms"].cast(pa.list_(pa.float64()))
     return Table(
         columns=columns,
         seen=seen,
-        norms=[row.values.to_numpy() if row.is_valid else None for row in found["norms"]],
-        nonfinite=found["nonfinite"].to_pylist(),
-        ran=found[said].to_pylist(),
+        norms=[
+            row.values.to_numpy(zero_copy_only=False) if row.is_valid else None for row in norms
+        ],
+        nonfinite=found["nonfinite"].cast(pa.list_(pa.string())).to_pylist(),
+        ran=found[said].cast(pa.string()).to_pylist(),
         about=about,
     )
 

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeAlias
-
-import numpy as np
+from typing import IO
 
 from ..errors import RecordError
+from .columns import Column, ColumnBuilder
+from .join import join_runs
+from .norm_rows import NormRows
 from .parquet import MAGIC, Table, read_table
-from .rows import End, Event, Floats, Header, Optimizer
+from .parts import later_parts
+from .rows import End, Event, Header, Optimizer
 from .run import Run
-from .schema import NONFINITE, SCHEMA, STEP_FIELDS, Parameter
+from .schema import SCHEMA
+from .values import (
+    StepValues,
+    WrongValue,
+    end_of,
+    event_of,
+    header_of,
+    kind_of,
+    optimizer_of,
+    step_of,
+)
 
 __all__ = ["read_lines", "read_run"]
-
-_Row: TypeAlias = dict[str, Any]
-"""A row as JSON values, which the reader checks."""
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the record at `path`, without a last line that was cut off.
+
+    If the run has further parts beside the file (`a.2.jsonl`, ...), because the job was started
+    again or the writer had to go on in a new file, they are read as one run: an event "boundary"
+    stands at the start of each part, and the steps go on. Another run with such a name is left out.
 
     Args:
         path: a file that `gradclip run --record`, `gradclip.torch.record`, `RecordWriter` or
@@ -42,13 +56,23 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             start = file.read(4)
             if start == MAGIC:
                 return _from_table(path, read_table(path))
-            if start[:1] != b"{":
-                what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
-                raise RecordError(f"{path} {what}: {_REMEDY}")
-            file.seek(0)
-            return read_lines(path, file)
+        real = Path(os.path.realpath(path))
+        others = later_parts(real)
+        if path.name == real.name:  # Spell the folder as the caller did.
+            others = [path.with_name(part.name) for part in others]
+        return join_runs([_read_part(path), *map(_read_part, others)])
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
+
+
+def _read_part(path: Path) -> Run:
+    """Read one file of a run."""
+    with path.open("rb") as file:
+        if file.read(1) != b"{":
+            what = "is empty" if file.seek(0, os.SEEK_END) == 0 else "is not a gradclip record"
+            raise RecordError(f"{path} {what}: {_REMEDY}")
+        file.seek(0)
+        return read_lines(path, file)
 
 
 def read_lines(path: Path, lines: IO[bytes]) -> Run:
@@ -61,56 +85,67 @@ def read_lines(path: Path, lines: IO[bytes]) -> Run:
     Raises:
         RecordError: a line is damaged, as in `read_run`.
     """
-    return _Reading(path).read(lines)
+    runs: list[Run] = []
+    reading = _Reading(path)
+    runs.append(reading.read(lines))
+    while reading.rest is not None:  # A further run was appended to the file.
+        rest, number = reading.rest, reading.number
+        reading = _Reading(path, number - 1)
+        runs.append(reading.read(chain([rest], lines)))
+    return join_runs(runs)
 
 
 _REMEDY = "give a file that `gradclip run --record FILE script.py` wrote"
 
 
 class _Reading:
-    """The rows that were read so far, with one method for each kind of row."""
+    """The rows that were read so far."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
+        self.before = before
+        """The number of lines before the header."""
+        self.number = before
+        self.rest: bytes | None = None
+        """The header of a part that was appended, which ended the reading."""
         self.header: Header | None = None
         self.optimizers: dict[int, Optimizer] = {}
         self.events: list[Event] = []
         self.end: End | None = None
-        self.steps: list[_Row] = []
-        self.lines: list[int] = []
-        self.norms: dict[int, list[tuple[int, Floats]]] = {}
+        self.columns = ColumnBuilder()
+        self.norms = NormRows()
         self.nonfinite: list[tuple[int, tuple[str, ...]]] = []
         self.ran: list[tuple[int, str]] = []
         self.said: dict[int, str] = {}
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def read(self, file: IO[bytes]) -> Run:
-        kinds: dict[object, Callable[[_Row], None]] = {
-            "optimizer": self._optimizer,
-            "step": self._step,
-            "event": self._event,
-            "end": self._end,
-        }
+    def read(self, file: Iterable[bytes]) -> Run:
         torn = False
-        number = 0
-        for number, line in enumerate(file, 1):
+        damage: RecordError | None = None
+        for number, line in enumerate(file, self.before + 1):
+            self.number = number
             try:
                 row = json.loads(line.decode())
-                if number == 1:
-                    self._header(row)
-                elif row["kind"] == "header":
-                    raise ValueError("a second header; one file holds one run")
-                elif read := kinds.get(row["kind"]):
-                    read(row)
-                    if row["kind"] == "step":
-                        self.lines.append(number)
+                if number > self.before + 1 and kind_of(row) == "header":
+                    if row.get("part", 1) == 1:
+                        raise ValueError("a second header; one file holds one run")
+                    # A writer that appends leaves a last line that was cut off as it is.
+                    self.rest, torn, damage = line, damage is not None, None
+                    break
+                if damage is not None:
+                    raise damage
+                self._take(row, number)
             except RecordError:
                 raise
-            except _DAMAGE as error:
-                if line.endswith(b"\n") or number == 1:
-                    raise self._damaged(number, error) from error
+            except (ValueError, RecursionError) as error:
+                if damage is not None or number == self.before + 1:
+                    raise damage or self._damaged(number, error) from error
+                if line.endswith(b"\n"):
+                    damage = self._damaged(number, error)
+                    damage.__cause__ = error
                 torn = True  # Only a last line that was cut off has no newline.
-        columns, seen = self._columns()
+        if damage is not None:
+            raise damage
         assert self.header is not None
         return Run(
             path=self.path,
@@ -119,168 +154,146 @@ class _Reading:
             events=tuple(self.events),
             end=self.end,
             torn=torn,
-            _columns=columns,
-            _seen=seen,
-            _norms={key: tuple(rows) for key, rows in self.norms.items()},
+            _columns=self.columns.columns(),
+            _norms=self.norms.found(),
             _nonfinite=tuple(self.nonfinite),
             _ran=tuple(self.ran),
+            parts=(self.path,),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
-        if number == 1:
-            return RecordError(f"{self.path} is not a gradclip record (no whole header): {_REMEDY}")
-        return RecordError(
-            f"{self.path}, line {number} is damaged ({error}): remove that line to read the rest"
+        if number > self.before + 1:
+            return RecordError(
+                f"{self.path}, line {number} is damaged ({error}): "
+                "remove that line to read the rest"
+            )
+        why = (
+            f"line {number}: {error}"
+            if isinstance(error, WrongValue) and not isinstance(error, _NoHeader)
+            else "no whole header"
         )
+        return RecordError(f"{self.path} is not a gradclip record ({why}): {_REMEDY}")
 
-    def _header(self, row: _Row) -> None:
-        if row["kind"] != "header":
-            raise ValueError("no header")
-        schema = int(row["schema"])
-        if schema > SCHEMA:
+    def _take(self, row: dict[str, object], number: int) -> None:
+        """Add one row; a ValueError says what is wrong with the row."""
+        if number == self.before + 1:
+            self._take_header(row)
+            return
+        match kind_of(row):
+            case "step":
+                self._take_step(step_of(row))
+            case "optimizer":
+                optimizer = optimizer_of(row)
+                self.norms.describe(optimizer.id, len(optimizer.parameters))
+                self.optimizers[optimizer.id] = optimizer
+            case "event":
+                self.events.append(event_of(row))
+            case "end":
+                self.end = end_of(row)
+            case _:  # A later version may add kinds.
+                pass
+
+    def _take_header(self, row: dict[str, object]) -> None:
+        if not isinstance(row, dict) or row.get("kind") != "header" or "schema" not in row:
+            raise _NoHeader("the first row", row, "a header")
+        self.header = header_of(row)
+        if self.header.schema > SCHEMA:
             raise RecordError(
-                f"{self.path} has schema {schema}, and this gradclip reads up to {SCHEMA}: "
-                "pip install --upgrade gradclip"
+                f"{self.path} has schema {self.header.schema}, and this gradclip reads up to "
+                f"{SCHEMA}: pip install --upgrade gradclip"
             )
-        known = ("created", "gradclip", "policy")
-        self.header = Header(
-            schema=schema,
-            **{key: row.get(key) for key in known},
-            command=tuple(row.get("command") or ()),
-            versions=dict(row.get("versions") or {}),
-            extra=_rest(row, "schema", *known, "command", "versions"),
-        )
 
-    def _optimizer(self, row: _Row) -> None:
-        parameters = tuple(
-            Parameter(str(item["name"]), tuple(item.get("shape", ())), str(item.get("dtype", "")))
-            for item in row.get("parameters", ())
-        )
-        self.optimizers[int(row["id"])] = Optimizer(
-            id=int(row["id"]),
-            class_name=str(row.get("class", "")),
-            policy=row.get("policy"),
-            parameters=parameters,
-            extra=_rest(row, "id", "class", "policy", "parameters"),
-        )
-
-    def _event(self, row: _Row) -> None:
-        step = row.get("step")
-        self.events.append(
-            Event(
-                name=str(row["name"]),
-                text=str(row.get("text", "")),
-                step=None if step is None else int(step),
-                extra=_rest(row, "name", "text", "step"),
-            )
-        )
-
-    def _end(self, row: _Row) -> None:
-        counts = {key: row.get(key) for key in ("steps", "clipped", "skipped")}
-        self.end = End(status=str(row["status"]), **counts, extra=_rest(row, "status", *counts))
-
-    def _step(self, row: _Row) -> None:
-        int(row["step"])
-        row.setdefault("optimizer", 0)
-        optimizer = int(row["optimizer"])
-        bad = row.pop("nonfinite", [])
-        norms = row.pop("norms", None)
-        ran = row.pop("ran", row.pop("path", None))  # Older records have the key "path".
-        if ran is not None and ran != self.said.get(optimizer):
-            self.said[optimizer] = str(ran)
-            self.ran.append((len(self.steps), str(ran)))
-        if norms is not None:
-            values, odd = _floats(norms)
-            if odd:
-                described = self.optimizers.get(optimizer)
-                names = [p.name for p in described.parameters] if described else []
-                bad += [names[i] if i < len(names) else f"parameter {i}" for i in odd]
-            self.norms.setdefault(optimizer, []).append((len(self.steps), values))
+    def _take_step(self, row: StepValues) -> None:
+        index, id = self.columns.length, row.optimizer
+        if row.norms is not None:
+            self.norms.add(id, index, row.norms)
+        if row.ran is not None and row.ran != self.said.get(id):
+            self.said[id] = row.ran
+            self.ran.append((index, row.ran))
+        bad = row.nonfinite
+        if row.odd:
+            described = self.optimizers.get(id)
+            names = described.parameters if described else ()
+            bad += [names[i].name if i < len(names) else f"parameter {i}" for i in row.odd]
         if bad:
             # A run that diverged names the same parameters at every step: keep each list once.
-            names = tuple(dict.fromkeys(map(str, bad)))
-            self.nonfinite.append((len(self.steps), self.known.setdefault(names, names)))
-        self.steps.append(row)
-
-    def _columns(self) -> tuple[dict[str, Floats], dict[str, np.ndarray]]:
-        """Return one array for each key of the step rows whose values are numbers."""
-        others = dict.fromkeys(key for row in self.steps for key in row)
-        columns, seen = {}, {}
-        for key in dict.fromkeys((*STEP_FIELDS, *others)):
-            values = [row.get(key) for row in self.steps]
-            try:
-                columns[key] = np.array([_number(value) for value in values], dtype=np.float64)
-            except _DAMAGE as error:
-                if key in STEP_FIELDS:
-                    raise self._damaged(self._first_bad(values), error) from error
-                continue
-            seen[key] = np.array([value is not None for value in values], dtype=np.bool_)
-        return columns, seen
-
-    def _first_bad(self, values: Sequence[object]) -> int:
-        """Return the line number of the first value that is not a number."""
-        for line, value in zip(self.lines, values, strict=True):
-            try:
-                np.float64(_number(value) or 0)
-            except _DAMAGE:
-                return line
-        raise AssertionError("every value is a number")
+            once = tuple(dict.fromkeys(bad))
+            self.nonfinite.append((index, self.known.setdefault(once, once)))
+        self.columns.add(row.numbers, row.others)
 
 
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
-_NUMBER: dict[str, float] = {name: float(name) for name in NONFINITE}
-
-
-def _rest(row: Mapping[str, object], *known: str) -> dict[str, object]:
-    return {key: value for key, value in row.items() if key not in known and key != "kind"}
-
-
-def _floats(values: Sequence[object]) -> tuple[Floats, list[int]]:
-    """Return the values as float64, and the indices of the values that are inf or NaN."""
-    array = np.array(values, dtype=np.float64)  # None becomes NaN, "inf" becomes inf.
-    if np.isfinite(array).all():
-        return array, []
-    bad = ~np.isfinite(array) & np.array([value is not None for value in values])
-    return array, np.flatnonzero(bad).tolist()
-
-
-def _number(value: object) -> Any:
-    """Return a JSON value as a value for NumPy; None becomes NaN in a float64 array."""
-    if isinstance(value, str):
-        return _NUMBER[value]
-    return value
+class _NoHeader(WrongValue):
+    """The first row is not a header."""
 
 
 def _from_table(path: Path, table: Table) -> Run:
     """Return the run of a table that `Run.to_parquet` made."""
-    optimizers = table.columns["optimizer"].astype(int).tolist()
-    norms: dict[int, list[tuple[int, Floats]]] = {}
+    try:
+        return _run_of(path, table)
+    except (ValueError, KeyError) as error:
+        missing = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise RecordError(
+            f"{path} is damaged ({missing}): give one that Run.to_parquet wrote"
+        ) from error
+
+
+def _run_of(path: Path, table: Table) -> Run:
+    about = table.about
+    optimizers = [optimizer_of(_optimizer_row(one)) for one in _rows(about, "optimizers")]
+    norms = NormRows()
+    for one in optimizers:
+        norms.describe(one.id, len(one.parameters))
     said: dict[int, str] = {}
     ran: list[tuple[int, str]] = []
-    for row, (id, values, text) in enumerate(zip(optimizers, table.norms, table.ran, strict=True)):
+    ids = table.columns["optimizer"].astype(int).tolist()
+    for row, (id, values, text) in enumerate(zip(ids, table.norms, table.ran, strict=True)):
         if values is not None:
-            norms.setdefault(id, []).append((row, values))
+            norms.add(id, row, values)
         if text is not None and text != said.get(id):
             said[id] = text
             ran.append((row, text))
-    about = table.about
+    if not isinstance(about["torn"], bool):
+        raise WrongValue("torn", about["torn"], "true or false")
     return Run(
         path=path,
-        header=Header(**{**about["header"], "command": tuple(about["header"]["command"])}),
-        optimizers=tuple(
-            Optimizer(**{**one, "parameters": tuple(_parameter(*p) for p in one["parameters"])})
-            for one in about["optimizers"]
-        ),
-        events=tuple(Event(**event) for event in about["events"]),
-        end=None if about["end"] is None else End(**about["end"]),
+        header=header_of(_row(about["header"], "header")),
+        optimizers=tuple(optimizers),
+        events=tuple(event_of(_row(event, "event")) for event in _rows(about, "events")),
+        end=None if about["end"] is None else end_of(_row(about["end"], "end")),
         torn=about["torn"],
-        _columns=table.columns,
-        _seen=table.seen,
-        _norms={id: tuple(rows) for id, rows in norms.items()},
+        _columns={
+            name: Column.of(values, table.seen[name]) for name, values in table.columns.items()
+        },
+        _norms=norms.found(),
         _nonfinite=tuple((row, tuple(names)) for row, names in enumerate(table.nonfinite) if names),
         _ran=tuple(ran),
     )
 
 
-def _parameter(name: str, shape: Sequence[int], dtype: str) -> Parameter:
-    return Parameter(name, tuple(shape), dtype)
+def _rows(about: Mapping[str, object], key: str) -> Sequence[object]:
+    value = about[key]
+    if not isinstance(value, list):
+        raise WrongValue(key, value, "a list")
+    return value
+
+
+def _row(held: object, key: str) -> dict[str, object]:
+    """Return an object of the metadata as a row of the record."""
+    extra = held.get("extra") if isinstance(held, dict) else None
+    if not isinstance(held, dict) or not isinstance(extra, dict):
+        raise WrongValue(key, held, "an object with an object `extra`")
+    return extra | {name: value for name, value in held.items() if name != "extra"}
+
+
+def _optimizer_row(held: object) -> dict[str, object]:
+    row = _row(held, "an optimizer")
+    row["class"] = row.pop("class_name", None)
+    parameters = row.get("parameters")
+    if not isinstance(parameters, list):
+        raise WrongValue("parameters", parameters, "a list")
+    for item in parameters:
+        if not isinstance(item, list) or len(item) != 3:
+            raise WrongValue("a parameter", item, "a list of name, shape and dtype")
+    names = ("name", "shape", "dtype")
+    row["parameters"] = [dict(zip(names, item, strict=True)) for item in parameters]
+    return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GradclipError, RecordError
+from .columns import Column
 from .parquet import Table, write_table
 from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer
 from .schema import STEP_FIELDS
@@ -36,11 +38,12 @@ class Run:
     """The last row; None during the run and after a run that was killed."""
     torn: bool
     """Whether the file ends with a line that was cut off, which this run leaves out."""
-    _columns: Mapping[str, Floats]
-    _seen: Mapping[str, NDArray[np.bool_]]
+    _columns: Mapping[str, Column]
     _norms: Mapping[int, tuple[tuple[int, Floats], ...]]
     _nonfinite: tuple[tuple[int, tuple[str, ...]], ...]
     _ran: tuple[tuple[int, str], ...] = ()
+    parts: tuple[Path, ...] = ()
+    """The files of the run, in their order."""
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
@@ -49,7 +52,7 @@ class Run:
     @property
     def steps(self) -> NDArray[np.int64]:
         """The step number of every step row, in the order of the file."""
-        return self._columns["step"].astype(np.int64)
+        return self._columns["step"].values.astype(np.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,7 +74,7 @@ class Run:
         Raises:
             RecordError: the run has no such column.
         """
-        return self._pick(self._columns, name, optimizer)
+        return self._pick(self._column(name).dense(), optimizer)
 
     def seen(self, name: str, optimizer: int | None = None) -> NDArray[np.bool_]:
         """Return whether each step row has a value in a column; NaN is a value.
@@ -83,7 +86,11 @@ class Run:
         Raises:
             RecordError: the run has no such column.
         """
-        return self._pick(self._seen, name, optimizer)
+        return self._pick(self._column(name).seen(), optimizer)
+
+    def described(self, optimizer: int) -> Optimizer | None:
+        """Return the description of the optimizer with this id, or None."""
+        return self._described.get(optimizer)
 
     def norms(self, optimizer: int = 0) -> Norms:
         """Return the norm of each parameter at the sampled steps.
@@ -92,14 +99,15 @@ class Run:
             optimizer: the id of an optimizer.
         """
         rows = self._norms.get(optimizer, ())
-        described = {opt.id: opt.parameters for opt in self.optimizers}.get(optimizer, ())
-        names = [parameter.name for parameter in described]
+        described = self.described(optimizer)
+        names = [parameter.name for parameter in described.parameters] if described else []
         width = max([len(names), *(len(values) for _, values in rows)])
         names += [f"parameter {index}" for index in range(len(names), width)]
         matrix = np.full((len(rows), width), np.nan)
         for line, (_, values) in zip(matrix, rows, strict=True):
             line[: len(values)] = values  # A parameter that was added later has NaN before.
-        return Norms(self.steps[[row for row, _ in rows]], tuple(names), matrix)
+        steps = self._columns["step"].values[[row for row, _ in rows]]
+        return Norms(steps.astype(np.int64), tuple(names), matrix)
 
     @property
     def nonfinite(self) -> list[tuple[int, tuple[str, ...]]]:
@@ -108,12 +116,9 @@ class Run:
 
     def nonfinite_of(self, optimizer: int | None) -> list[tuple[int, tuple[str, ...]]]:
         """Return `nonfinite` of the optimizer with this id; None takes all optimizers."""
-        steps, ids = self.steps, self._columns["optimizer"]
-        return [
-            (int(steps[row]), names)
-            for row, names in self._nonfinite
-            if optimizer is None or ids[row] == optimizer
-        ]
+        found = self._nonfinite if optimizer is None else self._nonfinite_rows.get(optimizer, [])
+        steps = self._columns["step"].values
+        return [(int(steps[row]), names) for row, names in found]
 
     def ran(self, optimizer: int = 0) -> list[tuple[int, str]]:
         """Return each step at which `ClipResult.ran` changed, with its new text.
@@ -124,7 +129,7 @@ class Run:
         Returns:
             Pairs of a step and a text; empty for a record without `ran`.
         """
-        steps, ids = self.steps, self._columns["optimizer"]
+        steps, ids = (self._columns[name].values for name in ("step", "optimizer"))
         return [(int(steps[row]), ran) for row, ran in self._ran if ids[row] == optimizer]
 
     def counters(self, optimizer: int | None = None) -> Counters:
@@ -133,16 +138,13 @@ class Run:
         Args:
             optimizer: the id of an optimizer, for its rows only; None takes all rows.
         """
-        norm = self._columns["norm"]
-        bad = self._seen["norm"] & ~np.isfinite(norm)
+        bad = self._columns["norm"].seen() & ~np.isfinite(self._columns["norm"].dense())
         bad[[row for row, _ in self._nonfinite]] = True
-        flags = [np.nan_to_num(self._columns[name]) != 0 for name in ("clipped", "skipped")]
-        found = np.zeros((3, len(norm)), np.int64)
-        ids = self._columns["optimizer"]
-        for one in np.unique(ids):
-            own = ids == one
+        flags = [np.nan_to_num(self.column(name)) != 0 for name in ("clipped", "skipped")]
+        found = np.zeros((3, len(bad)), np.int64)
+        for own in self._rows.values():
             found[:, own] = np.cumsum([flag[own] for flag in (*flags, bad)], axis=1)
-        return Counters(*(found if optimizer is None else found[:, ids == optimizer]))
+        return Counters(*(self._pick(one, optimizer) for one in found))
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the step rows as a DataFrame.
@@ -159,8 +161,10 @@ class Run:
             raise GradclipError("to_pandas needs pandas: pip install 'gradclip[pandas]'") from error
         exact = {"step": np.int64, "optimizer": np.int64, "clipped": np.bool_, "skipped": np.bool_}
         columns: dict[str, object] = {
-            name: values.astype(exact[name]) if name in exact else values.copy()
-            for name, values in self._columns.items()
+            name: np.nan_to_num(column.dense()).astype(exact[name])
+            if name in exact
+            else column.dense()
+            for name, column in self._columns.items()
         }
         if self._ran:
             columns["ran"] = self._ran_of_rows()
@@ -176,11 +180,12 @@ class Run:
         the key "gradclip".
 
         Args:
-            path: the file, which is replaced if it exists; its parent directories are created.
+            path: the file; an older Parquet file is replaced, and a file of another kind is not.
+                Its parent directories are created.
 
         Raises:
             GradclipError: pyarrow is not installed.
-            RecordError: the file cannot be written.
+            RecordError: the file cannot be written, or holds something else.
         """
         rows = len(self.steps)
         norms: list[Floats | None] = [None] * rows
@@ -197,26 +202,51 @@ class Run:
             "end": None if self.end is None else vars(self.end),
             "torn": self.torn,
         }
-        table = Table(self._columns, self._seen, norms, nonfinite, self._ran_of_rows(), about)
+        columns = {name: column.dense() for name, column in self._columns.items()}
+        seen = {name: column.seen() for name, column in self._columns.items()}
+        table = Table(columns, seen, norms, nonfinite, self._ran_of_rows(), about)
         write_table(table, Path(path), totals=self.counters()._asdict())
 
     def _ran_of_rows(self) -> list[str | None]:
         """Return `ran` at each row: the latest text in the rows of the row's optimizer."""
         said, last = dict(self._ran), dict[float, str]()
         found: list[str | None] = []
-        for row, optimizer in enumerate(self._columns["optimizer"].tolist()):
+        for row, optimizer in enumerate(self._columns["optimizer"].values.tolist()):
             if row in said:
                 last[optimizer] = said[row]
             found.append(last.get(optimizer))
         return found
 
-    def _pick(
-        self, columns: Mapping[str, NDArray[_T]], name: str, optimizer: int | None
-    ) -> NDArray[_T]:
-        if name not in columns:
-            known = ", ".join((*STEP_FIELDS, *sorted(set(columns) - set(STEP_FIELDS))))
+    def _column(self, name: str) -> Column:
+        if name not in self._columns:
+            known = ", ".join((*STEP_FIELDS, *sorted(set(self._columns) - set(STEP_FIELDS))))
             raise RecordError(f"no column {name!r} in {self.path}: there are {known}")
-        values = columns[name]
-        if optimizer is None:
-            return values.copy()
-        return values[self._columns["optimizer"] == optimizer]
+        return self._columns[name]
+
+    def _pick(self, values: NDArray[_T], optimizer: int | None) -> NDArray[_T]:
+        return values if optimizer is None else values[self._rows.get(optimizer, _NO_ROWS)]
+
+    @cached_property
+    def _described(self) -> dict[int, Optimizer]:
+        return {optimizer.id: optimizer for optimizer in self.optimizers}
+
+    @cached_property
+    def _rows(self) -> dict[int, NDArray[np.intp]]:
+        """The rows of each optimizer, so that many optimizers need not search all rows each."""
+        ids = self._columns["optimizer"].values
+        order = np.argsort(ids, kind="stable")
+        every, starts = np.unique(ids[order], return_index=True)
+        ends = [*starts[1:].tolist(), len(ids)]
+        spans = zip(every.astype(int).tolist(), starts.tolist(), ends, strict=False)
+        return {id: order[start:end] for id, start, end in spans}
+
+    @cached_property
+    def _nonfinite_rows(self) -> dict[int, list[tuple[int, tuple[str, ...]]]]:
+        ids = self._columns["optimizer"].values
+        found: dict[int, list[tuple[int, tuple[str, ...]]]] = {}
+        for row, names in self._nonfinite:
+            found.setdefault(int(ids[row]), []).append((row, names))
+        return found
+
+
+_NO_ROWS = np.empty(0, np.intp)

@@ -27,8 +27,8 @@ class Trace:
     @property
     def policy(self) -> str | None:
         """The text form of the optimizer's policy, or else of the run's; None without a policy."""
-        described = {opt.id: opt.policy for opt in self.run.optimizers}
-        return described.get(self.optimizer) or self.run.header.policy
+        described = self.run.described(self.optimizer)
+        return (described and described.policy) or self.run.header.policy
 
     @cached_property
     def steps(self) -> Floats:

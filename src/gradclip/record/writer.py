@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import errno
 import os
 import sys
+import threading
 import time as clock
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,25 +18,13 @@ from typing import Self
 from ..errors import GradclipWarning, RecordError
 from ..sinks import Feed
 from .batch import Batch, Held, HeldStep, Line, Read
-from .schema import SCHEMA, Parameter, encode_row
+from .disk import Disk
+from .header import new_header
+from .lines import StepLines, encode_with
+from .place import IfExists, check_if_exists
+from .schema import Parameter
 
-_STEP: dict[str, object] = {
-    "kind": "step",
-    "step": None,
-    "optimizer": 0,
-    "time": None,
-    "loss": None,
-    "lr": None,
-    "norm": None,
-    "clipped_norm": None,
-    "limit": None,
-    "coef": None,
-    "removed": None,
-    "cosine": None,
-    "clipped": False,
-    "skipped": False,
-}
-"""A step with unknown values, in the order of the keys in a row."""
+__all__ = ["RecordWriter"]
 
 
 class RecordWriter:
@@ -45,19 +33,27 @@ class RecordWriter:
     The writer hands a batch to the operating system after `every` rows or after `seconds`,
     whichever comes first, and syncs to the disk at most once in `seconds`. It checks the time when
     a row arrives. So a killed process loses at most the last batch, and a power cut loses at most
-    the last `seconds`. Memory does not grow with the steps. If the disk fills up during the run,
-    the writer emits one `GradclipWarning`, the record stops, and the training goes on. In a forked
-    child the writer does nothing.
+    the last `seconds`. Memory does not grow with the steps. In a forked child the writer does
+    nothing. Several threads may use one writer. A writer that the program does not end writes its
+    last batch and its end row when the program exits. A record that exists is never written over:
+    the new record gets the next free name, as in `a.2.jsonl`. If a scheduler has started the job
+    again, that file is a part of the same run, and `read_run` reads all parts as one run.
 
-    Only the writer gathers steps into batches: for the file, for the sinks, and for numbers that
-    are still on a device (`defer`), which are read when their batch is written.
+    A thread writes to the disk. If the file is deleted, replaced or cut, or if the disk is full,
+    the writer emits one `GradclipWarning`, and the record goes on in a new file: beside the old
+    file, or else in the temporary directory. If the file system does not answer, rows wait in a
+    bounded queue, and further rows are dropped. `lost` counts the rows that are in no file, and the
+    end row has their number too. The training goes on in each case.
 
-    Each batch of steps also goes to the sinks. If a sink raises, it gets no more steps, the writer
-    emits a `GradclipWarning` and records an event, and the training goes on. When the disk is full,
-    the sinks still get every step.
+    Each batch of steps also goes to the sinks, whatever happens to the file. If a sink raises, it
+    gets no more steps, and the writer emits a `GradclipWarning` and records an event. Numbers that
+    are still on a device (`defer`) are read when their batch is written.
 
     Args:
-        path: the file; its parent directories are created, and **an existing file is replaced**.
+        path: the file; its parent directories are created.
+        if_exists: what to do with a record that exists: "part" begins a new file, "overwrite"
+            erases the record, and "append" adds to its last file. Beside a record that another
+            writer has open a new file begins in each case.
         policy: the text form of the run's policy; None for a run that only records.
         command: the command line; None takes ``sys.argv``.
         versions: from package names to versions; None takes the versions of Python, NumPy and,
@@ -69,8 +65,9 @@ class RecordWriter:
         extra: further keys of the header.
 
     Raises:
-        RecordError: the file cannot be opened, or an argument is wrong.
-        PolicyError: a sink does not have the interface of a sink.
+        RecordError: the file cannot be opened, the path is a file that is not a record, a
+            directory or a pipe, or an argument is wrong.
+        PolicyError: a sink does not have the interface of a sink, or `if_exists` is wrong.
 
     Example:
         >>> import tempfile
@@ -85,10 +82,13 @@ class RecordWriter:
         array([4.])
     """
 
+    _ended = True  # Until the file is open.
+
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
+        if_exists: IfExists = "part",
         policy: str | None = None,
         command: Sequence[str] | None = None,
         versions: Mapping[str, str] | None = None,
@@ -101,37 +101,53 @@ class RecordWriter:
             raise RecordError(f"every={every!r} is not usable: give the rows in a batch, 1 or more")
         if not seconds >= 0:
             raise RecordError(f"seconds={seconds!r} is not usable: give 0 or more")
-        self.path = Path(path)
-        self.error: OSError | None = None
-        """The error that stopped the record; None as long as the writer writes."""
+        check_if_exists(if_exists)
+        self._process = os.getpid()
+        self._lock = threading.RLock()
         self._seconds = seconds
         self._batch = Batch(every, seconds)
-        self.counts = {"steps": 0, "clipped": 0, "skipped": 0}
-        """The number of added steps, and of clipped and skipped steps among the written steps."""
         self._optimizers = 0
-        self._ran: dict[object, object] = {}
-        self._process = os.getpid()
-        self._start = self._synced = clock.perf_counter()
-        self._feed = Feed(sinks)  # Before the open: a wrong sink must not erase an old record.
+        header = new_header(policy, command, versions)
+        encode_with(header, extra)  # A wrong key must not leave a file behind.
+        self._feed = Feed(sinks)
+        self._steps = StepLines(self._feed)
+        self.counts = self._steps.counts
+        """The number of added steps, and of clipped and skipped steps among the written steps."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("wb", buffering=0)
-        except OSError as error:
+            self._disk = Disk(Path(path), if_exists, header | extra)
+        except BaseException:
             self._feed.close()
-            raise RecordError(
-                f"{self.path} cannot be written ({error.strerror}): give a path that can"
-            ) from error
-        header = {
-            "kind": "header",
-            "schema": SCHEMA,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "gradclip": _version("gradclip"),
-            "policy": policy,
-            "command": list(sys.argv if command is None else command),
-            "versions": dict(_versions() if versions is None else versions),
-        }
-        self._add(header, extra)
-        self.flush()
+            raise
+        self._ended, self._synced = False, clock.perf_counter()
+        _open_writers.add(self)
+        if self._disk.note is not None:
+            warnings.warn(self._disk.note, GradclipWarning, stacklevel=2)
+        self._tell_news()
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now, or the last one."""
+        return self._disk.path
+
+    @property
+    def error(self) -> OSError | None:
+        """The error that stopped the record; None as long as the writer writes."""
+        return self._disk.error
+
+    @property
+    def lost(self) -> int:
+        """The number of rows that are in no file."""
+        return self._disk.dropped
+
+    def outcome(self) -> str:
+        """Return where the rows are, as the end of a sentence for the user."""
+        disk = self._disk
+        if disk.stopped is not None:
+            return f"the record stopped ({disk.stopped}): {disk.dropped:,} rows are in no file"
+        text = f"record in {disk.path}"
+        if self._ended and disk.is_late:
+            text += ", without its last rows: the file system does not answer"
+        return f"{text}, without {disk.dropped:,} dropped rows" if disk.dropped else text
 
     def optimizer(
         self,
@@ -161,7 +177,7 @@ class RecordWriter:
             for name, shape, dtype in parameters
         ]
         row = {"kind": "optimizer", "id": id, "class": class_name, "policy": policy}
-        self._add(row | {"parameters": described}, extra)
+        self._add(row | {"parameters": described}, extra, key=("optimizer", id))
         self.flush()
         return id
 
@@ -234,10 +250,11 @@ class RecordWriter:
             "nonfinite": nonfinite,
             "norms": norms,
         }
-        self._refuse_after_end()
-        line = self._step_line(values, extra)
-        self.counts["steps"] += 1
-        self._take(line)
+        with self._lock:
+            self._refuse_after_end()
+            line = self._steps.line(values, extra)
+            self.counts["steps"] += 1
+            self._take(line)
 
     def defer(self, held: Held, read: Read[Held]) -> None:
         """Add one step whose numbers are read later, together with the other steps of its batch.
@@ -250,9 +267,12 @@ class RecordWriter:
                 their order, and returns for each object the arguments of `step`. If it raises,
                 the call that writes the batch raises, and these steps are lost.
         """
-        if not self._file.closed and self._here:
-            self.counts["steps"] += 1
-            self._take(HeldStep(held, read))  # type: ignore[arg-type]
+        if not self._here:
+            return
+        with self._lock:
+            if not self._ended:
+                self.counts["steps"] += 1
+                self._take(HeldStep(held, read))  # type: ignore[arg-type]
 
     def event(self, name: str, text: str, *, step: int | None = None, **extra: object) -> None:
         """Add an event for the user, such as a script that clips by itself.
@@ -272,23 +292,35 @@ class RecordWriter:
             status: ``"ok"``, or ``"error: "`` and the error that ended the run.
             extra: further keys; `steps`, `clipped` and `skipped` replace the writer's own counts.
         """
-        if self._file.closed:
+        if not self._here:
+            self._ended = True
             return
-        self._write(sync=False)
-        if self._here:
+        with self._lock:
+            if self._ended:
+                return
+            self._write(sync=False)
             self._tell_failures(self._feed.close())
-        self._add({"kind": "end", "status": status}, self.counts | extra)
-        self._write(sync=True)
-        with contextlib.suppress(OSError):  # The write has reported the same error.
-            self._file.close()
+            self._write(sync=False)
+            self._ended = True
+            _open_writers.discard(self)
+            lost = {"lost": self.lost} if self.lost else {}
+            row = {"kind": "end", "status": status}
+            line = Line(encode_with(row, self.counts | lost | extra))
+            self._disk.put([line], sync=True, must=True)
+            if not self._disk.close():
+                text = f"the file system of {self.path} does not answer: its last rows are missing"
+                warnings.warn(text, GradclipWarning, stacklevel=2)
+            self._tell_news()
 
     def flush(self, *, sync: bool = True) -> None:
         """Write every row to the operating system and the sinks.
 
         Args:
-            sync: whether to sync the file to the disk too.
+            sync: whether to ask the disk to keep the rows too, without a wait for the disk.
         """
-        self._write(sync=sync)
+        if self._here:
+            with self._lock:
+                self._write(sync=sync)
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +329,7 @@ class RecordWriter:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        _traceback: TracebackType | None,
     ) -> None:
         self.end("ok" if kind is None else f"error: {kind.__name__}: {error}")
 
@@ -306,38 +338,23 @@ class RecordWriter:
         """Whether this process began the record and is not a fork."""
         return os.getpid() == self._process
 
+    def __del__(self) -> None:
+        if not self._ended:
+            with contextlib.suppress(Exception):  # Nobody can catch an error here.
+                self.end("error: the recorder was dropped before its end")
+
     def _refuse_after_end(self) -> None:
-        if self._file.closed:
+        if self._ended:
             raise RecordError(f"{self.path} has ended: a row after end() has no place in it")
 
-    def _add(self, row: Mapping[str, object], extra: Mapping[str, object]) -> None:
+    def _add(
+        self, row: Mapping[str, object], extra: Mapping[str, object], key: object = None
+    ) -> None:
         """Add a row that is not a step."""
-        self._refuse_after_end()
         if self._here:
-            self._take(Line(_encoded(row, extra)))
-
-    def _step_line(
-        self, values: Mapping[str, object], extra: Mapping[str, object] | None = None
-    ) -> Line:
-        """Return the line of a step, and count the step as clipped or skipped."""
-        row = {**_STEP, **values}
-        if row["time"] is None:
-            row["time"] = round(clock.perf_counter() - self._start, 6)
-        row["clipped"], row["skipped"] = bool(row["clipped"]), bool(row["skipped"])
-        optimizer, ran = row["optimizer"], row.pop("ran", None)
-        if ran is not None and ran != self._ran.get(optimizer):
-            row["ran"] = ran
-        nonfinite, norms = row.pop("nonfinite", ()), row.pop("norms", None)
-        if nonfinite:
-            row["nonfinite"] = list(nonfinite)  # type: ignore[call-overload]
-        if norms is not None:
-            row["norms"] = norms
-        text = _encoded(row, extra or {})
-        if ran is not None:
-            self._ran[optimizer] = ran
-        self.counts["clipped"] += bool(row["clipped"])
-        self.counts["skipped"] += bool(row["skipped"])
-        return Line(text, self._feed.scalars(row) if self._feed.sinks else None)
+            with self._lock:
+                self._refuse_after_end()
+                self._take(Line(encode_with(row, extra), key=key))
 
     def _take(self, row: Line | HeldStep) -> None:
         """Add a row to the batch, and write the batch if it is full or old."""
@@ -347,33 +364,22 @@ class RecordWriter:
 
     def _write(self, *, sync: bool) -> None:
         """Give the batch to the file and to the sinks."""
-        if not self._here or self._file.closed:
+        if self._ended:
             return
-        lines = self._batch.take(self._step_line)
-        self._write_text(b"".join(line.text for line in lines), sync=sync)
+        lines = self._batch.take(self._steps.line)
+        if lines or sync:
+            self._disk.put(lines, sync=sync)
+            if sync:
+                self._synced = clock.perf_counter()
+        self._tell_news()
         if self._feed.sinks:
             steps = [line.scalars for line in lines if line.scalars is not None]
             self._tell_failures(self._feed.deliver(steps))
 
-    def _write_text(self, text: bytes, *, sync: bool) -> None:
-        """Write to the file, unless the disk has refused an earlier batch."""
-        if self.error is not None:
-            return
-        rest = memoryview(text)
-        try:
-            while rest:  # A nearly full disk accepts a part and then refuses the rest.
-                rest = rest[self._file.write(rest) :]
-            if sync:
-                _sync(self._file.fileno())
-                self._synced = clock.perf_counter()
-        except OSError as error:
-            self.error = error
-            warnings.warn(
-                f"the record {self.path} stops here ({error.strerror}); the run goes on without "
-                "it. Free some space, or record to another disk, before the next run.",
-                GradclipWarning,
-                stacklevel=5,
-            )
+    def _tell_news(self) -> None:
+        """Warn of what happened to the files."""
+        for text in self._disk.take_news():
+            warnings.warn(text, GradclipWarning, stacklevel=5)
 
     def _tell_failures(self, failures: Iterable[str]) -> None:
         """Report each sink that failed, with an event in the record and a warning."""
@@ -382,32 +388,16 @@ class RecordWriter:
             warnings.warn(text, GradclipWarning, stacklevel=5)
 
 
-def _encoded(row: Mapping[str, object], extra: Mapping[str, object]) -> bytes:
-    """Return a row as a line of text."""
-    if taken := row.keys() & extra.keys():
-        raise RecordError(f"{sorted(taken)[0]!r} is a key of the schema: use another name")
-    try:
-        return encode_row({**row, **extra})
-    except (TypeError, ValueError) as error:
-        raise RecordError(f"a {row['kind']} row cannot be written: {error}") from error
+_open_writers: weakref.WeakSet[RecordWriter] = weakref.WeakSet()
 
 
-def _sync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Pipes and devices cannot sync.
-            raise
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _versions() -> dict[str, str]:
-    python = {"python": ".".join(map(str, sys.version_info[:3]))}
-    found = {package: _version(package) for package in ("torch", "numpy")}
-    return python | {package: version for package, version in found.items() if version}
+@atexit.register
+def _end_open_writers() -> None:
+    """End the records that the program has left open."""
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    status = "ok" if error is None else f"error: {type(error).__name__}: {error}"
+    if hasattr(sys, "ps1"):  # An error in a notebook does not end the program.
+        status = "ok"
+    for writer in list(_open_writers):
+        with contextlib.suppress(Exception):  # The other records shall end too.
+            writer.end(status)

@@ -37,6 +37,7 @@ from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.columns import finite, positive
 from ..show.downsample import thin
+from ..show.safe import printable
 from ..show.style import FONT, INK, Mark, Style
 
 __all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_log", "new_figure"]
@@ -44,6 +45,9 @@ __all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_l
 EDGE = "edge"
 _LEFT = 112
 """The pixels left of every plot, so that the step axes are aligned."""
+
+MOST_TIPS = 36
+"""The largest number of traces in a tooltip, which holds each trace at each step of any trace."""
 
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
@@ -226,7 +230,10 @@ class Plotter:
         self._rows.append((label, drawn, text))
 
     def finish(self) -> None:
-        """Add one tooltip with all traces at the step under the pointer."""
+        """Add one tooltip with all traces at the step under the pointer, unless they are many."""
+        if len(self._rows) > MOST_TIPS:
+            self.panel.explanation += f" There is no tooltip for over {MOST_TIPS} traces."
+            return
         steps = np.unique(np.concatenate([drawn["step"] for _, drawn, _ in self._rows]))
         if not len(steps):
             return
@@ -237,7 +244,7 @@ class Plotter:
                 values[np.searchsorted(steps, drawn["step"])] = column
                 columns[f"{name}{index}"] = values
                 text = text.replace("{" + name + "}", f"@{name}{index}{{%.4g}}")
-            tips.append((label, text))
+            tips.append((printable(label), text))
         unseen = self.figure.line(
             "step", "y", source=ColumnDataSource({**columns}), line_alpha=0, y_range_name=EDGE
         )

@@ -23,8 +23,9 @@ from bokeh.palettes import Viridis256
 from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show.downsample import bucket_edges, bucket_max
+from ..show.safe import printable
 from ..show.style import BAD, BAD_CELL, FONT, INK
-from ..show.words import one_line, shorten
+from ..show.words import shorten
 from .figure import Figure, Panel, StepAxis, new_figure
 
 __all__ = ["heat_panels"]
@@ -150,7 +151,7 @@ def _label_layers(fig: Figure, names: Sequence[str], height: int) -> None:
     axis.ticker = FixedTicker(ticks=list(places))
     # Bokeh reads a string with $$ as TeX, but never a PlainText.
     axis.major_label_overrides = {
-        place: PlainText(text=shorten(one_line(name), _SHORT, front=0.4))
+        place: PlainText(text=shorten(printable(name), _SHORT, front=0.4))
         for place, name in places.items()
     }
     axis.major_label_text_font_size = "11px"
@@ -161,7 +162,7 @@ def _label_layers(fig: Figure, names: Sequence[str], height: int) -> None:
 def _add_hover(fig: Figure, image: GlyphRenderer, cells: _Cells) -> None:
     width = float(cells.edges[1] - cells.edges[0])
     layer = CustomJSHover(
-        args={"names": list(reversed(cells.names))},
+        args={"names": [printable(name) for name in reversed(cells.names)]},
         code="return names[Math.max(0, Math.min(names.length - 1, Math.floor(special_vars.y)))];",
     )
     steps = CustomJSHover(

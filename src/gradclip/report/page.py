@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..diagnosis import diagnose_trace
 from ..errors import GradclipError
-from ..record import Trace, traces_of
-from ..show.files import RunLike, read_runs, replace_file
+from ..record import Trace
+from ..show.files import RunLike, replace_file, traces_to_draw
+from ..show.safe import printable
 from ..show.summary import summarise
 from ..show.words import number, percent
 from .events import events_of
@@ -30,7 +31,7 @@ def write_report(
     Args:
         runs: records, as paths or as runs from `gradclip.read_run`, finished or not. Not mutated.
         out: the path of the page, whose folder is created. The new page replaces an old page only
-            when the new page is complete.
+            when the new page is complete. A record, a script or another file is not replaced.
 
     Returns:
         The path of the page.
@@ -38,10 +39,10 @@ def write_report(
     Raises:
         RecordError: a record cannot be read.
         GradclipError: `runs` is empty, the extra "report" is not installed, or `out` cannot be
-            written.
+            written or holds something else.
     """
     out = Path(out)
-    replace_file(out, _render(traces_of(read_runs(runs))).encode())
+    replace_file(out, _render(traces_to_draw(runs)).encode(), ".html", ".htm")
     return out
 
 
@@ -65,6 +66,7 @@ def _render(traces: Sequence[Trace]) -> str:
         loader=PackageLoader("gradclip.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -80,6 +82,13 @@ def _render(traces: Sequence[Trace]) -> str:
         first=axis.first,
         last=axis.last,
     )
+
+
+def _shown(value: object) -> object:
+    """Return the value of an expression of the page; only markup of our own stays as it is."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return printable(value)
+    return value
 
 
 def _legend(panel: Panel) -> list[tuple[str, str, str]]:

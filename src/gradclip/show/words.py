@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["duration", "number", "one_line", "percent", "printable", "shorten"]
+__all__ = ["duration", "number", "percent", "shorten"]
 
 
 def percent(share: float | None) -> str:
@@ -32,21 +32,13 @@ def number(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as text: ``3 min 20 s``."""
+    if not math.isfinite(seconds):
+        return f"{number(seconds)} s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours:,} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def printable(text: str) -> str:
-    """Return `text` with a mark in place of each character that could control a terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
-def one_line(text: str) -> str:
-    """Return `text` with a space in place of each character that breaks a line or an XML file."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def shorten(name: str, length: int, front: float = 0.5) -> str:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ from .. import kernel
 from ..checks import integer
 from ..engine.result import ClipResult
 from ..record import Parameter, RecordWriter
+from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
 
 __all__ = ["Recorder", "record"]
@@ -115,6 +117,8 @@ class Recorder:
         self._was_finite = True
         self._fell_back = False
         self._id: int | None = None
+        self.asked = self.path
+        """The path that the user asked for; `path` may have a number in addition."""
         self.steps = self.clipped = self.skipped = 0
         self._describe(clipper)
         clipper.observers.append(self)
@@ -181,6 +185,11 @@ class Recorder:
             "norms": norms if sampled else None,
         }
 
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+        return self._writer.path
+
     def flush(self) -> None:
         """Write all that is held."""
         self._writer.flush()
@@ -233,12 +242,14 @@ def record(
     every: int = 50,
     loss: Callable[[], Tensor | float | None] = lambda: None,
     sinks: Iterable[object] = (),
+    if_exists: IfExists = "part",
 ) -> Recorder:
     """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
 
     Args:
         clipper: what is observed; its steps are not changed.
-        path: the file; one that exists is replaced.
+        path: the file. A recorder that records the same clipper to the same path is closed first,
+            as when the cell of a notebook runs again.
         optimizer: where the learning rate is read.
         every: steps in a batch, ≥ 1: so many are held back before they are written, but none for
             longer than about 2 s.
@@ -246,6 +257,9 @@ def record(
         sinks: where each step goes as well, in batches: text such as "tensorboard:runs/a" or
             "wandb:PROJECT", a SummaryWriter, or anything with `log(values, step=...)`; see
             `gradclip.sinks` for the names that they get. One that raises is left out from then on.
+        if_exists: what to do with a record that exists: "part" keeps the record and writes
+            `NAME.2.jsonl`, or the next free number; "overwrite" erases the record; "append" adds
+            the new rows to the record, which is then read as one run.
 
     Returns:
         The recorder: a context manager; else call its `close()` when the training is over.
@@ -269,8 +283,19 @@ def record(
         array([1.])
     """
     integer("every", every, low=1)
-    writer = RecordWriter(path, policy=str(clipper.policy), every=every, sinks=sinks)
-    return Recorder(writer, clipper, optimizer, loss=loss)
+    asked = Path.cwd() / path
+    before = [
+        each for each in clipper.observers if isinstance(each, Recorder) and each.asked == asked
+    ]
+    check_if_exists(if_exists)
+    for recorder in before:
+        recorder.close()
+    writer = RecordWriter(
+        path, if_exists=if_exists, policy=str(clipper.policy), every=every, sinks=sinks
+    )
+    recorder = Recorder(writer, clipper, optimizer, loss=loss)
+    recorder.asked = asked
+    return recorder
 
 
 def _why_torch(path: str) -> str:

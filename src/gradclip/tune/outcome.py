@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -13,6 +14,7 @@ from ..diagnosis import Finding, diagnose_trace
 from ..diagnosis.spikes import first_of
 from ..record import Run, traces_of
 from ..record.rows import Floats
+from ..record.values import WrongValue, number_of, text_of, whole_of
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
@@ -71,10 +73,31 @@ class Outcome:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        """Return the outcome from the data of `to_dict`; inf and NaN may be strings."""
-        numbers = {name: float(data[name]) for name in ("loss", "first_loss", "clip_rate")}
-        return cls(**{**data, **numbers})
+    def from_dict(cls, data: Mapping[str, object]) -> Outcome:
+        """Return the outcome from the data of `to_dict`; inf and NaN may be strings.
+
+        Raises:
+            ValueError: a value is missing or wrong.
+        """
+        numbers = {
+            name: number_of(data.get(name), name) for name in ("loss", "first_loss", "clip_rate")
+        }
+        known: dict[object, Status] = {name: name for name in STATUSES}
+        status = text_of(data, "status")
+        if status not in known:
+            raise WrongValue("status", status, f"one of {', '.join(STATUSES)}")
+        if not numbers["loss"] > -math.inf:
+            raise WrongValue("loss", data["loss"], "a number or inf")
+        if not 0 <= numbers["clip_rate"] <= 1:
+            raise WrongValue("clip_rate", data["clip_rate"], "a number from 0 to 1")
+        lr = data.get("lr")
+        return cls(
+            status=known[status],
+            steps=whole_of(data, "steps", low=0),
+            lr=None if lr is None else number_of(lr, "lr"),
+            why=text_of(data, "why"),
+            **numbers,
+        )
 
 
 @np.errstate(all="ignore")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import GradclipError
+from ..method.read import parse
 from ..record.schema import encode_row
+from ..record.values import WrongValue, number_of, text_of, whole_of
 from .outcome import Outcome
 from .plan import Trial
 
@@ -47,13 +51,14 @@ class State:
     def _read(self) -> None:
         try:
             data = json.loads(self.path.read_text("utf-8"))
-            found, schema = data["setting"], data["schema"]
-            outcomes = {
-                Trial(str(row["policy"]), float(row["factor"]), int(row["steps"])): row["outcome"]
-                for row in data["trials"]
-            }
-            self.outcomes = {trial: Outcome.from_dict(row) for trial, row in outcomes.items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not isinstance(data, dict):
+                raise WrongValue("the state", data, "an object")
+            schema, found = data.get("schema"), _object(data, "setting")
+            trials = data.get("trials")
+            if not isinstance(trials, list):
+                raise WrongValue("trials", trials, "a list")
+            self.outcomes = dict(map(_trial_of, trials))
+        except (OSError, ValueError, RecursionError) as error:
             raise GradclipError(
                 f"the tuning cannot continue from {self.path} ({error}): give --fresh to begin "
                 "again, or another --out"
@@ -83,3 +88,22 @@ class State:
             raise GradclipError(
                 f"{self.path} cannot be written ({error.strerror}): give an --out that can"
             ) from error
+
+
+def _trial_of(row: object) -> tuple[Trial, Outcome]:
+    """Return a trial and its outcome from a row of the file; a ValueError names a wrong value."""
+    if not isinstance(row, dict):
+        raise WrongValue("a trial", row, "an object")
+    policy, factor = text_of(row, "policy"), number_of(row.get("factor"), "factor")
+    parse(policy)
+    if not 0 < factor < math.inf:
+        raise WrongValue("factor", row["factor"], "a finite number above 0")
+    trial = Trial(policy, factor, whole_of(row, "steps", low=1))
+    return trial, Outcome.from_dict(_object(row, "outcome"))
+
+
+def _object(row: Mapping[str, object], key: str) -> Mapping[str, object]:
+    value = row.get(key)
+    if not isinstance(value, dict):
+        raise WrongValue(key, value, "an object")
+    return value

@@ -121,7 +121,9 @@ def main(text: str) -> int:
     """Run the trial that a JSON text describes, and return the exit code of the script."""
     job = json.loads(text)
     policy = job["policy"]
-    writer = RecordWriter(job["record"], policy=policy, command=job["command"])
+    writer = RecordWriter(
+        job["record"], if_exists="overwrite", policy=policy, command=job["command"]
+    )
     session = Session(
         None if policy is None else parse(policy),
         max_skips=job["steps"],

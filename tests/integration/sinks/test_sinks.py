@@ -205,7 +205,8 @@ def test_a_sink_that_fails_at_the_end_is_told_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_sinks_go_on_where_the_disk_is_full() -> None:
+def test_sinks_go_on_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")  # No other place is left.
     logger = Logger()
     with pytest.warns(GradclipWarning, match="stops here"):
         writer = RecordWriter("/dev/full", sinks=[logger])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import warnings
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from gradclip import ClipResult, NonFiniteError, PolicyError, RecordError, kernel, read_run
+from gradclip.errors import GradclipWarning
 from gradclip.record import RecordWriter
 from gradclip.torch import Clipper, Recorder, attach, record
 from integration.training import ReadsBack, decided_on_device, net, scripted_gradients
@@ -264,3 +266,60 @@ def test_what_ran_changes_with_the_gradients(tmp_path: Path) -> None:
     (event,) = run.events
     assert (event.name, event.step) == ("fallback", 3)
     assert "some of the gradients" in event.text
+
+
+# ---- A path that exists
+
+
+def test_a_cell_that_runs_again_closes_its_first_recorder(tmp_path: Path) -> None:
+    path = tmp_path / "cell.jsonl"
+    weight = nn.Parameter(torch.ones(2))
+    clipper = Clipper([weight], "norm:1")
+    recorders = []
+    for run in range(3):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            recorders.append(record(clipper, path))
+        assert len(told) == (run > 0)
+        assert clipper.observers == [recorders[-1]]
+        for _ in range(60):
+            weight.grad = torch.ones(2)
+            clipper.clip_()
+    recorders[-1].close()
+    assert not clipper.observers
+    for recorder, name in zip(recorders, ("cell", "cell.2", "cell.3"), strict=True):
+        assert recorder.path == tmp_path / f"{name}.jsonl"
+        run = read_run(recorder.path)
+        assert len(run.steps) == 60
+        assert run.end is not None
+        assert run.end.steps == 60
+
+
+def test_two_records_of_one_clipper_and_two_clippers_on_one_path(tmp_path: Path) -> None:
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    one, two = (Clipper([weight], "norm:1") for weight in weights)
+    first, other = record(one, tmp_path / "a"), record(one, tmp_path / "b")
+    with pytest.warns(GradclipWarning, match=r"is writing a: this record is a\.2"):
+        second = record(two, tmp_path / "a")
+    for clipper, weight in ((one, weights[0]), (two, weights[1]), (one, weights[0])):
+        weight.grad = torch.ones(2)
+        clipper.clip_()
+    for recorder in (first, other, second):
+        recorder.close()
+    steps = {path.name: len(read_run(path).steps) for path in tmp_path.iterdir()}
+    assert steps == {"a": 2, "b": 2, "a.2": 1}
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "append"])
+def test_an_old_record_is_erased_or_goes_on_if_the_user_says_so(
+    tmp_path: Path, if_exists: Any
+) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    for _ in range(2):
+        with record(clipper := Clipper([weight], "norm:1"), tmp_path / "a", if_exists=if_exists):
+            for _ in range(3):
+                weight.grad = torch.ones(2)
+                clipper.clip_()
+    run = read_run(tmp_path / "a")
+    assert run.steps.tolist() == list(range(1, 4 if if_exists == "overwrite" else 7))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

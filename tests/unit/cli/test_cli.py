@@ -26,12 +26,33 @@ ROOT = Path(__file__).parents[3]
 
 FLAGS = {
     "": {"--version", "--install-completion", "--show-completion", "--help"},
-    "run": {"--clip", "--record", "--nonfinite", "--max-skips", "--sink", "-m", "--help"},
+    "run": {
+        "--clip",
+        "--record",
+        "--overwrite",
+        "--append",
+        "--nonfinite",
+        "--max-skips",
+        "--sink",
+        "-m",
+        "--help",
+    },
     "watch": {"--once", "--json", "--every", "--help"},
     "report": {"--output", "-o", "--json", "--help"},
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
+    "import": {
+        "--output",
+        "-o",
+        "--norm",
+        "--loss",
+        "--lr",
+        "--step",
+        "--overwrite",
+        "--json",
+        "--help",
+    },
     "tune": {
         "--steps",
         "--thresholds",
@@ -149,6 +170,28 @@ FAULTS = {
         "sink='visdom:x' is not usable: give one of tensorboard:WHERE (a folder, for event",
     ),
     "no place for the record": (["run", "--record", ".", "s.py"], ". cannot be written"),
+    "a record in place of the script": (
+        ["run", "--record", "s.py", "s.py"],
+        "--record='s.py' is not usable: the path is the script; give another path",
+    ),
+    "a record in place of another file": (
+        ["run", "--record", "s.py", "--overwrite", "-m", "json.tool"],
+        "s.py is not a gradclip record, and a record would spoil the file: give another path",
+    ),
+    "overwrite alone": (
+        ["run", "--overwrite", "s.py"],
+        "--overwrite=True is not usable: without --record the file is new; give --record",
+    ),
+    "append alone": (["run", "--append", "s.py"], "--append=True is not usable: without --rec"),
+    "overwrite and append": (
+        ["run", "--record", "ok.jsonl", "--overwrite", "--append", "s.py"],
+        "--overwrite=True is not usable: --append keeps what it erases: give one",
+    ),
+    "a page in place of a record": (
+        ["report", "ok.jsonl", "-o", "ok.jsonl"],
+        "ok.jsonl holds something else, such as a record or a script, and stays as it is: give",
+    ),
+    "a page in place of a script": (["report", "ok.jsonl", "-o", "s.py"], "s.py holds something"),
     "no such record": (
         ["report", "r.jsonl"],
         "r.jsonl cannot be read (No such file or directory): ",
@@ -203,12 +246,13 @@ FAULTS = {
 def test_a_fault_is_one_line(fault: str, invoke, tmp_path: Path) -> None:
     (tmp_path / "s.py").write_text("print('ran')")
     RecordWriter(tmp_path / "ok.jsonl").end()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     args, text = FAULTS[fault]
     code, out, err = invoke(*args)
     assert (code, out) == (2, "")
     assert err.startswith(f"gradclip: {text}")
     assert err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ok.jsonl", "s.py"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 TAKES_RUN = {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradclip.errors import RecordError
+from gradclip.errors import GradclipWarning, RecordError
 from gradclip.record import RecordWriter, read_run
 from gradclip.record import follow as module
 from gradclip.record.follow import Follower
@@ -190,3 +190,36 @@ def test_a_folder_and_a_pipe(tmp_path) -> None:
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(RecordError, match="not a regular file"):
             Follower(tmp_path / "pipe").read_added()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_follower_turns_to_the_next_part_of_the_run(tmp_path, monkeypatch, ended) -> None:
+    path = tmp_path / "run.jsonl"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    text = write(path, 3)
+    if not ended:  # The first attempt was killed.
+        path.write_bytes(text[:-30])
+    follower = Follower(path)
+    assert [run.steps.tolist() for run in drain(follower)] == [[1, 2, 3]]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    write(path, 2)
+    assert (tmp_path / "run.2.jsonl").exists()
+    assert follower.read_added().behind > 0
+    news = follower.read_added()
+    assert news.restarted
+    assert news.run is not None
+    assert news.run.steps.tolist() == [1, 2]
+    assert news.behind == 0
+    assert not follower.read_added().restarted
+
+
+def test_a_follower_does_not_turn_to_another_run(tmp_path) -> None:
+    path = tmp_path / "run.jsonl"
+    write(path, 3)
+    follower = Follower(path)
+    drain(follower)
+    with pytest.warns(GradclipWarning, match="exists and stays as it is"):
+        RecordWriter(path).end()
+    news = follower.read_added()
+    assert (news.run, news.behind, news.restarted) == (None, 0, False)

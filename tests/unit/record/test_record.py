@@ -516,13 +516,16 @@ def test_a_header_alone_is_a_run_of_no_steps(path):
 # Writing while things go wrong.
 
 
-def test_parents_are_made_and_an_old_record_is_replaced(tmp_path):
+def test_parents_are_made_and_an_old_record_stays(tmp_path):
     path = tmp_path / "a" / "b" / "run.jsonl"
-    for steps in (5, 1):
-        with RecordWriter(path) as record:
-            for step in range(steps):
-                record.step(step=step + 1)
+    with RecordWriter(path) as record:
+        record.step(step=1)
+    with pytest.warns(GradclipWarning, match=r"run\.jsonl exists .*: this record is run\.2\.jsonl"):
+        record = RecordWriter(path)
+    record.end()
+    assert record.path == path.with_name("run.2.jsonl")
     assert len(read_run(path).steps) == 1
+    assert len(read_run(record.path).steps) == 0
 
 
 def test_a_path_that_cannot_be_written_is_refused_early(tmp_path):
@@ -611,42 +614,6 @@ def test_a_batch_that_cannot_be_read_leaves_the_other_rows(path):
     assert [event.text for event in run.events] == ["this stays"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_once_and_the_run_goes_on():
-    with pytest.warns(GradclipWarning, match=r"/dev/full stops here \(No space left") as told:
-        record = RecordWriter("/dev/full", every=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for step in range(20):
-            record.step(step=step)
-        record.end()
-    assert len(told) == 1
-    assert isinstance(record.error, OSError)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX's")
-def test_a_disk_that_fills_up_mid_run(path):
-    code = """if True:
-        import resource, sys, warnings
-        from gradclip.record import RecordWriter
-        record = RecordWriter(sys.argv[1], every=10)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            for step in range(1, 1001):
-                record.step(step=step, norm=1.0)
-            record.end()
-        print(step, *(w.category.__name__ for w in told))
-    """
-    child = in_child(code, path, stdout=subprocess.PIPE)
-    assert child.communicate(timeout=60)[0].split() == ["1000", "GradclipWarning"]
-    run = read_run(path)
-    assert run.torn
-    assert run.end is None
-    assert run.steps.tolist() == list(range(1, len(run.steps) + 1))
-    assert 50 < len(run.steps) < 1000
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX's")
 def test_kill_9_loses_at_most_a_batch(path):
     code = """if True:
@@ -724,3 +691,12 @@ def test_importing_the_record_imports_no_framework():
     child = in_child(code, stdout=subprocess.PIPE)
     assert child.communicate(timeout=60)[0].split() == []
     assert child.returncode == 0
+
+
+def test_parquet_does_not_replace_another_file(path):
+    pytest.importorskip("pyarrow")
+    RecordWriter(path).end()
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match="is not a Parquet file, and stays as it is: give"):
+        read_run(path).to_parquet(path)
+    assert path.read_bytes() == before

@@ -459,7 +459,7 @@ def test_layer_labels_are_never_tex_and_never_long(tmp_path):
     plain = {place: label for place, label in labels.items() if isinstance(label, PlainText)}
     assert plain.keys() == labels.keys()
     texts = {place: label.text for place, label in plain.items()}
-    assert texts == {2.5: "$$x$$", 1.5: "line break", 0.5: "block.…eep.weight"}
+    assert texts == {2.5: "$$x$$", 1.5: "line\\nbreak", 0.5: "block.…eep.weight"}
 
 
 # Faults.

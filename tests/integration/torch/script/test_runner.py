@@ -425,3 +425,35 @@ def test_torchrun_makes_one_record(code: int, write: Callable[..., Path], tmp_pa
     run = read_run(tmp_path / "run.jsonl")
     assert run.steps.tolist() == [1, 2, 3, 4, 5, 6]
     assert [p.name for p in run.optimizers[0].parameters] == ["weight", "bias"]
+
+
+# ---- A record that exists, or goes away
+
+
+def test_a_second_run_has_a_record_of_its_own_unless_the_user_says_otherwise(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    script = write(TRAIN)
+    for options, name, steps in (
+        ([], "run.jsonl", 2),
+        ([], "run.2.jsonl", 2),
+        (["--append"], "run.jsonl", 4),
+        (["--overwrite"], "run.jsonl", 2),
+    ):
+        ran = gradclip_run(*options, script, 2)
+        assert ran.returncode == 0, ran.stderr
+        assert f"record in {name}\n" in ran.stderr
+        assert ("run.jsonl exists and stays as it is" in ran.stderr) == (name == "run.2.jsonl")
+        assert len(read_run(tmp_path / name).steps) == steps
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["run.2.jsonl", "run.jsonl"]
+
+
+def test_a_record_that_the_script_deletes_comes_back_and_the_last_line_is_true(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    script = write(TRAIN + "import os; os.remove('run.jsonl'); os.chdir('/')\n")
+    ran = gradclip_run(script, 3)
+    assert ran.returncode == 0, ran.stderr
+    assert "run.jsonl was deleted or moved: the record goes on in run.jsonl" in ran.stderr
+    assert "record in run.jsonl\n" in ran.stderr
+    assert read_run(tmp_path / "run.jsonl").steps.tolist() == [1, 2, 3]

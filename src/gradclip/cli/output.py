@@ -1,0 +1,27 @@
+"""Write to the terminal or to a pipe: nothing of a record or a file's name controls the reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import typer
+
+from ..show.safe import json_line, printable
+
+__all__ = ["say", "say_json"]
+
+
+def say(text: object, *, err: bool = False, color: str | None = None) -> None:
+    """Write one line, with escapes in place of characters that are not printable.
+
+    Args:
+        text: the line.
+        err: whether to write to the standard error.
+        color: the colour of a bold line; None for an ordinary line.
+    """
+    typer.secho(printable(str(text)), err=err, fg=color, bold=color is not None)
+
+
+def say_json(row: Mapping[str, object]) -> None:
+    """Write plain data as one line of JSON; the data may hold inf and NaN."""
+    typer.echo(json_line(row))
