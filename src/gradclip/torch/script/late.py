@@ -17,7 +17,11 @@ __all__ = ["Late"]
 
 
 class _Used:
-    """Some gradients as they are now, not kept alive."""
+    """Some gradients as they are now, not kept alive.
+
+    Args:
+        params: all of them have a gradient; not kept alive either.
+    """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = [TensorWeakRef(p) for p in params]
@@ -33,6 +37,11 @@ class _Used:
                 return None
             writes = max(writes, owner.grad._version - version)
         return writes
+
+    def again(self) -> _Used:
+        """Return the gradients of the same parameters, as they are now."""
+        owners = [param() for param in self._params]
+        return _Used([p for p in owners if p is not None and p.grad is not None])
 
 
 class _Suspect:
@@ -69,6 +78,7 @@ class Late:
             weakref.WeakKeyDictionary()
         )
         self._suspects: dict[str, _Suspect] = {}
+        self._stepped: list[torch.optim.Optimizer] = []
         self._useful: Counter[str] = Counter()
         self._empty: Counter[str] = Counter()
 
@@ -91,11 +101,10 @@ class Late:
         if not have:
             self._empty[name] += self._have_stepped(params)
             return False
-        used: set[int] = set()
-        for optimizer, grads in list(self._used.items()):
-            if grads.writes() == 0:
-                used |= params_of(optimizer)
+        stepped = [each for each, grads in list(self._used.items()) if grads.writes() == 0]
+        used = {each for optimizer in stepped for each in params_of(optimizer)}
         if all(id(p) in used for p in have):
+            self._stepped = stepped
             return True
         self._useful[name] += 1
         return False
@@ -113,6 +122,9 @@ class Late:
         have = [p for p in params if p.grad is not None]
         if have and name not in self._suspects:
             self._suspects[name] = _Suspect(name, have, self.backwards)
+        for optimizer in self._stepped:  # The next call may be for other parameters of theirs.
+            self._used[optimizer] = self._used[optimizer].again()
+        self._stepped = []
 
     def before_step(self, params: Sequence[Tensor]) -> str | None:
         """Return the function that turns out to be called after the step, if one does.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -59,31 +59,32 @@ class _Stamp(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """The norms of one call, on the device of the gradients.
+    """The norms of one call, on the device of the gradients."""
+
+    norms: Tensor
+    order: float
+
+
+class _Before(NamedTuple):
+    """What a parameter's gradient was before the first clip, and what it is after the last.
 
     Gradients are not kept alive. While the first and the last of a call live, no id came back.
     """
 
-    norms: Tensor
-    order: float
-    ends: tuple[TensorWeakRef, ...]
+    measured: _Measured
+    place: int
+    clips: tuple[Clip, ...] = ()
+    stamp: _Stamp | None = None
+    ends: tuple[TensorWeakRef, ...] = ()
 
     @property
     def is_alive(self) -> bool:
+        """Whether the gradients of the last call are still there."""
         return all(end() is not None for end in self.ends)
-
-
-class _Before(NamedTuple):
-    """What a parameter's gradient was before the first clip, and what it is after the last."""
-
-    measured: _Measured
-    place: int
-    clips: tuple[Clip, ...]
-    stamp: _Stamp
 
     def is_of(self, param: Tensor) -> bool:
         """Whether nobody wrote to the gradient since."""
-        return self.measured.is_alive and self.stamp == _Stamp.of(param)
+        return self.is_alive and self.stamp == _Stamp.of(param)
 
 
 @dataclass
@@ -136,7 +137,7 @@ class OwnClipping:
             if measured is None:
                 return
             known = [
-                b if b is not None and b.is_of(p) else _Before(measured, i, (), _Stamp(0, 0))
+                b if b is not None and b.is_of(p) else _Before(measured, i)
                 for i, (b, p) in enumerate(zip(known, here, strict=True))
             ]
         self._drop_the_dead()
@@ -147,16 +148,29 @@ class OwnClipping:
 
     def end(self, params: Sequence[Tensor]) -> None:
         """Note what the gradients are after the call."""
+        grads = [param.grad for param in params if param.grad is not None]
+        ends = tuple(TensorWeakRef(grad) for grad in (*grads[:1], *grads[-1:]))
         for param in params:
             if (before := self._before.get(id(param))) is not None:
-                self._before[id(param)] = before._replace(stamp=_Stamp.of(param))
+                self._before[id(param)] = before._replace(stamp=_Stamp.of(param), ends=ends)
 
-    def match(self, clipper: Clipper, *, ahead: bool) -> None:
+    def forget(self, params: Iterable[Tensor]) -> None:
+        """Forget what was measured: a loss scaler has divided gradients that were clipped before.
+
+        torch does not count that as a write.
+        """
+        for param in params:
+            before = self._before.pop(id(param), None)
+            if before is not None and before.clips and before.is_of(param):
+                self.was_changed = before.clips[-1].name
+
+    def match(self, clipper: Clipper, *, ahead: bool, scaled: bool = False) -> None:
         """Find what is known of the gradients that a step now begins with.
 
         Args:
             clipper: about to decide on them.
             ahead: the step is only looked at, and decided on later.
+            scaled: the gradients are still multiplied by a loss scale, which the step takes off.
         """
         self._found.pop(clipper, None)
         if not self._before:
@@ -165,8 +179,9 @@ class OwnClipping:
         kept = [take(id(p), None) for p in clipper.params]
         found: list[_Before | None] = []
         for param, before in zip(clipper.params, kept, strict=True):
-            if before is not None and not before.is_of(param):
-                if before.measured.is_alive and before.stamp.grad == id(param.grad):
+            if before is not None and (scaled or not before.is_of(param)):
+                is_there = before.stamp is not None and before.stamp.grad == id(param.grad)
+                if before.is_alive and is_there:
                     self.was_changed = before.clips[-1].name if before.clips else None
                 before = None
             found.append(before)
@@ -224,7 +239,7 @@ class OwnClipping:
 
     def _drop_the_dead(self) -> None:
         if len(self._before) > _MOST:
-            self._before = {k: b for k, b in self._before.items() if b.measured.is_alive}
+            self._before = {k: b for k, b in self._before.items() if b.is_alive}
 
 
 def _order_of(policy: AnyPolicy | None) -> float:
@@ -243,7 +258,6 @@ def _measure(here: list[Tensor], given: list[Tensor], order: float) -> _Measured
     if not here:
         return None
     grads = [p.grad for p in here if p.grad is not None]
-    ends = (TensorWeakRef(grads[0]), TensorWeakRef(grads[-1]))
     if any_sharded(given):
         every = list({id(p): p for p in given}.values())
         spread = gradients(every)
@@ -251,9 +265,9 @@ def _measure(here: list[Tensor], given: list[Tensor], order: float) -> _Measured
             norms = _tensor(spread.measure(order).norms)
             places = {id(p): i for i, p in enumerate(every)}
             norms = torch.stack([norms[places[id(p)]] for p in here])
-            return _Measured(norms, order, ends)
+            return _Measured(norms, order)
     found = Gradients(grads, [""] * len(grads), here)
-    return _Measured(_tensor(found.measure(order).norms), order, ends)
+    return _Measured(_tensor(found.measure(order).norms), order)
 
 
 def _tensor(norms: object) -> Tensor:

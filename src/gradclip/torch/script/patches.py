@@ -97,7 +97,7 @@ def _watch_backward(session: Session, undo: ExitStack) -> None:
 def _watch_scaler(session: Session, undo: ExitStack) -> None:
     """Learn the loss behind a scaled one, which is all that `backward` gets to see."""
     kind = torch.amp.GradScaler
-    original, original_update = kind.scale, kind.update
+    original, original_unscale, original_update = kind.scale, kind.unscale_, kind.update
 
     @functools.wraps(original)
     def scale(self: Any, outputs: Any) -> Any:
@@ -109,12 +109,20 @@ def _watch_scaler(session: Session, undo: ExitStack) -> None:
             session.losses.scaled(scaled, outputs)
         return scaled
 
+    @functools.wraps(original_unscale)
+    def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> Any:
+        result = original_unscale(self, optimizer)
+        if self.is_enabled():
+            session.own.forget(p for group in optimizer.param_groups for p in group["params"])
+        return result
+
     @functools.wraps(original_update)
     def update(self: Any, *args: Any, **kwargs: Any) -> Any:
         session.losses.drop()
         return original_update(self, *args, **kwargs)
 
     _put(undo, [kind], "scale", scale)
+    _put(undo, [kind], "unscale_", unscale_)
     _put(undo, [kind], "update", update)
 
 
@@ -225,13 +233,13 @@ def _watch_clippers(session: Session, undo: ExitStack) -> None:
     @functools.wraps(decide)
     def decided(self: Clipper, *args: Any, **kwargs: Any) -> Decision:
         if not torch.compiler.is_compiling() and kwargs.get("on", "gradient") == "gradient":
-            session.on_decision(self)
+            session.on_decision(self, scaled=kwargs.get("scale") is not None)
         return decide(self, *args, **kwargs)
 
     @functools.wraps(look)
     def looked(self: Clipper, *args: Any, **kwargs: Any) -> Decision:
         if not torch.compiler.is_compiling():
-            session.own.match(self, ahead=True)
+            session.own.match(self, ahead=True, scaled=kwargs.get("scale") is not None)
         return look(self, *args, **kwargs)
 
     @functools.wraps(finish)

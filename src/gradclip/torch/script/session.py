@@ -186,16 +186,21 @@ class Session:
         self.own.end(params)
         return result
 
-    def on_decision(self, clipper: Clipper) -> None:
-        """Find what is known of the gradients that a clipper is about to decide on."""
+    def on_decision(self, clipper: Clipper, *, scaled: bool) -> None:
+        """Find what is known of the gradients that a clipper is about to decide on.
+
+        Args:
+            clipper: ours, or one of the script's.
+            scaled: see `OwnClipping.match`.
+        """
         if clipper.attachment is not None:
             self._note_late(clipper.params)
-        self.own.match(clipper, ahead=False)
+        self.own.match(clipper, ahead=False, scaled=scaled)
         if self.own.was_changed is not None:
             name, self.own.was_changed = self.own.was_changed, None
             text = (
-                f"the gradients change between {name} and the step: of such steps the record has "
-                "the norms after both"
+                f"the gradients change between {name} and the step, as by unscale_() or by another "
+                "backward(): of such steps the record has the norms after both"
             )
             self.notice(f"{name} changed", text, event="norms-after")
 
