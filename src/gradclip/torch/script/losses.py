@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .weights import weights_of
+from .weights import Weights, in_all, weights_of
 
 __all__ = ["Losses"]
 
@@ -24,12 +24,12 @@ class _Gathered:
 
     Attributes:
         total: the sum of their losses; None before the first.
-        weights: what each loss may have been multiplied by before backward, a set for each.
+        weights: what each loss may have been multiplied by before backward.
         by_framework: what a framework says about the first of these losses, if it does.
     """
 
     total: Tensor | None = None
-    weights: list[frozenset[float]] = field(default_factory=list)
+    weights: list[Weights] = field(default_factory=list)
     by_framework: str | None = None
 
 
@@ -56,14 +56,14 @@ class Losses:
         self._behind = WeakTensorKeyDictionary()
         self._weights_behind = WeakTensorKeyDictionary()
 
-    def weights(self, tensors: object) -> list[frozenset[float]]:
+    def weights(self, tensors: object) -> list[Weights]:
         """Return what losses may have been multiplied by; ask before backward frees the graph."""
         return [self._weight(each) for each in _listed(tensors) if isinstance(each, Tensor)]
 
     def see(
         self,
         tensors: object,
-        weights: Sequence[frozenset[float]] = (),
+        weights: Sequence[Weights] = (),
         *,
         by_framework: str | None = None,
     ) -> None:
@@ -83,7 +83,7 @@ class Losses:
                 return
             total = self._now.total
             self._now.total = loss if total is None else total + loss.to(total.device)
-        self._now.weights.append(frozenset.intersection(*weights) if weights else frozenset())
+        self._now.weights.append(in_all(weights) if weights else ())
         self._now.by_framework = self._now.by_framework or by_framework
 
     def scaled(self, scaled: object, loss: object) -> None:
@@ -127,13 +127,13 @@ class Losses:
         """Say how one can see that these losses were divided by their number; None if not."""
         weights = self._now.weights
         count = len(weights)
-        for weight in sorted(frozenset.intersection(*weights)):
+        for weight in in_all(weights):
             if abs(weight * count - 1) < _NEAR:
                 self._remember(weight)
                 return f"each was divided by {count} before"
             if any(abs(weight / known - 1) < _NEAR for known in self._known) and weight * count < 1:
                 return f"each was divided by {1 / weight:g} before, as in complete groups"
-        if all(weights) and abs(sum(map(max, weights)) - 1) < _NEAR:
+        if all(weights) and abs(sum(each[0] for each in weights) - 1) < _NEAR:
             return "each was multiplied by a number before, and these add up to 1"
         return None
 
@@ -146,7 +146,7 @@ class Losses:
             self._told.add(name)
             self._tell(name, text)
 
-    def _weight(self, tensor: Tensor) -> frozenset[float]:
+    def _weight(self, tensor: Tensor) -> Weights:
         behind = self._weights_behind.pop(tensor, None) if self._weights_behind else None
         return weights_of(tensor) if behind is None else behind
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["summed_by_framework", "weights_of"]
+__all__ = ["Weights", "in_all", "summed_by_framework", "weights_of"]
+
+Weights: TypeAlias = tuple[float, ...]
+"""Numbers that one loss may have been multiplied by; the first of them by its last operation."""
 
 # Operations that leave one number what it is.
 _SAME = ("ToCopy", "Clone", "View", "Squeeze", "Unsqueeze", "Reshape", "Alias", "Expand", "Detach")
@@ -17,7 +21,7 @@ _DEEP = 8
 _FAR = 200
 
 
-def weights_of(loss: Tensor) -> frozenset[float]:
+def weights_of(loss: Tensor) -> Weights:
     """Return each number that the last operations may have multiplied a loss by.
 
     Looks through casts and views at multiplications and divisions by a number of Python's, or by a
@@ -34,27 +38,33 @@ def weights_of(loss: Tensor) -> frozenset[float]:
         ([0.25], [0.125, 0.25, 0.5])
     """
     if loss.numel() != 1 or loss.grad_fn is None:
-        return frozenset()
+        return ()
     return _weights(loss.grad_fn, _DEEP)
 
 
-def _weights(node: Any, deep: int) -> frozenset[float]:
+def _weights(node: Any, deep: int) -> Weights:
     parents = [parent for parent, _ in node.next_functions if parent is not None]
     kind = node.name().removesuffix("0").removesuffix("Backward")
     if deep == 0 or not parents:
-        return frozenset()
+        return ()
     if kind in ("Add", "Sub"):
         # A number that is added belongs to no part.
-        return frozenset.intersection(*(_weights(parent, deep - 1) for parent in parents))
+        return in_all([_weights(parent, deep - 1) for parent in parents])
     if len(parents) > 1:
-        return frozenset()
+        return ()
     if kind.startswith(_SAME) or _is_sum_of_one(kind, node):
         return _weights(parents[0], deep - 1)
     factor = _factor(kind, node)
     if factor is None:
-        return frozenset()
+        return ()
     inner = _weights(parents[0], deep - 1)
-    return frozenset({factor}) | inner | {factor * each for each in inner}
+    return (factor, *inner, *(factor * each for each in inner))
+
+
+def in_all(weights: Sequence[Weights]) -> Weights:
+    """Return what all of them have, in the order of the first."""
+    first, *others = weights
+    return tuple(each for each in first if all(each in other for other in others))
 
 
 def _is_sum_of_one(kind: str, node: Any) -> bool:
