@@ -67,6 +67,14 @@ def run(
             help="With --clip, more skipped steps in a row than this end the run. Default: 10.",
         ),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="With --clip, the script's own calls of clip_grad_norm_ and the like only "
+            "measure, and --clip clips in their place.",
+        ),
+    ] = False,
     sink: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +94,7 @@ def run(
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
+    _check_take_over(clip, take_over)
     if_exists = _if_exists(record, overwrite, append)
     check_target(target, module)
     require("run", "torch", "torch")
@@ -103,6 +112,7 @@ def run(
         nonfinite=nonfinite or "skip",  # type: ignore[arg-type]
         max_skips=10 if max_skips is None else max_skips,
         writer=writer,
+        take_over=take_over,
     )
     code = run_script(target, context.args, session, module=module)
     if writer is not None and session.here:
@@ -119,6 +129,12 @@ def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> No
         if clip is None and value is not None:
             remedy = "without --clip a run is only recorded and nothing changes; give --clip too"
             raise PolicyError.of(option, value, remedy)
+
+
+def _check_take_over(clip: str | None, take_over: bool) -> None:
+    if take_over and clip is None:
+        remedy = "without --clip nothing would clip in place of the script; give --clip too"
+        raise PolicyError.of("--take-over", take_over, remedy)
 
 
 def _if_exists(record: Path | None, overwrite: bool, append: bool) -> IfExists:

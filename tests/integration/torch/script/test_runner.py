@@ -382,6 +382,31 @@ def test_the_scripts_own_clipping_is_told(
     assert "clip_grad_norm_" in event.text
 
 
+def test_the_scripts_own_clipping_is_taken_over(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    own = "print(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)))"
+    write(TRAIN.replace("optimizer.step", own + "; optimizer.step"))
+    ran = gradclip_run("--clip", "norm:0.5", "--take-over", "script.py")
+    assert ran.returncode == 0
+    assert "note: taken over: clip_grad_norm_(…, 0.25) only measures" in ran.stderr
+    run = read_run(tmp_path / "run.jsonl")
+    norms = [float(line) for line in ran.stdout.split()]
+    np.testing.assert_allclose(run.column("norm"), norms, rtol=1e-6)
+    np.testing.assert_allclose(run.column("clipped_norm").max(), 0.5, rtol=1e-6)
+    assert [event.name for event in run.events] == ["taken-over"]
+
+
+def test_taking_over_needs_a_policy(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran]
+) -> None:
+    write(TRAIN)
+    ran = gradclip_run("--take-over", "script.py")
+    assert ran.returncode == 2
+    assert "--take-over" in ran.stderr
+    assert "give --clip too" in ran.stderr
+
+
 # ---- torchrun
 
 DDP = """
