@@ -86,7 +86,11 @@ def run(
     """Run a training script, clip each optimizer step, and record each step.
 
     The script does not change. All arguments after TARGET go to the script.
-    The exit code is the script's, or 3 if the script ended well but made no optimizer step.
+    The exit code is the script's, or 3 if the script ended well but made no optimizer step that
+    was seen. SIGTERM and SIGHUP end the record and then the process, unless the script handles
+    them. With --clip, the processes that the script starts clip too (multiprocessing, and the
+    other ranks of Lightning and Fabric). Where a rank runs without gradclip, or with other
+    settings, the first step is refused.
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)

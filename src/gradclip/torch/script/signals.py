@@ -81,5 +81,25 @@ def _disarm() -> None:
             faulthandler.unregister(number)
 
 
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold the signals back: a child that gets one at once must not write into our pipe."""
+    _masks.old = signal.pthread_sigmask(signal.SIG_BLOCK, _armed) if _armed else None
+
+
+def _after_fork() -> None:
+    if _masks.old is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.old)
+
+
+def _after_fork_in_child() -> None:
+    _disarm()
+    _after_fork()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disarm)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
