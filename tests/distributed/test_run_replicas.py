@@ -130,4 +130,4 @@ def test_ranks_compare_their_policies_also_with_one_that_never_steps(
         assert "1 steps seen" in done.stderr
         return
     assert done.returncode != 0
-    assert "--clip is 'norm:1.0' in the process 0 and 'norm:2.0' in the process 1" in done.stderr
+    assert "--clip is by_norm(1) in the process 0 and by_norm(2) in the process 1" in done.stderr
