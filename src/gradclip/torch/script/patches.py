@@ -58,6 +58,8 @@ def watch(session: Session) -> ExitStack:
     for name, limit in _CLIPPING:
         _watch_clipping(session, undo, name, limit)
     _watch_clippers(session, undo)
+    if session.replicas is not None:
+        session.replicas.watch(undo)
     return undo
 
 

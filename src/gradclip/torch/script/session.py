@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...engine.result import ClipResult
 from ...engine.run import NonFinite
-from ...errors import PolicyError
+from ...errors import GradclipError, PolicyError
 from ...method.policy import ByName
 from ...method.read import PolicyLike, as_policy
 from ...record import RecordWriter
@@ -30,6 +30,7 @@ from .find_model import find_model
 from .late import Late
 from .losses import Losses
 from .own_clipping import Clip, OwnClipping
+from .replicas import Replicas
 from .together import all_optimizers, params_of, partners, rules_for
 
 __all__ = ["Session"]
@@ -56,7 +57,10 @@ class Session:
         optimizers: how many of each class were hooked.
         notices: what the script does by itself, and what could not be done, by what does it.
         in_backward: whether a backward runs now.
-        fault: why the policy does not fit an optimizer, once that was found.
+        fault: why the policy does not fit an optimizer or another process, once that was found.
+        replicas: compares this process with the others of the job; None without a policy.
+        status: how the run ended, as in the record; None until it has ended.
+        called_exit: whether the script ended by a SystemExit.
     """
 
     def __init__(
@@ -76,8 +80,20 @@ class Session:
         self._take_over = take_over
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
-        self.fault: PolicyError | None = None
+        self.fault: GradclipError | None = None
         self.in_backward = False
+        self.replicas = None
+        if policy is not None:
+            self.replicas = Replicas(
+                {
+                    "--clip": self.policy,
+                    "--nonfinite": nonfinite,
+                    "--max-skips": max_skips,
+                    "--take-over": take_over,
+                }
+            )
+        self.status: str | None = None
+        self.called_exit = False
         self._nonfinite: NonFinite = "propagate" if policy is None else nonfinite
         self._max_skips = max_skips
         self._start = time.perf_counter()
@@ -120,6 +136,8 @@ class Session:
         if followed is not None:
             if followed.attachment is None:  # Else the clipper's decision came first.
                 self._note_late(followed.params)
+            if followed in self._ours:
+                self._compare_replicas()
             active = followed.attachment is not None or followed in self._by_hand
             if script is followed or (script is None and active):
                 return
@@ -247,6 +265,7 @@ class Session:
 
     def close(self, status: str) -> None:
         """Write what is held, and how the run ended."""
+        self.status = self.status or status
         if self.writer is None:
             return
         try:
@@ -311,6 +330,7 @@ class Session:
 
     def _clip(self, optimizers: list[torch.optim.Optimizer]) -> Clipper:
         """Put a clipper of ours on optimizers that step together."""
+        self._compare_replicas()
         # Rules by name may be for networks that others train: then all networks are kept apart.
         every = all_optimizers() if isinstance(self.policy, ByName) else optimizers
         model = None
@@ -334,6 +354,15 @@ class Session:
             raise
         self._ours.add(clipper)
         return clipper
+
+    def _compare_replicas(self) -> None:
+        """Refuse to clip in some processes of a job only."""
+        try:
+            if self.replicas is not None:
+                self.replicas.compare()
+        except GradclipError as error:
+            self.fault = error
+            raise
 
     def _separate(self, refs: list[weakref.ref[torch.optim.Optimizer]], reason: str) -> None:
         """Clip optimizers each by itself from now on: they do not step together."""
