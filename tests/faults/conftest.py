@@ -33,7 +33,7 @@ KINDS = {
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Function) -> None:
     """Note what a test injects; the note travels with its report, also between processes."""
-    module = item.module.__name__.rpartition(".")[2]
+    module = item.path.stem
     kind = KINDS.get(item.originalname, KINDS.get(module, module))
     params = item.callspec.params if hasattr(item, "callspec") else {}
     item.user_properties.append(("fault", [kind, params.get("count", 1)]))

@@ -19,15 +19,18 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradclip import Measure, Policy, by_norm
+from gradclip.method.threshold.base import Context, Limits, State
 from gradclip.parts import Fixed, Rescale
 from gradclip.torch import attach, record
 
@@ -111,17 +114,18 @@ class Rank:
             time.sleep(1000.0)
 
 
+_HERE: list[Rank] = []
+
+
 @dataclass(frozen=True)
 class Struck(Fixed):
     """A fixed limit that is asked for between two collectives of one step."""
 
-    rank: Rank | None = None
-
-    def update(self, *given):  # type: ignore[no-untyped-def] - as the base's
+    def update(self, state: State, norms: Any, context: Context, xp: Any) -> tuple[Limits, State]:
         """Return the limit, or do not come back."""
-        if self.rank is not None and self.rank.step == STRUCK:
-            self.rank.strike("between")
-        return super().update(*given)
+        if _HERE[0].step == STRUCK:
+            _HERE[0].strike("between")
+        return super().update(state, norms, context, xp)
 
 
 def main() -> None:
@@ -135,11 +139,12 @@ def main() -> None:
     else:
         port = int(os.environ["MASTER_PORT"])
         wait = datetime.timedelta(seconds=60)
-        store = dist.TCPStore("localhost", port, world, rank == 0, timeout=wait)
+        store = TCPStore("localhost", port, world, rank == 0, timeout=wait)
         limit = datetime.timedelta(seconds=SECONDS)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
         store.set_timeout(limit)
     here = Rank(folder, job)
+    _HERE.append(here)
     try:
         train(folder, here)
     except BaseException as error:
@@ -194,7 +199,7 @@ def model_of(job: Job, here: Rank) -> tuple[torch.nn.Module, list[torch.nn.Param
     layers = [torch.nn.Linear(4, rows), torch.nn.Linear(rows, 4)]
     model: torch.nn.Module = torch.nn.Sequential(*layers)
     if job.kind == "fsdp":
-        model = fully_shard(model, mesh=init_device_mesh("cpu", (job.world,)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (job.world,)))
     elif job.kind in ("ddp", "verify"):
         model = DistributedDataParallel(model)
     else:
@@ -203,15 +208,14 @@ def model_of(job: Job, here: Rank) -> tuple[torch.nn.Module, list[torch.nn.Param
     return model, [*model.parameters()]
 
 
-def policy_of(here: Rank) -> Policy | str | object:
+def policy_of(here: Rank) -> Any:
     """Return the policy; where it is struck between two collectives, one that has two."""
     if here.job.moment == "between":
-        struck = Struck(high=1.0, rank=here if here.doomed else None)
-        return Policy(Measure("global"), struck, Rescale()) | by_norm(0.5)
+        return Policy(Measure("global"), Struck(high=1.0), Rescale()) | by_norm(0.5)
     return "norm:2.0" if here.doomed and here.job.how == "policy" else "norm:1.0"
 
 
-def options_of(job: Job) -> dict:
+def options_of(job: Job) -> dict[str, Any]:
     """Return what else `attach` gets."""
     verify = {"verify": "first-step"} if job.kind == "verify" else {}
     return verify | ({"groups": dist.group.WORLD} if job.kind == "groups" else {})

@@ -67,16 +67,18 @@ def respliced(chance: random.Random) -> str:
 
 def made_up(chance: random.Random) -> str:
     """Return pieces of the language in any order."""
-    return "".join(chance.choices(PIECES, k=chance.randint(1, 30))) * chance.choice([1, 1, 1, 1, 40])
+    return "".join(chance.choices(PIECES, k=chance.randint(1, 30))) * chance.choice(
+        [1, 1, 1, 1, 40]
+    )
 
 
 def as_json(chance: random.Random) -> str:
     """Return the JSON of a policy with one or two parts or numbers replaced."""
     policy = chance.choice(BASES)
     data: object = to_dict(policy)
-    if chance.random() < 0.3 and hasattr(policy, "measure"):
-        data = {"measure": {"scope": "unit", "axis": 0}, "threshold": {"kind": "Fixed", "high": 1.0},
-                "response": {"kind": "Rescale"}}  # fmt: skip
+    if chance.random() < 0.3:
+        data = {"measure": {"scope": "unit", "axis": 0}}
+        data |= {"threshold": {"kind": "Fixed", "high": 1.0}, "response": {"kind": "Rescale"}}
     if chance.random() < 0.3:
         numbers = ("0.5", "2", "3", "-1", "0", "1e300", "1e-300", '"inf"', "NaN", "true")
         return re.sub(r"\b\d+(\.\d+)?\b", lambda _: chance.choice(numbers), json.dumps(data))
@@ -100,13 +102,15 @@ def argument(chance: random.Random) -> str:
 def check(text: str) -> bool:
     """Return whether a text is a policy; fail on anything but a policy and a PolicyError."""
     began = time.process_time()
+    policy, said = None, ""
     try:
         policy = parse(text)
     except PolicyError as error:
-        assert 0 < len(str(error)) < LONGEST_MESSAGE, len(str(error))
+        said = str(error)
+    assert time.process_time() - began < SECONDS
+    if policy is None:
+        assert 0 < len(said) < LONGEST_MESSAGE, len(said)
         return False
-    finally:
-        assert time.process_time() - began < SECONDS
     assert parse(str(policy)) == policy
     assert from_dict(to_dict(policy)) == policy
     assert from_dict(json.loads(json.dumps(to_dict(policy)))) == policy
@@ -124,7 +128,7 @@ def test_policy_texts(count: int, make: Callable[[random.Random], str]) -> None:
         except BaseException:
             print(f"seed {seed}: {text[:2000]!r}", file=sys.stderr)
             raise
-    assert count / 500 <= read < count  # Both ways were taken.
+    assert count / 1000 <= read < count  # Both ways were taken.
 
 
 LONG = """if True:
@@ -195,7 +199,14 @@ def test_long_texts_take_little_time_and_memory() -> None:
     assert not [row for row in rows if row[3] >= LONGEST_MESSAGE]
 
 
-HOSTILE_TEXTS = ["norm:\x1b[2J", "\u202enorm:1", "x" * 100_000, "(" * 1000, "norm:\udcff", "norm\n:x"]
+HOSTILE_TEXTS = [
+    "norm:\x1b[2J",
+    "\u202enorm:1",
+    "x" * 100_000,
+    "(" * 1000,
+    "norm:\udcff",
+    "norm\n:x",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=range(len(HOSTILE_TEXTS)))

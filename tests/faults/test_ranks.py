@@ -41,7 +41,7 @@ STRIKES = [
     Job("fsdp", "attach", "kill"),
     Job("fsdp", "attach", "stop"),
     Job("fsdp", "the first norm", "kill"),
-    Job("fsdp", "the first norm", "sleep"),
+    Job("fsdp", "a step", "sleep"),
     Job("fsdp", "a step", "exit"),
     Job("fsdp", "a step", "term"),
     Job("fsdp", "the norm", "kill"),
@@ -198,7 +198,9 @@ def test_a_process_that_is_struck(job: Job, tmp_path: Path, whole) -> None:
         assert made <= (STRUCK if "step" in job.moment or "norm" in job.moment else STEPS)
 
 
-@pytest.mark.parametrize(("job", "why"), DIFFERENT, ids=lambda p: named(p) if isinstance(p, Job) else "")
+@pytest.mark.parametrize(
+    ("job", "why"), DIFFERENT, ids=lambda p: named(p) if isinstance(p, Job) else ""
+)
 def test_a_process_that_does_something_else(job: Job, why: str, tmp_path: Path, whole) -> None:
     codes, logs = run(job, tmp_path)
     assert codes[0] != 0
