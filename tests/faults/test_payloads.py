@@ -141,12 +141,13 @@ def test_a_hostile_name_of_a_method_or_a_policy(kind: str, tmp_path: Path) -> No
     text = TERMINAL[kind].replace("\x00", "\x01")  # No argument of a process can hold a NUL.
     text = text.encode(errors="replace").decode()
     (tmp_path / "train.py").write_text("")
-    for command in (["methods"], ["tune", "train.py", "--policy"], ["run", "train.py", "--clip"]):
-        given = [*command, text] if command[0] != "run" else ["run", "--clip", text, "train.py"]
-        done = subprocess.run(
-            [sys.executable, "-m", "gradclip", *given], cwd=tmp_path, capture_output=True,
-            timeout=120, check=False,
-        )  # fmt: skip
+    for given in (
+        ["methods", text],
+        ["tune", "--policy", text, "train.py"],
+        ["run", "--clip", text, "train.py"],
+    ):
+        command = [sys.executable, "-m", "gradclip", *given]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
         said = (done.stdout + done.stderr).decode()
         assert done.returncode == 2, said
         assert "Traceback" not in said
