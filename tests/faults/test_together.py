@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from .test_readers import run
 pytestmark = pytest.mark.faults
 
 
-def test_threads_that_write_to_one_record(tmp_path: Path) -> None:
+def test_threads_that_write_to_one_record(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """No row is lost, torn or mixed with another."""
+    interval = sys.getswitchinterval()
+    request.addfinalizer(lambda: sys.setswitchinterval(interval))
+    sys.setswitchinterval(1e-6)  # The threads take turns as often as they can.
     count, steps = 8, 2000
     path = tmp_path / "a.jsonl"
     ready = threading.Barrier(count)
