@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 
 __all__ = ["Advice", "Replayed"]
@@ -51,6 +52,7 @@ class Advice:
         policies: the replay of each policy.
         steps: the number of steps that were replayed.
         replaces: whether the script clips by itself, so that the policy takes the place of that.
+        script: the script of the record, with its arguments; () if the record does not tell.
     """
 
     recommended: str
@@ -59,6 +61,7 @@ class Advice:
     policies: tuple[Replayed, ...]
     steps: int
     replaces: bool = False
+    script: tuple[str, ...] = ()
 
     @property
     def code(self) -> str:
@@ -69,7 +72,8 @@ class Advice:
     def command(self) -> str:
         """The command that uses the policy with an unchanged script."""
         option = " --take-over" if self.replaces else ""
-        return f"gradclip run --clip '{self.recommended}'{option} script.py"
+        script = shlex.join(self.script) or "script.py"
+        return f"gradclip run --clip '{self.recommended}'{option} {script}"
 
     def to_dict(self) -> dict[str, object]:
         """Return the recommended policy, the reason with the caveats, and the replays."""

@@ -134,7 +134,13 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
     if own_limit is not None:
         caveats.append(_replacing(best.policy, own_limit))
     return Advice(
-        best.policy, reason, tuple(caveats), tuple(rows), len(material.norm), own_limit is not None
+        best.policy,
+        reason,
+        tuple(caveats),
+        tuple(rows),
+        len(material.norm),
+        replaces=own_limit is not None,
+        script=trace.run.header.script,
     )
 
 

@@ -26,6 +26,8 @@ class Header:
     gradclip: str | None = None
     policy: str | None = None
     command: tuple[str, ...] = ()
+    script: tuple[str, ...] = ()
+    """The script that `gradclip run` ran, with its arguments; ``-m`` stands before a module."""
     versions: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, object] = field(default_factory=dict)
 

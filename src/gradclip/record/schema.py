@@ -10,6 +10,8 @@ A record is a UTF-8 file of JSON lines. Each line is one object, whose ``kind`` 
 | event | at an event for the user | step, name, text |
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
+The header of `gradclip run` has ``script`` too, the words of the script and its arguments.
+
 JSON cannot hold inf and NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"nan"``. ``null`` is
 an unknown value, such as a loss that was not seen or the norm of an absent gradient. A reader
 ignores unknown kinds and keeps unknown keys.

@@ -85,7 +85,7 @@ def kind_of(row: object) -> str:
 
 def header_of(row: Mapping[str, object]) -> Header:
     """Return the header in a row; `WrongValue` names a key with a wrong value."""
-    known = ("schema", "created", "gradclip", "policy", "command", "versions")
+    known = ("schema", "created", "gradclip", "policy", "command", "script", "versions")
     versions = row.get("versions") or {}
     if not isinstance(versions, Mapping):
         raise WrongValue("versions", versions, "an object of texts")
@@ -95,6 +95,7 @@ def header_of(row: Mapping[str, object]) -> Header:
         gradclip=_text_or_none(row, "gradclip"),
         policy=_text_or_none(row, "policy"),
         command=tuple(_texts(row, "command")),
+        script=tuple(_texts(row, "script")),
         versions={name: text_of(versions, name) for name in versions if versions[name] is not None},
         extra=_rest(row, known),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +392,13 @@ def test_the_pasted_lines_are_real(tmp_path: Path) -> None:
     assert advice.code == f'attach(optimizer, "{advice.recommended}")'
     options = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
     assert advice.command.split()[2] in options
+
+
+def test_the_command_names_the_script_of_the_record(tmp_path: Path) -> None:
+    words = ["-m", "train it", "--out", "a;b"]
+    with RecordWriter(tmp_path / "run.jsonl", script=words) as writer:
+        for step, row in enumerate(rows(), 1):
+            writer.step(step=step, **row)
+    advice = advise(read_run(tmp_path / "run.jsonl"))
+    start = ["gradclip", "run", "--clip", advice.recommended]
+    assert shlex.split(advice.command) == [*start, *words]
