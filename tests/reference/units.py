@@ -9,7 +9,6 @@ TensorFlow's `clip_by_norm(t, clip_norm, axes)` takes a norm over `axes` and kee
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import numpy as np
 
@@ -46,7 +45,7 @@ class Reference:
         """Return one tensor with each unit clipped."""
         kept = [axis + grad.ndim if axis < 0 else axis for axis in self.axes]
         kept = kept if grad.ndim > 1 else []
-        units: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        units: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for place in np.ndindex(*grad.shape):
             units.setdefault(tuple(place[axis] for axis in kept), []).append(place)
         clipped = np.array(grad, dtype=np.float64)

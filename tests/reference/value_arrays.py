@@ -24,8 +24,8 @@ PAIRS: dict[str, dict[str, object]] = {
 class Reference:
     """Stateless."""
 
-    def __init__(self, bounds: list[tuple[object, object]]) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: list[tuple[object, object]] | None = None) -> None:
+        self.bounds = [([[-1.0]], [0.5])] if bounds is None else bounds
 
     def step(
         self,

@@ -33,6 +33,7 @@ class Ramp:
         PolicyError: an argument is out of its range.
 
     Example:
+        >>> import numpy as np
         >>> Ramp(1.0, 0.1, 1000).at(500, np)
         0.55
     """

@@ -27,7 +27,10 @@ class Aside:
 
     def put_in_place(self) -> None:
         """Store what the copies hold: all, or after an interrupt nothing."""
-        if self._originals:
+        if any(map(Tensor.is_neg, self._originals)):  # Which torch copies one by one only.
+            for original, copy in zip(self._originals, self.copies, strict=True):
+                original.copy_(copy)
+        elif self._originals:
             torch._foreach_copy_(self._originals, self.copies)  # pyright: ignore[reportPrivateImportUsage]
 
 
