@@ -10,7 +10,7 @@ from .differ_worker import CASES
 from .launch import found_by
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What each process says of each case."""
     return found_by(request.param, "differ_worker", tmp_path_factory.mktemp("differ"))

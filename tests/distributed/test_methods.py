@@ -22,7 +22,7 @@ ROUNDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What `methods_worker` found out, in each process."""
     return found_by(request.param, "methods_worker", tmp_path_factory.mktemp("methods"))

@@ -110,6 +110,7 @@ def test_a_tuning_from_the_first_run_to_the_line_to_paste(
     assert (tmp_path / "started").read_text() == "x" * 6
 
 
+@pytest.mark.slow
 def test_thresholds_come_from_the_unclipped_run_and_the_table_shows_them(
     write: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_thresholds_come_from_the_unclipped_run_and_the_table_shows_them(
     assert re.search(r"\n  (python|gradclip run --clip norm:\S+) train\.py\n\Z", ran.stdout)
 
 
+@pytest.mark.slow
 def test_the_flag_of_the_script_is_multiplied_instead(
     write: Callable[[str], Path], tmp_path: Path
 ) -> None:

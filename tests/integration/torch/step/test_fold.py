@@ -135,13 +135,13 @@ def bare(optimizer: torch.optim.Optimizer) -> bool:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.usefixtures("decided")
-def test_200_steps_as_clipped_and_then_stepped(variant: str, writes: list[str]) -> None:
+def test_60_steps_as_clipped_and_then_stepped(variant: str, writes: list[str]) -> None:
     model, twin = net(), net()
     optimizer, other = (VARIANTS[variant](m.parameters()) for m in (model, twin))
     clipper = attach(optimizer, by_norm(MAX_NORM))
     assert clipper.scaled_because is None
     clipped = 0
-    for step in range(200):
+    for step in range(60):
         scripted_gradients(model, step)
         optimizer.step()
         assert folded(clipper)
@@ -153,7 +153,7 @@ def test_200_steps_as_clipped_and_then_stepped(variant: str, writes: list[str]) 
     grads = zip(owned(optimizer), owned(other), strict=True)
     for p, q in grads:  # The last step's clipped gradient is in `.grad`, as it would be.
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
-    assert clipper.clipped == clipped > 100
+    assert clipper.clipped == clipped > 30
     assert not writes
 
 
