@@ -17,6 +17,7 @@ from . import (
     adagc,
     agc,
     aggc,
+    auto,
     autoclip,
     centered,
     clip21,
@@ -195,6 +196,20 @@ def test_online_quantile_moves_by_its_factor_and_finds_the_quantile() -> None:
     reference = online_quantile.Reference(p=0.3, eta=0.02)
     follow(reference, list(np.random.default_rng(0).uniform(size=4000)))
     assert reference.limit == pytest.approx(0.3, abs=0.05)
+
+
+def test_auto_starts_at_a_tenth_rises_slowly_and_falls_fast() -> None:
+    assert follow(auto.Reference(), [5.0, 50.0]) == pytest.approx(
+        [0.5, 5 * math.exp(-0.1) * (1 + 1 / 30) / 10]
+    )
+    reference = auto.Reference()
+    follow(reference, [1.0, *[1e6] * 269])
+    assert reference.level == pytest.approx(-0.1 + 269 * 0.006)
+    assert follow(reference, [1e6]) == pytest.approx([math.exp(-0.1 + 269 * 0.006)])
+    follow(reference, [1e-9])
+    assert reference.level == pytest.approx(-0.1 + 270 * 0.006 - 4 * 0.018)
+    assert follow(reference, [0.0]) == [0.0]
+    assert reference.seen == 272
 
 
 def test_zclip_by_hand() -> None:

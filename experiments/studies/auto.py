@@ -1,0 +1,85 @@
+"""How far `auto`, with nothing to choose, is from the best limit of a sweep in hindsight."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..outcome import complete, loss_of, markdown, mean
+from ..setting import NONE, Setting
+from ..store import Store
+from .advisor import CALM, THRESHOLDS
+from .advisor import CASES as ADVISOR
+
+__all__ = ["CASES", "FIXED", "POLICIES", "Case", "regrets", "section", "settings"]
+
+
+class Case(NamedTuple):
+    """A run without clipping, its seeds, and whether the rule was made without a look at it."""
+
+    setting: Setting
+    held_out: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def _case(task: str, optimizer: str, lr: float, steps: int, **options: Any) -> Setting:
+    spikes = options.pop("spikes", False)
+    given = tuple(options.items())
+    return Setting(task, lr, optimizer=optimizer, steps=steps, options=given, spikes=spikes)
+
+
+CASES = {
+    **{name: Case(ADVISOR[name]) for name in ("char_lm hot", "adding hot", "mnist hot")},
+    "GRU explodes, momentum": Case(_case("gated", "momentum", 0.3, 400, kind="gru", gain=4.0)),
+    "GRU calm, AdamW": Case(_case("gated", "adamw", 0.03, 400, kind="gru", gain=1.0)),
+    "transformer hot, SGD": Case(_case("transformer", "sgd", 3, 150, width=32)),
+    "transformer spikes, AdamW": Case(
+        _case("transformer", "adamw", 0.01, 150, width=32, spikes=True)
+    ),
+    "heavy labels, SGD": Case(_case("regression", "sgd", 0.03, 400, scale=1.0)),
+    "convolutions, AdamW": Case(_case("digits", "adamw", 0.03, 100)),
+    "classes change, momentum": Case(_case("mnist", "momentum", 0.1, 200, depth=12, switch=100)),
+    **{
+        name: Case(ADVISOR[name], held_out=True, seeds=CALM)
+        for name in ("char_lm calm", "adding calm", "mnist calm")
+    },
+    "GRU explodes, SGD": Case(_case("sunspots", "sgd", 3, 300), held_out=True),
+    "LSTM, AdamW": Case(_case("gated", "adamw", 0.03, 400, kind="lstm", gain=1.0), held_out=True),
+    "LSTM spikes, SGD": Case(_case("char_lm", "sgd", 8, 200, hidden=48, spikes=True), True),
+    "transformer, momentum": Case(_case("transformer", "momentum", 0.5, 150, width=32), True),
+    "heavy labels × 10, momentum": Case(_case("regression", "momentum", 0.01, 400, scale=10.0), True),
+    "convolutions, SGD": Case(_case("digits", "sgd", 1, 100), held_out=True),
+    "20 layers, momentum": Case(_case("mnist", "momentum", 0.03, 200, depth=20), held_out=True),
+    "classes change, AdamW": Case(_case("mnist", "adamw", 0.01, 200, depth=6, switch=100), True),
+}
+"""The rule was made on the cases that are not held out. The others were looked at once."""
+
+FIXED = (NONE, *(f"norm:{limit:g}" for limit in THRESHOLDS))
+OTHERS = ("online_quantile:0.5", "quantile:0.5", "autoclip", "zclip")
+POLICIES = (*FIXED, *OTHERS, "auto")
+
+
+def settings() -> list[Setting]:
+    """Return every run of the study."""
+    return [
+        case.setting.with_(policy=policy, seed=seed)
+        for case in CASES.values()
+        for seed in case.seeds
+        for policy in POLICIES
+    ]
+
+
+def regrets(store: Store, name: str, policies: tuple[str, ...] = POLICIES) -> dict[str, float]:
+    """Return each policy's mean final loss over that of the case's best fixed limit, or of none.
+
+    In units of the loss without skill. Below 0 is better than every fixed limit that was tried.
+    A diverged run counts with the loss without skill. None finished: nothing.
+    """
+    case = CASES[name]
+    arms = {policy: case.setting.with_(policy=policy) for policy in policies}
+    runs = complete(store, arms, case.seeds)
+    if not runs[NONE]:
+        return {}
+    losses = {policy: mean(loss_of(run) for run in arm) for policy, arm in runs.items()}
+    best = min(losses[policy] for policy in FIXED)
+    trivial = runs[NONE][0]["trivial"]
+    return {policy: (loss - best) / trivial for policy, loss in losses.items()}
