@@ -3,10 +3,10 @@
 gradclip's own rule, from its description in docs/auto.md. In logarithms, with k norms before this
 one, all above zero:
 
-    λ = min(0, log((1 + k/30)/10)) + ℓ       (ℓ is log n of the first norm at first)
+    λ = min(0, log((1 + k/40)/10)) + ℓ       (ℓ is log n of the first norm at first)
     g ← g·min(1, exp(λ)/n)
-    ℓ ← ℓ + 0.006                            if log n > ℓ, else
-    ℓ ← ℓ − max(0.018, 0.1/(1 + k/30))·m     with m the number in [1, 4] nearest to ℓ − log n
+    ℓ ← ℓ + 0.009                            if log n > ℓ, else
+    ℓ ← ℓ − max(0.015, 0.1/(1 + k/40))·m     with m the number in [1, 4] nearest to ℓ − log n
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Reference:
         here = math.log(size)
         if self.level is None:
             self.level = here
-        age = 1 + self.seen / 30
+        age = 1 + self.seen / 40
         limit = math.exp(self.level + min(0.0, math.log(age / 10)))
         if here > self.level:
-            self.level += 0.006
+            self.level += 0.009
         else:
-            self.level -= max(0.018, 0.1 / age) * min(max(self.level - here, 1), 4)
+            self.level -= max(0.015, 0.1 / age) * min(max(self.level - here, 1), 4)
         self.seen += 1
         return [g * min(1.0, limit / size) for g in grads], False
 

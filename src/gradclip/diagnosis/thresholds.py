@@ -28,11 +28,11 @@ threshold that always binds is common and does little harm."""
 
 
 def find_thresholds(trace: Trace) -> list[Finding]:
-    """Return the findings on the limit in force."""
+    """Return the findings on the limit in force; that of `auto` has a note of its own."""
     norm, limit = trace.column("norm"), trace.column("limit")
     clipped = trace.marked("clipped")
     usable = np.isfinite(norm) & ~trace.marked("skipped")
-    if usable.sum() < ENOUGH or trace.policy in (None, "none"):
+    if usable.sum() < ENOUGH or trace.policy in (None, "none", "auto"):
         return []
     share = float(clipped[usable].mean())
     limits = limit[usable & np.isfinite(limit)]
