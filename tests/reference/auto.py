@@ -6,7 +6,7 @@ one, all above zero:
     λ = min(0, log((1 + k/40)/10)) + ℓ       (ℓ is log n of the first norm at first)
     g ← g·min(1, exp(λ)/n)
     ℓ ← ℓ + 0.009                            if log n > ℓ, else
-    ℓ ← ℓ − max(0.015, 0.1/(1 + k/40))·m     with m the number in [1, 4] nearest to ℓ − log n
+    ℓ ← ℓ − max(0.015, 0.03/(1 + k/40))·m    with m the number in [1, 4] nearest to ℓ − 2 − log n
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Reference:
         if here > self.level:
             self.level += 0.009
         else:
-            self.level -= max(0.015, 0.1 / age) * min(max(self.level - here, 1), 4)
+            self.level -= max(0.015, 0.03 / age) * min(max(self.level - 2 - here, 1), 4)
         self.seen += 1
         return [g * min(1.0, limit / size) for g in grads], False
 

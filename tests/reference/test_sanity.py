@@ -200,14 +200,14 @@ def test_online_quantile_moves_by_its_factor_and_finds_the_quantile() -> None:
 
 def test_auto_starts_at_a_tenth_rises_slowly_and_falls_fast() -> None:
     assert follow(auto.Reference(), [5.0, 50.0]) == pytest.approx(
-        [0.5, 5 * math.exp(-0.1) * (1 + 1 / 40) / 10]
+        [0.5, 5 * math.exp(-0.03) * (1 + 1 / 40) / 10]
     )
     reference = auto.Reference()
     follow(reference, [1.0, *[1e6] * 359])
-    assert reference.level == pytest.approx(-0.1 + 359 * 0.009)
-    assert follow(reference, [1e6]) == pytest.approx([math.exp(-0.1 + 359 * 0.009)])
+    assert reference.level == pytest.approx(-0.03 + 359 * 0.009)
+    assert follow(reference, [1e6]) == pytest.approx([math.exp(-0.03 + 359 * 0.009)])
     follow(reference, [1e-9])
-    assert reference.level == pytest.approx(-0.1 + 360 * 0.009 - 4 * 0.015)
+    assert reference.level == pytest.approx(-0.03 + 360 * 0.009 - 4 * 0.015)
     assert follow(reference, [0.0]) == [0.0]
     assert reference.seen == 362
 

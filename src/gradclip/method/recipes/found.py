@@ -10,7 +10,7 @@ from ..threshold import Found
 
 __all__ = ["auto"]
 
-_RISE, _FALL, _FIRST_FALL = 0.009, 0.015, 0.1
+_RISE, _FALL, _FIRST_FALL = 0.009, 0.015, 0.03
 _START, _RAMP = 0.1, 40
 
 
@@ -19,7 +19,7 @@ def auto() -> Policy:
     """Clip the norm at a limit that the run finds, from its first step on, with nothing to choose.
 
     τ = L·min(1, (1 + t/40)/10) after t norms. L is the first norm; then L ← L·e^0.009 if n > L,
-    else L ← L·exp(-f·g), f = max(0.015, 0.1/(1 + t/40)), g = log(L/n), at least 1 and at most 4.
+    else L ← L·exp(-f·g), f = max(0.015, 0.03/(1 + t/40)), g = log(L/n) - 2, from 1 to 4.
 
     Returns:
         The policy. The first limit is a tenth of the first norm. After 360 steps the limit is the

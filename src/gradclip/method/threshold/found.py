@@ -10,9 +10,9 @@ from .base import Context, Limits, State
 
 __all__ = ["Found"]
 
-_FARTHEST = 4.0
-"""A norm that is farther under the level, in logarithms, counts as this far: one tiny norm among
-ordinary ones must not empty the memory."""
+_NEAR, _MOST = 2.0, 4.0
+"""A norm that is farther than this under the level, in logarithms, lowers it by more than the usual
+fall, and by up to this many falls: one tiny norm among ordinary ones must not empty the memory."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Found:
     """Limit the norm to a growing share of a level that rises slowly and falls fast.
 
     high = L·min(1, start·(1 + t/ramp)), with t the number of norms before this one. L is the first
-    norm; after each norm, L ← L·e^rise if n > L, else L ← L·exp(-f·g), with g = log(L/n), at least
-    1 and at most 4, and f = max(fall, first_fall/(1 + t/ramp)).
+    norm; after each norm, L ← L·e^rise if n > L, else L ← L·exp(-f·g), with g = log(L/n) - 2, at
+    least 1 and at most 4, and f = max(fall, first_fall/(1 + t/ramp)).
 
     Args:
         rise: by how much the logarithm of the level rises after a norm over it, > 0.
@@ -80,6 +80,6 @@ class Found:
         """Return by how much the logarithm of each level changes; no norm is 0."""
         one = xp.ones_like(norms)
         gap = xp.log(xp.where(level > 0, level, one)) - xp.log(norms)
-        far = xp.minimum(xp.maximum(gap, one), _FARTHEST * one)
+        falls = xp.minimum(xp.maximum(gap - _NEAR, one), _MOST * one)
         fall = xp.maximum(self.fall * one, self.first_fall / early)
-        return xp.where(norms > level, self.rise * one, -fall * far)
+        return xp.where(norms > level, self.rise * one, -fall * falls)
