@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..outcome import complete, loss_of, markdown, mean
 from ..setting import NONE, Setting
@@ -14,10 +14,10 @@ __all__ = ["CASES", "FIXED", "POLICIES", "Case", "regrets", "section", "settings
 
 
 class Case(NamedTuple):
-    """A run without clipping, its seeds, and whether the rule was made without a look at it."""
+    """A run without clipping, its seeds, and what was known of it when the rule was made."""
 
     setting: Setting
-    held_out: bool = False
+    held_out: Literal["", "once", "fresh"] = ""
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -39,21 +39,31 @@ CASES = {
     "convolutions, AdamW": Case(_case("digits", "adamw", 0.03, 100)),
     "classes change, momentum": Case(_case("mnist", "momentum", 0.1, 200, depth=12, switch=100)),
     **{
-        name: Case(ADVISOR[name], held_out=True, seeds=CALM)
+        name: Case(ADVISOR[name], held_out="once", seeds=CALM)
         for name in ("char_lm calm", "adding calm", "mnist calm")
     },
-    "GRU explodes, SGD": Case(_case("sunspots", "sgd", 3, 300), held_out=True),
-    "LSTM, AdamW": Case(_case("gated", "adamw", 0.03, 400, kind="lstm", gain=1.0), held_out=True),
-    "LSTM spikes, SGD": Case(_case("char_lm", "sgd", 8, 200, hidden=48, spikes=True), True),
-    "transformer, momentum": Case(_case("transformer", "momentum", 0.5, 150, width=32), True),
+    "GRU explodes, SGD": Case(_case("sunspots", "sgd", 3, 300), held_out="once"),
+    "LSTM, AdamW": Case(_case("gated", "adamw", 0.03, 400, kind="lstm", gain=1.0), held_out="once"),
+    "LSTM spikes, SGD": Case(_case("char_lm", "sgd", 8, 200, hidden=48, spikes=True), "once"),
+    "transformer, momentum": Case(_case("transformer", "momentum", 0.5, 150, width=32), "once"),
     "heavy labels × 10, momentum": Case(
-        _case("regression", "momentum", 0.01, 400, scale=10.0), True
+        _case("regression", "momentum", 0.01, 400, scale=10.0), "once"
     ),
-    "convolutions, SGD": Case(_case("digits", "sgd", 1, 100), held_out=True),
-    "20 layers, momentum": Case(_case("mnist", "momentum", 0.03, 200, depth=20), held_out=True),
-    "classes change, AdamW": Case(_case("mnist", "adamw", 0.01, 200, depth=6, switch=100), True),
+    "convolutions, SGD": Case(_case("digits", "sgd", 1, 100), held_out="once"),
+    "20 layers, momentum": Case(_case("mnist", "momentum", 0.03, 200, depth=20), held_out="once"),
+    "classes change, AdamW": Case(_case("mnist", "adamw", 0.01, 200, depth=6, switch=100), "once"),
+    "GRU explodes, momentum 2": Case(_case("sunspots", "momentum", 1, 200), "fresh"),
+    "LSTM large weights, momentum": Case(
+        _case("gated", "momentum", 0.3, 300, kind="lstm", gain=4.0), "fresh"
+    ),
+    "3 layers calm, SGD": Case(_case("mnist", "sgd", 0.1, 150, depth=3), "fresh"),
+    "convolutions, momentum": Case(_case("digits", "momentum", 0.1, 100), "fresh"),
 }
-"""The rule was made on the cases that are not held out. The others were looked at once."""
+"""A first rule was made on the cases without a mark. Those that are marked "once" judged it, and
+were looked at then. The rule of now was made on the cases without a mark, but by somebody who knew
+how the first rule had failed; "fresh" cases were looked at once, when the rule of now was fixed."""
+
+LABELS = {"": "seen", "once": "held out from the first rule", "fresh": "fresh"}
 
 FIXED = (NONE, *(f"norm:{limit:g}" for limit in THRESHOLDS))
 OTHERS = ("online_quantile:0.5",)
@@ -97,13 +107,12 @@ def section(store: Store) -> str:
     rows = []
     for name, found in told.items():
         best = min(FIXED, key=lambda policy: found[policy])
-        mark = " (held out)" if CASES[name].held_out else ""
-        rows.append([name + mark, f"`{best}`", *(f"{found[policy]:.1%}" for policy in columns)])
-    for label, held_out in (("seen", (False,)), ("held out", (True,)), ("all", (False, True))):
-        group = [found for name, found in told.items() if CASES[name].held_out in held_out]
-        if not group:
-            continue
-        for word, reduce in (("mean", mean), ("worst", max)):
+        label = LABELS[CASES[name].held_out]
+        cells = [f"{found[policy]:.1%}" for policy in columns]
+        rows.append([f"{name} ({label})", f"`{best}`", *cells])
+    for label, kinds in (*((LABELS[k], (k,)) for k in LABELS), ("all", tuple(LABELS))):
+        group = [found for name, found in told.items() if CASES[name].held_out in kinds]
+        for word, reduce in (("mean", mean), ("worst", max)) if group else ():
             values = [reduce([found[policy] for found in group]) for policy in columns]
             rows.append([f"**{word}, {label}**", "", *(f"{value:.1%}" for value in values)])
     names = [f"`{one}`, best single" if i == 2 else f"`{p}`" for i, p in enumerate(columns)]

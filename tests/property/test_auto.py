@@ -66,26 +66,26 @@ def test_zeros_and_bad_norms_are_as_if_they_had_not_been(
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e9))
 def test_norms_that_explode_cannot_pull_the_limit_up(first: float, growth: float) -> None:
     found, _ = limits([first, *(first * growth**k for k in range(1, 25))])
-    assert max(found) < first / 4
+    assert max(found) < first / 2
 
 
 def test_the_limit_follows_a_change_down_and_up() -> None:
     found, _ = limits([1.0] * 500 + [0.01] * 400 + [1.0] * 700)
-    assert found[499] == pytest.approx(1.0, rel=0.1)
-    assert found[899] == pytest.approx(0.01, rel=0.1)
-    assert found[-1] == pytest.approx(1.0, rel=0.1)
+    assert found[499] == pytest.approx(0.7, rel=0.1)
+    assert found[899] == pytest.approx(0.007, rel=0.1)
+    assert found[-1] == pytest.approx(0.7, rel=0.1)
 
 
 def test_a_first_norm_that_is_far_too_large_is_forgotten() -> None:
     found, _ = limits([1e6] + [1.0] * 400)
     assert found[200] < 20.0
-    assert found[400] == pytest.approx(1.0, rel=0.1)
+    assert found[400] == pytest.approx(0.7, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["rise", "fall", "first_fall", "start", "ramp"])
+@pytest.mark.parametrize("name", ["rise", "fall", "start", "top", "pace", "most"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, "1"])
 def test_wrong_numbers_are_refused(name: str, value: Any) -> None:
-    right: dict[str, Any] = {"rise": 0.1, "fall": 0.1, "first_fall": 0.1, "start": 0.1, "ramp": 1}
+    right: dict[str, Any] = {"rise": 1, "fall": 1, "start": 0.1, "top": 1, "pace": 1, "most": 1}
     with pytest.raises(PolicyError, match=name):
         Found(**{**right, name: value})
 

@@ -1,12 +1,13 @@
-"""Auto: a limit that starts at a tenth of the first norm, rises slowly and falls fast.
+"""Auto: a limit that starts at a tenth of the first norm, rises slowly and falls faster.
 
 gradclip's own rule, from its description in docs/auto.md. In logarithms, with k norms before this
-one, all above zero:
+one, all above zero, and at first ℓ = ℓ' = log n, p = 1/10, s = 1/2:
 
-    λ = min(0, log((1 + k/40)/10)) + ℓ       (ℓ is log n of the first norm at first)
-    g ← g·min(1, exp(λ)/n)
-    ℓ ← ℓ + 0.009                            if log n > ℓ, else
-    ℓ ← ℓ − max(0.015, 0.03/(1 + k/40))·m    with m the number in [1, 4] nearest to ℓ − 2 − log n
+    g ← g·min(1, p·exp(ℓ)/n)
+    s ← 0.9·s + 0.1·min(|log n − ℓ'|, 2);  ℓ' ← log n
+    p ← the least of p + 1/(600·s²), p + 1/80 and 0.7
+    ℓ ← ℓ + 0.009                          if log n > ℓ, else
+    ℓ ← ℓ − max(0.015, 0.03/(1 + k/40))·m  with m the number in [1, 4] nearest to ℓ − 2 − log n
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class Reference:
 
     def __init__(self) -> None:
         self.level: float | None = None
+        self.last = 0.0
+        self.share = 0.1
+        self.swing = 0.5
         self.seen = 0
 
     def step(
@@ -42,13 +46,17 @@ class Reference:
             return [np.array(g) for g in grads], False
         here = math.log(size)
         if self.level is None:
-            self.level = here
-        age = 1 + self.seen / 40
-        limit = math.exp(self.level + min(0.0, math.log(age / 10)))
+            self.level = self.last = here
+        limit = self.share * math.exp(self.level)
+        self.swing += 0.1 * (min(abs(here - self.last), 2.0) - self.swing)
+        self.last = here
+        faster = 1 / (600 * self.swing**2) if self.swing > 1e-6 else math.inf
+        self.share = min(self.share + min(faster, 1 / 80), 0.7)
         if here > self.level:
             self.level += 0.009
         else:
-            self.level -= max(0.015, 0.03 / age) * min(max(self.level - 2 - here, 1), 4)
+            fall = max(0.015, 0.03 / (1 + self.seen / 40))
+            self.level -= fall * min(max(self.level - 2 - here, 1), 4)
         self.seen += 1
         return [g * min(1.0, limit / size) for g in grads], False
 

@@ -198,18 +198,18 @@ def test_online_quantile_moves_by_its_factor_and_finds_the_quantile() -> None:
     assert reference.limit == pytest.approx(0.3, abs=0.05)
 
 
-def test_auto_starts_at_a_tenth_rises_slowly_and_falls_fast() -> None:
-    assert follow(auto.Reference(), [5.0, 50.0]) == pytest.approx(
-        [0.5, 5 * math.exp(-0.03) * (1 + 1 / 40) / 10]
-    )
+def test_auto_starts_at_a_tenth_rises_slowly_and_falls_faster() -> None:
+    share = 0.1 + 1 / (600 * 0.45**2)
+    assert follow(auto.Reference(), [5.0, 5.0]) == pytest.approx([0.5, share * 5 * math.exp(-0.03)])
     reference = auto.Reference()
-    follow(reference, [1.0, *[1e6] * 359])
-    assert reference.level == pytest.approx(-0.03 + 359 * 0.009)
-    assert follow(reference, [1e6]) == pytest.approx([math.exp(-0.03 + 359 * 0.009)])
+    follow(reference, [1.0, *[1e6] * 100])
+    assert reference.level == pytest.approx(-0.03 + 100 * 0.009)
+    assert reference.share == 0.7
     follow(reference, [1e-9])
-    assert reference.level == pytest.approx(-0.03 + 360 * 0.009 - 4 * 0.015)
+    assert reference.level == pytest.approx(-0.03 + 0.9 - 4 * 0.015)
+    assert reference.swing == pytest.approx(0.2, abs=1e-3)
     assert follow(reference, [0.0]) == [0.0]
-    assert reference.seen == 362
+    assert reference.seen == 102
 
 
 def test_zclip_by_hand() -> None:

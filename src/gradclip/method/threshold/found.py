@@ -1,34 +1,42 @@
-"""A limit that a run finds by itself: it starts low, rises slowly and falls fast."""
+"""A limit that a run finds by itself: it starts low, rises slowly and falls faster."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ...arrays import Array, Namespace, Norms
-from ...checks import integer, number
-from .base import Context, Limits, State
+from ...checks import number
+from .base import Context, Limits, State, average
 
 __all__ = ["Found"]
+
+_SWING, _DECAY, _WIDEST = 0.5, 0.9, 2.0
+"""The first swing, the weight of the old swing, and the largest change that enters it."""
 
 _NEAR, _MOST = 2.0, 4.0
 """A norm that is farther than this under the level, in logarithms, lowers it by more than the usual
 fall, and by up to this many falls: one tiny norm among ordinary ones must not empty the memory."""
 
+_AGE = 40.0
+"""The number of norms after which the first fall is halved."""
+
 
 @dataclass(frozen=True)
 class Found:
-    """Limit the norm to a growing share of a level that rises slowly and falls fast.
+    """Limit the norm to a growing share of a level that rises slowly and falls faster.
 
-    high = L·min(1, start·(1 + t/ramp)), with t the number of norms before this one. L is the first
-    norm; after each norm, L ← L·e^rise if n > L, else L ← L·exp(-f·g), with g = log(L/n) - 2, at
-    least 1 and at most 4, and f = max(fall, first_fall/(1 + t/ramp)).
+    high = p·L. L is the first norm; after each norm, L ← L·e^rise if n > L, else L ← L·exp(-f·g),
+    with g = log(L/n) - 2, at least 1 and at most 4, and f = max(fall, 2·fall/(1 + t/40)), where t
+    is the number of norms before. p is `start`; after each norm, p ← min(p + pace/s², p + most,
+    top), where the swing s is the moving average of |log(n/n')|, n' the norm before.
 
     Args:
         rise: by how much the logarithm of the level rises after a norm over it, > 0.
         fall: by how much it falls, at least, after a norm under it, > 0.
-        first_fall: the same for the first norms, > 0.
-        start: the share of the level that is the first limit, in [0, 1].
-        ramp: the number of norms after which the share is twice the first share, ≥ 1.
+        start: the share of the level that is the first limit, in (0, 1].
+        top: the largest share, from start to 1.
+        pace: by how much the share grows after each norm at a swing of 1, > 0.
+        most: the most by which the share grows after a norm, > 0.
 
     Raises:
         PolicyError: an argument is out of its range.
@@ -39,21 +47,25 @@ class Found:
 
     rise: float
     fall: float
-    first_fall: float
     start: float
-    ramp: int
+    top: float
+    pace: float
+    most: float
 
     def __post_init__(self) -> None:
         """Refuse arguments that are out of their ranges."""
-        for name in ("rise", "fall", "first_fall"):
-            value = number(name, getattr(self, name), low=0, above=True)
+        for name in ("rise", "fall", "pace", "most"):
+            value = number(name, getattr(self, name), low=0, above=True, finite=True)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "start", number("start", self.start, low=0, high=1, above=True))
-        object.__setattr__(self, "ramp", integer("ramp", self.ramp, low=1))
+        object.__setattr__(self, "top", number("top", self.top, low=self.start, high=1))
 
     def init(self, norms: Norms, xp: Namespace) -> State:
-        """Return the empty memory: each level is infinite until its first norm above zero."""
-        return {"level": xp.full_like(norms, xp.inf), "count": xp.zeros_like(norms)}
+        """Return the empty memory: level and last norm are infinite until a norm above zero."""
+        none = xp.full_like(norms, xp.inf)
+        share, swing = xp.full_like(norms, self.start), xp.full_like(norms, _SWING)
+        count = xp.zeros_like(norms)
+        return {"level": none, "share": share, "last": none + 0, "swing": swing, "count": count}
 
     def update(
         self,
@@ -62,24 +74,32 @@ class Found:
         context: Context,  # noqa: ARG002
         xp: Namespace,
     ) -> tuple[Limits, State]:
-        """Return the share of each level, and the memory with the moved levels."""
-        old, count = state["level"], state["count"]
-        one = xp.ones_like(norms)
+        """Return the share of each level, and the new memory."""
+        old, share, last = state["level"], state["share"], state["last"]
         level = xp.where((old > 0) & (old < xp.inf), old, norms)
-        early = 1 + count / self.ramp
-        high = level * xp.minimum(one, self.start * early)
+        high = level * share
         high = xp.where((high > 0) & (high < xp.inf), high, xp.full_like(high, xp.inf))
         counts = norms > 0
-        moved = level * xp.exp(self._step(level, xp.where(counts, norms, one), early, xp))
-        return Limits(high=high), {
-            "level": xp.where(counts, moved, old),
-            "count": xp.where(counts, count + 1, count),
+        one = xp.ones_like(norms)
+        some = xp.where(counts, norms, one)
+        before = xp.where((last > 0) & (last < xp.inf), last, some)
+        change = xp.minimum(xp.abs(xp.log(some) - xp.log(before)), _WIDEST * one)
+        swing = average(state["swing"], change, _DECAY)
+        square = xp.where(swing > 1e-6, swing * swing, 1e-12 * one)
+        grown = share + xp.minimum(self.pace / square, self.most * one)
+        new = {
+            "level": level * xp.exp(self._step(level, some, state["count"], xp)),
+            "share": xp.minimum(grown, self.top * one),
+            "last": norms,
+            "swing": swing,
+            "count": state["count"] + 1,
         }
+        return Limits(high=high), {name: xp.where(counts, new[name], state[name]) for name in new}
 
-    def _step(self, level: Array, norms: Array, early: Array, xp: Namespace) -> Array:
+    def _step(self, level: Array, norms: Array, count: Array, xp: Namespace) -> Array:
         """Return by how much the logarithm of each level changes; no norm is 0."""
         one = xp.ones_like(norms)
         gap = xp.log(xp.where(level > 0, level, one)) - xp.log(norms)
         falls = xp.minimum(xp.maximum(gap - _NEAR, one), _MOST * one)
-        fall = xp.maximum(self.fall * one, self.first_fall / early)
+        fall = self.fall * xp.maximum(one, 2 / (1 + count / _AGE))
         return xp.where(norms > level, self.rise * one, -fall * falls)
