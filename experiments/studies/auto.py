@@ -103,7 +103,7 @@ def section(store: Store) -> str:
     if not told:
         return "Not run yet."
     one = min(FIXED, key=lambda policy: mean(found[policy] for found in told.values()))
-    columns = (NONE, "norm:1", one, *OTHERS, "auto")
+    columns = tuple(dict.fromkeys((NONE, "norm:1", one, *OTHERS, "auto")))
     rows = []
     for name, found in told.items():
         best = min(FIXED, key=lambda policy: found[policy])
@@ -115,5 +115,5 @@ def section(store: Store) -> str:
         for word, reduce in (("mean", mean), ("worst", max)) if group else ():
             values = [reduce([found[policy] for found in group]) for policy in columns]
             rows.append([f"**{word}, {label}**", "", *(f"{value:.1%}" for value in values)])
-    names = [f"`{one}`, best single" if i == 2 else f"`{p}`" for i, p in enumerate(columns)]
+    names = [f"`{policy}`" + ", best single" * (policy == one) for policy in columns]
     return markdown(["case", "best", *names], rows)

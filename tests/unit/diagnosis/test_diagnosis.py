@@ -672,7 +672,7 @@ def test_where_the_limit_of_auto_is_and_why_it_moved(tmp_path: Path) -> None:
     found = planted("found-limit", rows, tmp_path, policy="auto")
     assert found.severity == "note"
     assert (found.evidence["first"], found.evidence["limit"]) == (0.1, 0.2)
-    moves = found.evidence["moves"]
+    moves: Any = found.evidence["moves"]
     assert [move["step"] for move in moves[:2]] == [41, 121]
     assert moves[0]["why"] == "it starts low and rises, and 100% of the norms were over it"
     assert moves[-1]["why"].startswith("the norms fell to ")
