@@ -20,7 +20,7 @@ def auto() -> Policy:
 
     Returns:
         The policy. The first limit is a tenth of the first norm. The share p of the level L grows
-        to 0.7 within 48 steps where the norms are calm, and in hundreds where they swing. L is at
+        to 0.7 in some 50 steps where the norms are calm, and in hundreds where they swing. L is at
         rest a little under the median norm.
 
     Numerics: all gradients times c give all limits times c. A norm of 0 or one that is not finite
