@@ -24,7 +24,7 @@ test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take secon
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-test-faults: $(VENV)/.test  ## mutated files by ten thousands, faults of disks and processes, in minutes
+test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, faults of disks and processes, in minutes
 	$(BIN)/python -m pytest -q -n auto -m faults
 
 lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments, examples

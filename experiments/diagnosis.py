@@ -648,7 +648,9 @@ def _() -> None:
 def recorded(case: Case, seed: int, path: Path) -> Run:
     """Train, recorded as under `gradclip run`, and return the run."""
     torch.manual_seed(1000 + seed)
-    writer = RecordWriter(path, policy=case.policy, command=[case.name, str(seed)])
+    writer = RecordWriter(
+        path, if_exists="overwrite", policy=case.policy, command=[case.name, str(seed)]
+    )
     policy = None if case.policy is None else gradclip.parse(case.policy)
     session = Session(policy, writer=writer, max_skips=STEPS)
     try:

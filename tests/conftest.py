@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -12,6 +14,20 @@ PATHS = ("kernel", "fallback", "device")
 """How gradclip.torch can do its work: the C kernel, torch on the host, torch on the device."""
 
 OnPath = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of each search for garbage what lives until the end: many tests make searches."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compilations() -> Iterator[None]:
+    """Forget what JAX has compiled for a module: gigabytes, after all of them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @contextlib.contextmanager

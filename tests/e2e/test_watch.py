@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gradclip.record import RecordWriter
+from gradclip.record.place import IfExists
 
 pty = pytest.importorskip("pty")  # none on Windows
 fcntl = pytest.importorskip("fcntl")
@@ -83,14 +84,31 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
         one.close()
 
 
-def write(path: Path, steps: int = 30, status: str | None = "ok") -> RecordWriter:
-    record = RecordWriter(path, policy="norm:1.0", every=1)
+def write(
+    path: Path, steps: int = 30, status: str | None = "ok", if_exists: IfExists = "part"
+) -> RecordWriter:
+    record = RecordWriter(path, if_exists=if_exists, policy="norm:1.0", every=1)
     record.optimizer("SGD", [("first.weight", (2,), "float32"), ("last.weight", (2,), "float32")])
     for step in range(1, steps + 1):
         record.step(step=step, loss=2.0, norm=3.0, limit=1.0, clipped=True, norms=[2.5, 0.5])
     if status is not None:
         record.end(status)
     return record
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from e2e.test_watch import write
+record = write(Path(sys.argv[1]), status=None)
+record.event("note", "Hello.", step=30)
+time.sleep(600)
+"""
+
+
+def like_this() -> dict[str, str]:
+    """Return an environment in which a child imports what the tests import."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def test_a_terminal_follows_a_real_training(terminal, tmp_path) -> None:
@@ -174,14 +192,13 @@ def test_a_pipe_gets_lines(tmp_path) -> None:
                 assert lines[-1], "it ended early"
 
         read_to("run.jsonl: waiting for the file\n")
-        record = write(path, status=None)
-        read_to("step 30 ")
-        record.event("note", "Hello.", step=30)
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=like_this()) as killed:
+            read_to("step 30 ")
+            killed.kill()
         with path.open("ab") as file:
             file.write(b'{"kind":"step","st')  # torn, until the run is started again
         time.sleep(0.3)
-        record._file.close()  # as a kill does; an end row would end the watching
-        record = write(path, 5, status=None)
+        record = write(path, 5, status=None, if_exists="overwrite")
         read_to("another run")
         record.end("error: ValueError: no")
         out, err = watched.communicate(timeout=PATIENCE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ WRITE = """if True:
 def start(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
     """Start a Python process that imports what the tests import."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
+    # A shell has its jobs in the background ignore Ctrl-C, and their children too.
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, env=_environment(), text=True, **options)  # type: ignore[call-overload]
 
 

@@ -185,3 +185,42 @@ def test_a_removed_directory_comes_back_with_every_row(tmp_path: Path) -> None:
         out, _ = child.communicate(timeout=60)
     assert out.strip() == f"1 record in {path}"
     assert read_run(path).steps.tolist() == list(range(1, 101))
+
+
+LIMITED = """if True:
+    import json, os, resource, sys, tempfile, warnings
+    from pathlib import Path
+    from gradclip.errors import RecordError
+    from gradclip.record import RecordWriter, read_run
+    path, kind = Path(sys.argv[1]), sys.argv[2]
+    tempfile.tempdir = str(path.parent)
+    RecordWriter(os.devnull).end()  # Every module is imported while this is possible.
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if kind == "the size of a file":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        record = RecordWriter(path, every=10)
+        held = []
+        try:
+            while kind == "the number of files": held.append(open(os.devnull))
+        except OSError: pass
+        for step in range(1, 2001):
+            record.step(step=step, norm=1.0)
+            if step == 1000 and kind == "a removed file": path.unlink()
+        for file in held: file.close()
+        record.end()
+    files = sorted(path.parent.glob("a*.jsonl"))
+    steps = {step for each in files for step in read_run(each).steps.tolist()}  # Parts are joined.
+    print(json.dumps([len(steps), record.lost, record.outcome(), len(told)]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["the size of a file", "the number of files", "a removed file"])
+def test_a_limit_loses_no_row_in_silence(tmp_path: Path, kind: str) -> None:
+    """What the system refuses in the middle of a run is in another file, or counted as lost."""
+    with start(LIMITED, tmp_path / "a.jsonl", kind, stdout=subprocess.PIPE) as child:
+        out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    kept, lost, outcome, told = json.loads(out)
+    assert 2000 <= kept + lost <= 2002, outcome  # The rows lost are not all steps.
+    assert bool(told) == (lost > 0 or kind != "the number of files")

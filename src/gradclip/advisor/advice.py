@@ -50,6 +50,7 @@ class Advice:
             counterfactual.
         policies: the replay of each policy.
         steps: the number of steps that were replayed.
+        replaces: whether the script clips by itself, so that the policy takes the place of that.
     """
 
     recommended: str
@@ -57,6 +58,7 @@ class Advice:
     caveats: tuple[str, ...]
     policies: tuple[Replayed, ...]
     steps: int
+    replaces: bool = False
 
     @property
     def code(self) -> str:
@@ -66,7 +68,8 @@ class Advice:
     @property
     def command(self) -> str:
         """The command that uses the policy with an unchanged script."""
-        return f"gradclip run --clip '{self.recommended}' script.py"
+        option = " --take-over" if self.replaces else ""
+        return f"gradclip run --clip '{self.recommended}'{option} script.py"
 
     def to_dict(self) -> dict[str, object]:
         """Return the recommended policy, the reason with the caveats, and the replays."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..diagnosis import Finding, diagnose_trace
+from ..diagnosis.piles import find_pile, script_limit
 from ..diagnosis.spikes import loss_spikes, norm_bound
 from ..diagnosis.thresholds import changes_every_step
 from ..errors import PolicyError, RecordError
@@ -129,7 +130,22 @@ def advise(run: Run, *, optimizer: int | None = None) -> Advice:
                 f"{best.clip_rate:.1%} of the steps. This record cannot show the effect of a "
                 "higher limit."
             )
-    return Advice(best.policy, reason, tuple(caveats), tuple(rows), len(material.norm))
+    own_limit = None if find_pile(trace) else script_limit(trace)
+    if own_limit is not None:
+        caveats.append(_replacing(best.policy, own_limit))
+    return Advice(
+        best.policy, reason, tuple(caveats), tuple(rows), len(material.norm), own_limit is not None
+    )
+
+
+def _replacing(policy: str, limit: float) -> str:
+    """Say what to do with the script's own limit, about which the norms before it tell as well."""
+    if policy == "none":
+        return f"The script's own limit is {limit:g}: take that clipping out."
+    head, _, value = policy.partition(":")
+    if head == "norm":
+        return f"The script's own limit is {limit:g}: replace it by {value}, or use --take-over."
+    return f"The script's own limit is {limit:g}: take that clipping out, or use --take-over."
 
 
 def _first_limit(
@@ -298,7 +314,7 @@ def _caveats(run: Run, trace: Trace, findings: list[Finding], material: _Materia
         )
     elif len(material.norm) == MOST_STEPS < len(trace.steps):
         said.append(f"Only the last {MOST_STEPS:,} usable steps were replayed.")
-    if "double-clipping" in kinds:
+    if any(f.kind == "double-clipping" and "value" in f.evidence for f in findings):
         said.append("The norms were cut before gradclip measured them, which hides large norms.")
     if "clip-before-unscale" in kinds:
         said.append("The gradients were clipped before they were unscaled: correct this first.")

@@ -53,7 +53,7 @@ def import_(
         raise RecordError(f"{output} exists: give another --output, or --overwrite to replace it")
     read = read_log(log, step)
     made = import_log(log, read, {"norm": norm, "loss": loss, "lr": lr})
-    replace_file(output, made.text)
+    replace_file(output, made.text, may_be_record=overwrite)
     if json:
         say_json({"record": str(output), "kind": read.kind, "steps": made.steps,
                   "columns": made.columns, "notes": made.notes})  # fmt: skip

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +18,13 @@ from ..method.read import parse
 from ..record import RecordWriter
 from ..record.place import IfExists
 from .complete import policies
+from .ending import say_ending
 from .failure import exit_on_user_error, require
-from .output import say
+from .misplaced import say_misplaced
 
 if TYPE_CHECKING:
-    from ..torch.script.runner import Session
+    from ..torch.script.children import Elsewhere
+    from ..torch.script.session import Session
 
 __all__ = ["check_target", "run"]
 
@@ -67,6 +71,14 @@ def run(
             help="With --clip, more skipped steps in a row than this end the run. Default: 10.",
         ),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="With --clip, the script's own calls of clip_grad_norm_ and the like only "
+            "measure, and --clip clips in their place.",
+        ),
+    ] = False,
     sink: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,34 +94,71 @@ def run(
     """Run a training script, clip each optimizer step, and record each step.
 
     The script does not change. All arguments after TARGET go to the script.
-    The exit code is the script's, or 3 if the script ended well but made no optimizer step.
+    The exit code is the script's, or 3 if the script ended well but made no optimizer step that
+    was seen. SIGTERM and SIGHUP end the record and then the process, unless the script handles
+    them. With --clip, the processes that the script starts clip too (multiprocessing, and the
+    other ranks of Lightning and Fabric). Where a rank runs without gradclip, or with other
+    settings, the first step is refused.
     """
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
+    _check_take_over(clip, take_over)
     if_exists = _if_exists(record, overwrite, append)
     check_target(target, module)
     require("run", "torch", "torch")
-    from ..torch.script.runner import Session, run_script
+    from ..torch.script.children import Elsewhere, Script, part_of_a_run, reach_children
+    from ..torch.script.runner import run_script
+    from ..torch.script.session import Session
+    from ..torch.script.signals import before_death
 
-    writer, path = None, record or _default_path(target, module)
+    path, folder = record or _default_path(target, module), Path.cwd()
     _check_is_not_target(path, target, module)
-    if os.environ.get("RANK", "0") == "0":  # One record for a job; torchrun sets the ranks.
-        command = ["gradclip", *sys.argv[1:]]
-        writer = RecordWriter(
-            path, if_exists=if_exists, policy=clip, command=command, sinks=sink or ()
-        )
-    session = Session(
-        policy,
-        nonfinite=nonfinite or "skip",  # type: ignore[arg-type]
-        max_skips=10 if max_skips is None else max_skips,
-        writer=writer,
-    )
-    code = run_script(target, context.args, session, module=module)
-    if writer is not None and session.here:
-        _say_what_was_seen(session, writer)
-        if code == 0 and session.steps == 0:
-            code = NOTHING_SEEN
+    writer, elsewhere = None, part_of_a_run()
+    # One record for a job: of rank 0, and not of a rank that this script has started itself.
+    leads = elsewhere is None and os.environ.get("RANK", "0") == "0"
+    settings = {
+        "policy": policy,
+        "nonfinite": nonfinite or "skip",
+        "max_skips": 10 if max_skips is None else max_skips,
+        "take_over": take_over,
+    }
+    with ExitStack() as around:
+        others = Elsewhere(elsewhere)
+        around.callback(others.close)
+        if leads:
+            say_misplaced(context, target)
+            writer = RecordWriter(
+                path,
+                if_exists=if_exists,
+                policy=clip,
+                command=["gradclip", *sys.argv[1:]],
+                sinks=sink or (),
+                script=[*["-m"] * module, target, *context.args],
+            )
+        session = Session(**settings, writer=writer)  # type: ignore[arg-type]
+        if writer is not None:
+            around.enter_context(
+                before_death(partial(_end_killed, session, writer, folder, others))
+            )
+        if policy is not None:
+            options = tuple(sys.argv[1 : len(sys.argv) - len(context.args) - 1])
+            script = Script(target if module else str(Path(target).absolute()), module, options)
+            around.enter_context(reach_children(script, settings, others.path))
+        code = run_script(target, context.args, session, module=module)
+        if writer is not None and session.here:
+            say_ending(session, writer, folder, others.count())
+            if code == 0 and session.steps == 0:
+                code = NOTHING_SEEN
     raise typer.Exit(code)
+
+
+def _end_killed(
+    session: Session, writer: RecordWriter, folder: Path, others: Elsewhere, name: str
+) -> None:
+    """End the record of a run that a signal is about to end."""
+    session.close(f"error: killed by {name}")
+    say_ending(session, writer, folder, others.count())
+    others.close()
 
 
 def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> None:
@@ -119,6 +168,12 @@ def _check(clip: str | None, nonfinite: str | None, max_skips: int | None) -> No
         if clip is None and value is not None:
             remedy = "without --clip a run is only recorded and nothing changes; give --clip too"
             raise PolicyError.of(option, value, remedy)
+
+
+def _check_take_over(clip: str | None, take_over: bool) -> None:
+    if take_over and clip is None:
+        remedy = "without --clip nothing would clip in place of the script; give --clip too"
+        raise PolicyError.of("--take-over", take_over, remedy)
 
 
 def _if_exists(record: Path | None, overwrite: bool, append: bool) -> IfExists:
@@ -155,28 +210,3 @@ def check_target(target: str, module: bool) -> None:
 def _default_path(target: str, module: bool) -> Path:
     name = target if module else Path(target).stem
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
-
-
-def _say_what_was_seen(session: Session, writer: RecordWriter) -> None:
-    if session.steps == 0:
-        _say(
-            "ERROR: no step of any torch optimizer was seen, so nothing was clipped or recorded. "
-            "Does the script train in another process (mp.spawn, a DataLoader's worker), or with "
-            "an optimizer that is not a torch.optim.Optimizer?",
-            color="red",
-        )
-        return
-    count = session.optimizers.total()
-    hooked = ", ".join(f"{n}× {c}" if n > 1 else c for c, n in session.optimizers.items())
-    done = f"{session.clipped} clipped, {session.skipped} skipped"
-    _say(
-        f"{count} optimizer{'s' * (count != 1)} hooked ({hooked}), {session.steps} steps seen, "
-        f"{done}; {writer.outcome()}"
-    )
-    for text in session.notices.values():
-        _say(f"note: {text}")
-
-
-def _say(text: str, color: str | None = None) -> None:
-    """Write a line to stderr, because stdout belongs to the script."""
-    say(f"gradclip: {text}", err=True, color=color)

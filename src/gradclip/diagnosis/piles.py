@@ -73,11 +73,12 @@ def script_limit(trace: Trace) -> float | None:
 
 
 def find_double_clipping(trace: Trace) -> list[Finding]:
-    """Return a finding if the gradient was clipped before gradclip measured it.
+    """Return a finding if the gradient was clipped twice, or before gradclip measured it.
 
     A record shows this in two ways: `gradclip run` notes the script's own calls, and many norms
     before clipping have the same value. Clipping of each layer by itself does not give equal
-    global norms, so that this rule cannot find it.
+    global norms, so that this rule cannot find it. A record that has the norms from before the
+    script's clipping is as good as any other, as long as nothing clips in addition.
     """
     clips = trace.policy not in (None, "none")
     noted = [
@@ -91,8 +92,10 @@ def find_double_clipping(trace: Trace) -> list[Finding]:
     evidence: dict[str, object] = {"policy": trace.policy}
     seen = []
     if noted:
+        text, _, _ = noted[0].text.partition(";")
         evidence["event"] = noted[0].text
-        seen.append(f"{noted[0].text}, before gradclip measures it")
+        is_before = noted[0].extra.get("norms") == "before"
+        seen.append(f"{text}, before gradclip {'clips' if is_before else 'measures it'}")
     if pile:
         evidence |= {"value": pile.value, "steps": pile.steps, "share": pile.share}
         seen.append(
@@ -107,7 +110,7 @@ def find_double_clipping(trace: Trace) -> list[Finding]:
             "warning" if clips else "note",
             step,
             f"The gradient is clipped by something else{twice}: {sentence}.",
-            "Remove one of the two."
+            "Remove one of the two: `gradclip run --take-over` leaves out the script's own."
             if clips
             else "This record has the norms after that clipping, and `gradclip advise` needs the "
             "norms before it. Remove that clipping and record a run.",

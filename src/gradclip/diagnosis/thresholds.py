@@ -9,6 +9,7 @@ from ..method.describe import describe
 from ..method.read import parse
 from ..record.trace import Trace
 from .finding import Finding
+from .piles import script_limit
 from .window import median
 
 __all__ = ["changes_every_step", "find_thresholds"]
@@ -32,7 +33,8 @@ def find_thresholds(trace: Trace) -> list[Finding]:
     norm, limit = trace.column("norm"), trace.column("limit")
     clipped = trace.marked("clipped")
     usable = np.isfinite(norm) & ~trace.marked("skipped")
-    if usable.sum() < ENOUGH or trace.policy in (None, "none", "auto"):
+    clips = trace.policy not in (None, "none") or script_limit(trace) is not None
+    if usable.sum() < ENOUGH or not clips or trace.policy == "auto":
         return []
     share = float(clipped[usable].mean())
     limits = limit[usable & np.isfinite(limit)]

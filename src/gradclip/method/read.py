@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -388,7 +389,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return a dictionary of JSON; refuse a key that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise PolicyError.of("policy", twice, "this key stands twice in the JSON")
     return found
 

@@ -117,7 +117,7 @@ def read_table(path: Path) -> Table:
             about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"null"))
             if about is None:
                 raise RecordError(f"{path} is a Parquet file, and not a gradclip record: {remedy}")
-            _refuse_bombs(file.metadata, path.stat().st_size)
+            _refuse_bombs(file, path.stat().st_size)
             return _table(pa, file.read(), about)
     except RecordError:
         raise
@@ -134,8 +134,13 @@ def read_table(path: Path) -> Table:
         raise RecordError(f"{path} is damaged ({text}): {remedy}") from error
 
 
-def _refuse_bombs(metadata: Any, size: int) -> None:
+def _refuse_bombs(file: Any, size: int) -> None:
     """Refuse a file that says that it holds far more values than a record of its size."""
+    metadata = file.metadata
+    for index in range(metadata.num_row_groups):
+        # Where a column's metadata is damaged, `column` ends the process. This raises an error,
+        # and reads no values: a batch has no rows.
+        next(file.reader.iter_batches(0, [index], range(metadata.num_columns)), None)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     values = sum(
         group.column(index).num_values for group in groups for index in range(group.num_columns)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["first_row", "is_record", "later_parts", "part_path", "same_run"]
+__all__ = ["first_part", "first_row", "is_record", "later_parts", "part_path", "same_run"]
 
 _START = b'{"kind":"header"'
 _FIRST_LINE = 1 << 20
@@ -64,6 +64,19 @@ def same_run(path: Path) -> tuple[object, int]:
     row = first_row(path)
     number = row.get("part", 1)
     return row.get("run"), number if isinstance(number, int) else 1
+
+
+def first_part(path: Path) -> Path:
+    """Return the file beside a record with which its run begins; from it all parts are read."""
+    run, own = same_run(path)
+    numbered = _NUMBERED.fullmatch(path.stem)
+    if run is None or own == 1 or numbered is None:
+        return path
+    first = path.with_name(numbered["stem"] + path.suffix)
+    for number in range(1, int(numbered["number"])):
+        if same_run(other := part_path(first, number))[0] == run:
+            return other
+    return path
 
 
 def later_parts(path: Path) -> list[Path]:

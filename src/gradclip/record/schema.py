@@ -21,6 +21,9 @@ the text differs from the optimizer's step before; in older records the key is `
 step of each stretch of non-finite steps have ``norms`` and ``nonfinite``. So a record grows by
 about 256 norms a step.
 
+A row has ``script_limit`` (null for several) and ``script_coef`` if the script clipped the
+gradients by itself before this step; ``norm`` and ``norms`` are then those before that.
+
 A record does not store the numbers of clipped, skipped and non-finite steps so far. They are
 running sums of the steps (`Run.counters`), for a record of any version.
 """

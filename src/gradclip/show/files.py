@@ -67,22 +67,23 @@ def traces_to_draw(runs: RunLike | Iterable[RunLike]) -> list[Trace]:
     return traces
 
 
-def replace_file(out: Path, content: bytes, *suffixes: str) -> None:
+def replace_file(out: Path, content: bytes, *suffixes: str, may_be_record: bool = False) -> None:
     """Write a whole file, or leave the old file unchanged on a failure.
 
-    A record is never replaced, and a file with another suffix, such as a script, is replaced only
-    if it begins as the new file does.
+    A file with another suffix, such as a script, is replaced only if it begins as the new file
+    does.
 
     Args:
         out: the path of the file, whose folder is created.
         content: the whole content of the file.
         suffixes: the usual suffixes of such a file.
+        may_be_record: whether a record is replaced, since the user has asked for it.
 
     Raises:
         GradclipError: the file cannot be written, or has other content.
     """
     try:
-        _check_may_be_replaced(out, content, suffixes)
+        _check_may_be_replaced(out, content, suffixes, may_be_record)
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
@@ -91,7 +92,9 @@ def replace_file(out: Path, content: bytes, *suffixes: str) -> None:
         ) from error
 
 
-def _check_may_be_replaced(out: Path, content: bytes, suffixes: Iterable[str]) -> None:
+def _check_may_be_replaced(
+    out: Path, content: bytes, suffixes: Iterable[str], may_be_record: bool
+) -> None:
     if not out.exists() or out.is_dir():
         return  # The write of a directory gives its own error.
     if not out.is_file():
@@ -99,7 +102,8 @@ def _check_may_be_replaced(out: Path, content: bytes, suffixes: Iterable[str]) -
     with out.open("rb") as file:
         start = file.read(_START)
     known = out.suffix.lower() in suffixes or start.lower() == content[:_START].lower()
-    if start and (start == MAGIC or is_record(out) or not known):
+    record = start == MAGIC or (is_record(out) and not may_be_record)
+    if start and (record or not known):
         raise GradclipError(
             f"{out} holds something else, such as a record or a script, and stays as it is: give "
             "another path, or remove the file"

@@ -6,12 +6,12 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ _NUMBERS = (
     "skipped",
 )
 
+Amend: TypeAlias = Callable[
+    [Clipper, ClipResult], tuple[ClipResult, Mapping[str, float | Tensor | None]]
+]
+
 
 @dataclass(frozen=True)
 class PendingRow:
@@ -51,6 +55,7 @@ class PendingRow:
         lr, loss: numbers, tensors of one value, or None.
         result: of the clipper.
         absent: the places of the parameters that had no gradient.
+        extra: further keys of the row, as `lr` and `loss` are.
     """
 
     recorder: Recorder
@@ -60,6 +65,12 @@ class PendingRow:
     loss: float | Tensor | None
     result: ClipResult
     absent: list[int]
+    extra: Mapping[str, float | Tensor | None]
+
+    @property
+    def values(self) -> list[float | Tensor | None]:
+        """The numbers that are not of the result."""
+        return [self.lr, self.loss, *self.extra.values()]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -67,7 +78,7 @@ class PendingRow:
         return [
             *(getattr(self.result, name) for name in _NUMBERS),
             self.result.norms,
-            *(value for value in (self.lr, self.loss) if isinstance(value, Tensor)),
+            *(value for value in self.values if isinstance(value, Tensor)),
         ]
 
 
@@ -89,6 +100,8 @@ class Recorder:
         name: what the record calls the optimizer; None takes its class.
         loss: called at each step for the loss of that step, a tensor or a number or None.
         start: `time.perf_counter()` at the start of the run.
+        amend: called with the clipper and each result for what the record has instead, and for
+            further keys of the row.
 
     Attributes:
         steps: how many steps were observed; with a closure, each call of it.
@@ -105,6 +118,7 @@ class Recorder:
         name: str | None = None,
         loss: Callable[[], Tensor | float | None] = lambda: None,
         start: float | None = None,
+        amend: Amend = lambda _, result: (result, {}),
     ) -> None:
         self._writer = writer
         # Neither is kept alive: a script may make many optimizers in one run.
@@ -113,6 +127,7 @@ class Recorder:
         kind = "none" if optimizer is None else type(optimizer).__name__
         self._class = kind if name is None else name
         self._loss = loss
+        self._amend = amend
         self._start = time.perf_counter() if start is None else start
         self._was_finite = True
         self._fell_back = False
@@ -131,6 +146,7 @@ class Recorder:
             self.flush()  # What is held has the names that were described.
             self._describe(clipper)
         self.steps += 1
+        result, extra = self._amend(clipper, result)
         row = PendingRow(
             recorder=self,
             step=self.steps,
@@ -140,6 +156,7 @@ class Recorder:
             result=result,
             # Those of other processes have no gradient here, and a norm all the same.
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
+            extra={key: _copy(value) for key, value in extra.items()},
         )
         self._writer.defer(row, _read)
         if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
@@ -156,7 +173,7 @@ class Recorder:
         found = {name: each[0] for name, each in zip(_NUMBERS, numbers, strict=False)}
         norms: list[float | None] = [*numbers[len(_NUMBERS)]]
         others = iter(numbers[len(_NUMBERS) + 1 :])
-        lr, loss = (next(others)[0] if isinstance(v, Tensor) else v for v in (row.lr, row.loss))
+        lr, loss, *extra = (next(others)[0] if isinstance(v, Tensor) else v for v in row.values)
         limit = found["limit"]
         finite = math.isfinite(found["total_norm"])
         sampled = (row.step - 1) % self._stride == 0 or (self._was_finite and not finite)
@@ -183,6 +200,7 @@ class Recorder:
             "ran": row.result.ran,
             "nonfinite": bad if sampled else (),
             "norms": norms if sampled else None,
+            **dict(zip(row.extra, extra, strict=True)),
         }
 
     @property

@@ -25,7 +25,7 @@ GRID = ["norm:1", "autoclip:90", "quantile:0.9", "zclip", "mean-std:2", "moving-
 
 
 def record(path: Path, rows: Any, *, policy: str | None = None, layers: int = 0) -> Run:
-    with RecordWriter(path / "run.jsonl", policy=policy) as writer:
+    with RecordWriter(path / "run.jsonl", if_exists="overwrite", policy=policy) as writer:
         shapes = [(f"layer{i}", (4, 4), "float32") for i in range(layers)]
         writer.optimizer("SGD", shapes, policy=policy)
         for step, row in enumerate(rows, 1):

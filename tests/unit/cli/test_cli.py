@@ -33,6 +33,7 @@ FLAGS = {
         "--append",
         "--nonfinite",
         "--max-skips",
+        "--take-over",
         "--sink",
         "-m",
         "--help",

@@ -72,7 +72,7 @@ def test_the_first_rung_is_every_policy_with_every_factor() -> None:
 
 
 def record(path: Path, losses: Any, **rows: Any) -> Run:
-    with RecordWriter(path / "run.jsonl") as writer:
+    with RecordWriter(path / "run.jsonl", if_exists="overwrite") as writer:
         for step, loss in enumerate(losses, 1):
             row = {key: values[step - 1] for key, values in rows.items()}
             writer.step(step=step, **{"loss": loss, "norm": 1.0 + step % 7 / 10, **row})

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 from ...errors import GradclipError, LayoutError, PolicyError
 from .reduce import Group
 
-__all__ = ["Absent", "Said", "Value", "agree", "many_processes", "refusing", "store_of_the_job"]
+__all__ = [
+    "Absent",
+    "Round",
+    "Said",
+    "Value",
+    "agree",
+    "many_processes",
+    "refusing",
+    "store_of_the_job",
+]
 
 
 class Value(NamedTuple):
@@ -162,6 +171,10 @@ class Round:
         self.store.add(f"{self.place}/said {_number(said)}", 1)
         self._arrive("said")
 
+    def show(self, said: Said) -> None:
+        """Show all that this process says, for an error of the others."""
+        self.store.set(f"{self.place}/all of {dist.get_rank()}", json.dumps(dict(said)))
+
     def refuse(self, refusal: Exception) -> None:
         """Tell the others that this process cannot go on, and why."""
         text = str(refusal) if isinstance(refusal, GradclipError) else repr(refusal)
@@ -184,7 +197,7 @@ class Round:
             return refusal
         if self.store.add(f"{self.place}/said {_number(said)}", 0) == len(self.group.ranks):
             return None
-        self.store.set(f"{self.place}/all of {dist.get_rank()}", json.dumps(dict(said)))
+        self.show(said)
         keys = [f"all of {rank}" for rank in self.group.ranks]
         late = self._wait(keys, None)
         if late is not None:

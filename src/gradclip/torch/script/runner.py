@@ -14,7 +14,9 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from .children import reach_children
 from .patches import watch
+from .replicas import Replicas
 from .session import Session
 
 __all__ = ["Session", "run_script"]
@@ -49,6 +51,7 @@ def run_script(target: str, args: Sequence[str], session: Session, *, module: bo
                 runpy.run_path(str(Path(target).absolute()), run_name="__main__")
         return 0
     except SystemExit as stop:
+        session.called_exit = True
         code = _exit_code(stop)
         status = "ok" if code == 0 else f"error: exit code {code}"
         return code
@@ -134,4 +137,6 @@ _OURS = (
     __file__,
     sys.modules[watch.__module__].__file__,
     sys.modules[Session.__module__].__file__,
+    sys.modules[Replicas.__module__].__file__,
+    sys.modules[reach_children.__module__].__file__,
 )

@@ -8,12 +8,16 @@ import sys
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from ...engine.result import ClipResult
 from ...engine.run import NonFinite
-from ...errors import PolicyError
+from ...errors import GradclipError, PolicyError
 from ...method.policy import ByName
 from ...method.read import PolicyLike, as_policy
 from ...record import RecordWriter
@@ -23,7 +27,10 @@ from ..recorder import Recorder
 from ..step.hooks import Args, Kwargs
 from ..step.several import why_alone
 from .find_model import find_model
+from .late import Late
 from .losses import Losses
+from .own_clipping import Clip, OwnClipping
+from .replicas import Replicas
 from .together import all_optimizers, params_of, partners, rules_for
 
 __all__ = ["Session"]
@@ -41,13 +48,19 @@ class Session:
         nonfinite: see `Clipper`.
         max_skips: see `Clipper`.
         writer: where the record goes; None records nothing.
+        take_over: whether the script's own calls of clipping functions only measure.
 
     Attributes:
         losses: of the steps to come.
+        own: what is known of the script's own clipping.
+        late: which of that comes after the step.
         optimizers: how many of each class were hooked.
         notices: what the script does by itself, and what could not be done, by what does it.
         in_backward: whether a backward runs now.
-        fault: why the policy does not fit an optimizer, once that was found.
+        fault: why the policy does not fit an optimizer or another process, once that was found.
+        replicas: compares this process with the others of the job; None without a policy.
+        status: how the run ended, as in the record; None until it has ended.
+        called_exit: whether the script ended by a SystemExit.
     """
 
     def __init__(
@@ -57,14 +70,30 @@ class Session:
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,
         writer: RecordWriter | None = None,
+        take_over: bool = False,
     ) -> None:
         self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
-        self.losses = Losses()
+        self.losses = Losses(self._tell)
+        self.own = OwnClipping(self.policy)
+        self.late = Late()
+        self._take_over = take_over
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
-        self.fault: PolicyError | None = None
+        self.fault: GradclipError | None = None
         self.in_backward = False
+        self.replicas = None
+        if policy is not None:
+            self.replicas = Replicas(
+                {
+                    "--clip": self.policy,
+                    "--nonfinite": nonfinite,
+                    "--max-skips": max_skips,
+                    "--take-over": take_over,
+                }
+            )
+        self.status: str | None = None
+        self.called_exit = False
         self._nonfinite: NonFinite = "propagate" if policy is None else nonfinite
         self._max_skips = max_skips
         self._start = time.perf_counter()
@@ -105,6 +134,10 @@ class Session:
         known = self._followed.get(optimizer)
         followed = None if known is None else known()
         if followed is not None:
+            if followed.attachment is None:  # Else the clipper's decision came first.
+                self._note_late(followed.params)
+            if followed in self._ours:
+                self._compare_replicas()
             active = followed.attachment is not None or followed in self._by_hand
             if script is followed or (script is None and active):
                 return
@@ -128,24 +161,111 @@ class Session:
         """Note that the script clips with this one, by hand."""
         self._by_hand.add(clipper)
 
-    def notice(self, what: str, text: str, *, event: str = "script-clips") -> None:
+    def is_ours(self, clipper: Clipper) -> bool:
+        """Whether the session made a clipper, and not the script."""
+        return clipper in self._ours
+
+    def on_own_clip(
+        self,
+        clip: Clip,
+        params: Sequence[Tensor],
+        run: Callable[[], Any],
+        only_measure: Callable[[], Any],
+    ) -> Any:
+        """Make a call of the script's to a clipping function, measured before it.
+
+        Args:
+            clip: the call.
+            params: what it is for.
+            run: makes the call.
+            only_measure: returns the same, and changes nothing.
+
+        Returns:
+            What the call returns.
+        """
+        if self._take_over:
+            if not clip.only_measures:
+                text = f"taken over: {_written(clip)} only measures, and --clip clips in its place"
+                self.notice(clip.name, text, event="taken-over")
+            return only_measure()
+        if not clip.only_measures and self.late.is_late(clip.name, params):
+            result = run()
+            self.late.suspect(clip.name, params)
+            return result
+        if self.late.is_always_empty(clip.name):
+            self._say_late(clip.name, "zero_grad(), when there are no gradients")
+        elif not clip.only_measures and clip.name not in self.notices:
+            text = f"the script clips by itself: {_written(clip)}"
+            if self.policy is not None:
+                text += "; --clip clips what is left, and with --take-over in its place"
+            self.notice(clip.name, text, norms="before")
+        self.own.begin(clip, params)
+        result = run()
+        self.own.end(params)
+        return result
+
+    def on_decision(self, clipper: Clipper, *, scaled: bool) -> None:
+        """Find what is known of the gradients that a clipper is about to decide on.
+
+        Args:
+            clipper: ours, or one of the script's.
+            scaled: see `OwnClipping.match`.
+        """
+        if clipper.attachment is not None:
+            self._note_late(clipper.params)
+        self.own.match(clipper, ahead=False, scaled=scaled)
+        if self.own.was_changed is not None:
+            name, self.own.was_changed = self.own.was_changed, None
+            text = (
+                f"the gradients change between {name} and the step, as by unscale_() or by another "
+                "backward(): of such steps the record has the norms after both"
+            )
+            self.notice(f"{name} changed", text, event="norms-after")
+
+    def _note_late(self, params: Sequence[Tensor]) -> None:
+        name = self.late.before_step(params)
+        if name is not None:
+            self._say_late(name, "step(), when the gradients are used")
+
+    def _say_late(self, name: str, when: str) -> None:
+        text = (
+            f"{name} is called after {when}: it changes nothing; call {name} between backward() "
+            "and step()"
+        )
+        self.notice(f"{name} late", text, event="script-clips-late")
+
+    def _amended(
+        self, clipper: Clipper, result: ClipResult
+    ) -> tuple[ClipResult, Mapping[str, float | Tensor | None]]:
+        """Return a result for the record, with the script's clipping as a part of it."""
+        return self.own.restore(clipper, result), self.own.keys(clipper)
+
+    def notice(self, what: str, text: str, *, event: str = "script-clips", **extra: object) -> None:
         """Note, once, something that the script does by itself, or that could not be done.
 
         Args:
             what: one notice is kept for each.
             text: one sentence.
             event: its name in the record.
+            extra: further keys of the event.
         """
         if what in self.notices:
             return
         self.notices[what] = text
-        if self.writer is not None and self.here:
-            first = next(iter(self._recorders.values()), None)
-            step = 1 if first is None else 1 + first.steps
-            self.writer.event(event, text, step=step)
+        first = next(iter(self._recorders.values()), None)
+        self._tell(event, text, step=1 if first is None else 1 + first.steps, **extra)
+
+    def _tell(self, event: str, text: str, *, step: int | None = None, **extra: object) -> None:
+        """Write an event into the record; without a step it is of the one that begins now."""
+        if self.writer is None or not self.here:
+            return
+        if step is None:
+            step = max((each.steps for each in self._recorders.values()), default=1)
+        self.writer.event(event, text, step=step, **extra)
 
     def close(self, status: str) -> None:
         """Write what is held, and how the run ended."""
+        self.status = self.status or status
         if self.writer is None:
             return
         try:
@@ -210,6 +330,7 @@ class Session:
 
     def _clip(self, optimizers: list[torch.optim.Optimizer]) -> Clipper:
         """Put a clipper of ours on optimizers that step together."""
+        self._compare_replicas()
         # Rules by name may be for networks that others train: then all networks are kept apart.
         every = all_optimizers() if isinstance(self.policy, ByName) else optimizers
         model = None
@@ -233,6 +354,15 @@ class Session:
             raise
         self._ours.add(clipper)
         return clipper
+
+    def _compare_replicas(self) -> None:
+        """Refuse to clip in some processes of a job only."""
+        try:
+            if self.replicas is not None:
+                self.replicas.compare()
+        except GradclipError as error:
+            self.fault = error
+            raise
 
     def _separate(self, refs: list[weakref.ref[torch.optim.Optimizer]], reason: str) -> None:
         """Clip optimizers each by itself from now on: they do not step together."""
@@ -274,7 +404,13 @@ class Session:
             name=" + ".join(dict.fromkeys(type(each).__name__ for each in optimizers)),
             loss=partial(self.losses.take, object()),
             start=self._start,
+            amend=self._amended,
         )
         self._recorders[id(recorder)] = recorder
         if clipper in self._by_hand and clipper.last is not None:
             recorder(clipper.last)  # It has clipped for this step already.
+
+
+def _written(clip: Clip) -> str:
+    """Return a call as the script has it, but for what it is for; reads its limit."""
+    return f"{clip.name}(…, {float(clip.limit):g})"

@@ -6,8 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from integration.sinks.test_sinks import events_in
 from integration.training import same
 
 from . import train_all
-from .interpreter import Interpreter
 
 Ran = subprocess.CompletedProcess[str]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -37,35 +35,6 @@ for step in range(int(sys.argv[1]) if len(sys.argv) > 1 else 4):
     model(torch.ones(2, 3)).square().mean().mul(50).backward()
     optimizer.step()
 """
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    with Interpreter() as warm:
-        yield warm
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write a file of the script's folder."""
-
-    def put(text: str, name: str = "script.py") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    return put
-
-
-@pytest.fixture
-def gradclip_run(interpreter: Interpreter, tmp_path: Path) -> Callable[..., Ran]:
-    """Run `gradclip run --record run.jsonl …` in the script's folder."""
-
-    def run(*args: object, stdin: str = "") -> Ran:
-        return interpreter.run(["run", "--record", "run.jsonl", *args], tmp_path, stdin)
-
-    return run
 
 
 def python(*args: object, cwd: Path, stdin: str = "") -> Ran:
@@ -380,6 +349,31 @@ def test_the_scripts_own_clipping_is_told(
     (event,) = read_run(tmp_path / "run.jsonl").events
     assert (event.name, event.step) == ("script-clips", 1)
     assert "clip_grad_norm_" in event.text
+
+
+def test_the_scripts_own_clipping_is_taken_over(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    own = "print(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)))"
+    write(TRAIN.replace("optimizer.step", own + "; optimizer.step"))
+    ran = gradclip_run("--clip", "norm:0.5", "--take-over", "script.py")
+    assert ran.returncode == 0
+    assert "note: taken over: clip_grad_norm_(…, 0.25) only measures" in ran.stderr
+    run = read_run(tmp_path / "run.jsonl")
+    norms = [float(line) for line in ran.stdout.split()]
+    np.testing.assert_allclose(run.column("norm"), norms, rtol=1e-6)
+    np.testing.assert_allclose(run.column("clipped_norm").max(), 0.5, rtol=1e-6)
+    assert [event.name for event in run.events] == ["taken-over"]
+
+
+def test_taking_over_needs_a_policy(
+    write: Callable[..., Path], gradclip_run: Callable[..., Ran]
+) -> None:
+    write(TRAIN)
+    ran = gradclip_run("--take-over", "script.py")
+    assert ran.returncode == 2
+    assert "--take-over" in ran.stderr
+    assert "give --clip too" in ran.stderr
 
 
 # ---- torchrun

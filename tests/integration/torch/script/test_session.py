@@ -645,7 +645,8 @@ def test_memory_grows_neither_with_steps_nor_with_optimizers(watched: Watched) -
     assert session.steps == len(run.steps) == 1720
     assert session.optimizers == {"SGD": 121}
     assert sizes[1] - sizes[0] < 40_000  # 1200 steps: under 34 bytes a step.
-    assert sizes[3] - sizes[2] < 40_000  # 80 optimizers: under 500 bytes each.
+    # 80 optimizers, under 1,000 bytes each: a later file would repeat the row of each.
+    assert sizes[3] - sizes[2] < 80_000
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of torch's own, while it compiles.
@@ -685,7 +686,8 @@ def test_norms_apart_are_noticed_and_are_not_taken_for_clipping_twice(watched: W
     session, run = watched(train, "norm:5", every=1)
     (text,) = session.notices.values()
     assert text.startswith("2× SGD: of one of them, a hook that somebody has put on its steps")
-    assert [(event.name, event.text) for event in run.events] == [("norms-apart", text)]
+    (event,) = [event for event in run.events if event.name != "loss-mean"]
+    assert (event.name, event.text) == ("norms-apart", text)
     assert not [found for found in diagnose(run) if found.kind == "double-clipping"]
 
 
