@@ -1,13 +1,14 @@
-"""Auto: a limit that starts at a tenth of the first norm, rises slowly and falls faster.
+"""Auto: a limit that starts at a tenth of the first norm, rises slowly, and above 1 if it is calm.
 
 gradclip's own rule, from its description in docs/auto.md. In logarithms, with k norms before this
-one, all above zero, and at first ℓ = ℓ' = log n, p = 1/10, s = 1/2:
+one, all above zero, and at first ℓ = ℓ' = log n, p = 1/10, s = 1/2, r = 0:
 
-    g ← g·min(1, p·exp(ℓ)/n)
+    g ← g·min(1, p·exp(ℓ)/n, u·exp(r)/n)
     s ← 0.9·s + 0.1·min(|log n − ℓ'|, 2);  ℓ' ← log n
-    p ← the least of p + 1/(600·s²), p + 1/80 and 0.7
+    p ← the least of p + 0.00007/s⁶, p + 1/20 and 0.7
     ℓ ← ℓ + 0.009                          if log n > ℓ, else
     ℓ ← ℓ − max(0.015, 0.03/(1 + k/40))·m  with m the number in [1, 4] nearest to ℓ − 2 − log n
+    r ← r + 0.04 if s < 0.3 and log n > log u + r (the r of this norm), else max(r − 0.04, 0)
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import numpy as np
 # The policies of gradclip that this class is compared with, and its arguments for each.
 PAIRS: dict[str, dict[str, object]] = {
     "auto": {},
+    "auto:0.05": {"usual": 0.05},
 }
 
 
 class Reference:
     """One stream of gradients."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual: float = 1.0) -> None:
+        self.usual = usual
+        self.room = 0.0
         self.level: float | None = None
         self.last = 0.0
         self.share = 0.1
@@ -47,11 +51,14 @@ class Reference:
         here = math.log(size)
         if self.level is None:
             self.level = self.last = here
-        limit = self.share * math.exp(self.level)
+        ceiling = self.usual * math.exp(self.room)
+        limit = min(self.share * math.exp(self.level), ceiling)
         self.swing += 0.1 * (min(abs(here - self.last), 2.0) - self.swing)
         self.last = here
-        faster = 1 / (600 * self.swing**2) if self.swing > 1e-6 else math.inf
-        self.share = min(self.share + min(faster, 1 / 80), 0.7)
+        rises = self.swing < 0.3 and size > ceiling
+        self.room = max(self.room + (0.04 if rises else -0.04), 0.0)
+        faster = 7e-5 / self.swing**6 if self.swing > 1e-3 else math.inf
+        self.share = min(self.share + min(faster, 1 / 20), 0.7)
         if here > self.level:
             self.level += 0.009
         else:

@@ -199,7 +199,7 @@ def test_online_quantile_moves_by_its_factor_and_finds_the_quantile() -> None:
 
 
 def test_auto_starts_at_a_tenth_rises_slowly_and_falls_faster() -> None:
-    share = 0.1 + 1 / (600 * 0.45**2)
+    share = 0.1 + 7e-5 / 0.45**6
     assert follow(auto.Reference(), [5.0, 5.0]) == pytest.approx([0.5, share * 5 * math.exp(-0.03)])
     reference = auto.Reference()
     follow(reference, [1.0, *[1e6] * 100])
@@ -210,6 +210,14 @@ def test_auto_starts_at_a_tenth_rises_slowly_and_falls_faster() -> None:
     assert reference.swing == pytest.approx(0.2, abs=1e-3)
     assert follow(reference, [0.0]) == [0.0]
     assert reference.seen == 102
+
+
+def test_auto_lifts_its_ceiling_only_over_calm_norms() -> None:
+    reference = auto.Reference(usual=2.0)
+    assert follow(reference, [100.0] * 6)[-2:] == pytest.approx([2.0, 2 * math.exp(0.04)])
+    assert reference.room == pytest.approx(0.08)
+    follow(reference, [1e4] * 2)
+    assert reference.room == pytest.approx(0.0)
 
 
 def test_zclip_by_hand() -> None:

@@ -7,20 +7,28 @@ import numpy as np
 from ..record.trace import Trace
 from .finding import Finding
 
-__all__ = ["find_found_limit"]
+__all__ = ["find_found_limit", "is_auto"]
 
 FACTOR = 2.0
 """A limit has moved when it is this many times as large or as small as at the last move."""
+
+SWING = 0.3
+"""From this mean change of the norm's logarithm on, a limit over the usual one falls, too."""
 
 RAMP = 360
 """Up to this step the limit is a growing share of its level."""
 
 
+def is_auto(policy: str | None) -> bool:
+    """Return whether a policy's text is that of `auto`, with any argument."""
+    return policy is not None and policy.split(":")[0] == "auto"
+
+
 def find_found_limit(trace: Trace) -> list[Finding]:
     """Return a note on the limit of the policy `auto`, with all moves by a factor of two."""
     limit, norm = trace.column("limit"), trace.column("norm")
-    known = np.isfinite(limit) & np.isfinite(norm) & ~trace.marked("skipped")
-    if trace.policy != "auto" or not known.any():
+    known = np.isfinite(limit) & np.isfinite(norm) & (norm > 0) & ~trace.marked("skipped")
+    if not is_auto(trace.policy) or not known.any():
         return []
     steps, limit, norm = trace.steps[known], limit[known], norm[known]
     moves: list[dict[str, object]] = []
@@ -50,5 +58,6 @@ def _why(rose: bool, step: int, norm: np.ndarray, limit: np.ndarray) -> str:
     """Return the reason of a move: the rule of `auto`, on the norms since the last move."""
     over = f"{np.mean(norm > limit):.0%} of the norms were over it"
     if not rose:
-        return f"the norms fell to {np.median(norm):.3g}"
+        swings = len(norm) > 1 and np.mean(np.abs(np.diff(np.log(norm)))) > SWING
+        return f"the norms fell to {np.median(norm):.3g}" + " or swing about it" * bool(swings)
     return f"it starts low and rises, and {over}" if step <= RAMP else over

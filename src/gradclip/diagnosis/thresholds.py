@@ -9,6 +9,7 @@ from ..method.describe import describe
 from ..method.read import parse
 from ..record.trace import Trace
 from .finding import Finding
+from .found import is_auto
 from .piles import script_limit
 from .window import median
 
@@ -34,7 +35,7 @@ def find_thresholds(trace: Trace) -> list[Finding]:
     clipped = trace.marked("clipped")
     usable = np.isfinite(norm) & ~trace.marked("skipped")
     clips = trace.policy not in (None, "none") or script_limit(trace) is not None
-    if usable.sum() < ENOUGH or not clips or trace.policy == "auto":
+    if usable.sum() < ENOUGH or not clips or is_auto(trace.policy):
         return []
     share = float(clipped[usable].mean())
     limits = limit[usable & np.isfinite(limit)]

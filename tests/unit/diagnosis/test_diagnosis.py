@@ -670,7 +670,7 @@ def test_where_the_limit_of_auto_is_and_why_it_moved(tmp_path: Path) -> None:
     rows = clipped_rows(0.1)
     for step, row in enumerate(rows):
         row["limit"] = 0.1 * min(1 + step / 40, 10) if step < 250 else 0.2
-    found = planted("found-limit", rows, tmp_path, policy="auto")
+    found = planted("found-limit", rows, tmp_path, policy="auto:usual=2")
     assert found.severity == "note"
     assert (found.evidence["first"], found.evidence["limit"]) == (0.1, 0.2)
     moves: Any = found.evidence["moves"]
