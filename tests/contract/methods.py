@@ -89,7 +89,7 @@ ROWS = (
     Row(tanh(0.5)),
     Row(normalise(0.5)),
     Row(spectral(0.5), spectral(_FAR)),
-    Row(auto()),
+    Row(auto(1000.0)),
     Row(autoclip(25, window=7), autoclip(100)),
     Row(quantile(0.5, window=5), quantile(1.0)),
     Row(online_quantile(), online_quantile(start=1e30)),

@@ -21,6 +21,7 @@ import numpy as np
 PAIRS: dict[str, dict[str, object]] = {
     "auto": {},
     "auto:0.05": {"usual": 0.05},
+    "auto:1000": {"usual": 1000.0},
 }
 
 
