@@ -14,6 +14,7 @@ from .setting import Setting
 from .store import RESULTS, Store
 from .studies import (
     advisor,
+    auto,
     batch_size,
     depth,
     generalization,
@@ -27,6 +28,7 @@ from .studies import (
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES: dict[str, ModuleType] = {
     "advisor": advisor,
+    "auto": auto,
     "stability": stability,
     "text": text,
     "generalization": generalization,

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 from ..problem import Problem
 from .digits import digits
+from .gated import gated
 from .mnist import mnist
 from .quadratic import quadratic
 from .recurrent import adding, order
+from .regression import regression
 from .shakespeare import char_lm, transformer
 from .sunspots import sunspots
 
@@ -20,5 +22,7 @@ TASKS: dict[str, Callable[..., Problem]] = {
     "mnist": mnist,
     "digits": digits,
     "sunspots": sunspots,
+    "gated": gated,
+    "regression": regression,
     "quadratic": quadratic,
 }

@@ -73,6 +73,7 @@ def mnist(
     init: str = "scaled",
     noise: float = 0.0,
     target: float | None = None,
+    switch: int = 0,
 ) -> Problem:
     """Return the problem.
 
@@ -86,6 +87,7 @@ def mnist(
         init: "scaled" for He's and Glorot's weights, "torch" for what nn.Linear comes with.
         noise: the share of training labels that are drawn anew.
         target: of the training loss: at or under it the problem is solved.
+        switch: from this batch on each label is the next class; 0 for never.
     """
     images, labels = digits()
     shuffled = torch.randperm(len(labels), generator=Generator().manual_seed(7))
@@ -97,20 +99,27 @@ def mnist(
 
     torch.manual_seed(seed)
     model = Deep(depth, width, act, norm, residual, init)
+    batches = 0
+
+    def turned(classes: Tensor) -> Tensor:
+        return (classes + 1) % 10 if switch and batches > switch else classes
 
     def loss() -> Tensor:
+        nonlocal batches
+        batches += 1
         model.train()
         rows = torch.randint(TRAINED, (BATCH,), generator=draw)
-        return nn.functional.cross_entropy(model(images[train[rows]]), given[rows])
+        return nn.functional.cross_entropy(model(images[train[rows]]), turned(given[rows]))
 
     def evaluate() -> dict[str, float]:
         model.eval()
         seen, unseen = model(images[train]), model(images[test])
+        wanted, other = turned(given), turned(labels[test])
         return {
-            "loss": float(nn.functional.cross_entropy(seen, given)),
-            "test_loss": float(nn.functional.cross_entropy(unseen, labels[test])),
-            "error": float((seen.argmax(1) != given).float().mean()),
-            "test_error": float((unseen.argmax(1) != labels[test]).float().mean()),
+            "loss": float(nn.functional.cross_entropy(seen, wanted)),
+            "test_loss": float(nn.functional.cross_entropy(unseen, other)),
+            "error": float((seen.argmax(1) != wanted).float().mean()),
+            "test_error": float((unseen.argmax(1) != other).float().mean()),
         }
 
     def solved(seen: dict[str, float]) -> bool:

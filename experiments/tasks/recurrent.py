@@ -7,7 +7,7 @@ from torch import Generator, Tensor, nn
 
 from ..problem import Problem
 
-__all__ = ["adding", "order"]
+__all__ = ["BATCH", "HELD_OUT", "adding", "order", "sums"]
 
 BATCH = 20
 HIDDEN = 50
@@ -44,10 +44,10 @@ def adding(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
     torch.manual_seed(seed)
     model = TanhNet(2, 1, radius)
     numbers = Generator().manual_seed(seed + 1000)
-    held_x, held_y = _sums(HELD_OUT, length, Generator().manual_seed(77))
+    held_x, held_y = sums(HELD_OUT, length, Generator().manual_seed(77))
 
     def loss() -> Tensor:
-        x, y = _sums(BATCH, length, numbers)
+        x, y = sums(BATCH, length, numbers)
         return nn.functional.mse_loss(model(x), y)
 
     def evaluate() -> dict[str, float]:
@@ -77,7 +77,8 @@ def order(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
     return Problem(model, loss, evaluate, 1.3862943611, lambda seen: seen["error"] < 0.01)
 
 
-def _sums(count: int, length: int, numbers: Generator) -> tuple[Tensor, Tensor]:
+def sums(count: int, length: int, numbers: Generator) -> tuple[Tensor, Tensor]:
+    """Return sequences of numbers and marks, and the sums of the two marked numbers."""
     values = torch.rand(count, length, generator=numbers)
     half = length // 2
     first = torch.randint(half, (count, 1), generator=numbers)

@@ -17,6 +17,7 @@ from . import (
     adagc,
     agc,
     aggc,
+    auto,
     autoclip,
     centered,
     clip21,
@@ -195,6 +196,28 @@ def test_online_quantile_moves_by_its_factor_and_finds_the_quantile() -> None:
     reference = online_quantile.Reference(p=0.3, eta=0.02)
     follow(reference, list(np.random.default_rng(0).uniform(size=4000)))
     assert reference.limit == pytest.approx(0.3, abs=0.05)
+
+
+def test_auto_starts_at_a_tenth_rises_slowly_and_falls_faster() -> None:
+    share = 0.1 + 7e-5 / 0.45**6
+    assert follow(auto.Reference(), [5.0, 5.0]) == pytest.approx([0.5, share * 5 * math.exp(-0.03)])
+    reference = auto.Reference()
+    follow(reference, [1.0, *[1e6] * 100])
+    assert reference.level == pytest.approx(-0.03 + 100 * 0.009)
+    assert reference.share == 0.7
+    follow(reference, [1e-9])
+    assert reference.level == pytest.approx(-0.03 + 0.9 - 4 * 0.015)
+    assert reference.swing == pytest.approx(0.2, abs=1e-3)
+    assert follow(reference, [0.0]) == [0.0]
+    assert reference.seen == 102
+
+
+def test_auto_lifts_its_ceiling_only_over_calm_norms() -> None:
+    reference = auto.Reference(usual=2.0)
+    assert follow(reference, [100.0] * 6)[-2:] == pytest.approx([2.0, 2 * math.exp(0.04)])
+    assert reference.room == pytest.approx(0.08)
+    follow(reference, [1e4] * 2)
+    assert reference.room == pytest.approx(0.0)
 
 
 def test_zclip_by_hand() -> None:

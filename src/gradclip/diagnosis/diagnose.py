@@ -9,6 +9,7 @@ import numpy as np
 from ..record import Run, Trace, traces_of
 from .exploding import find_exploding, find_exploding_depth
 from .finding import SEVERITIES, Finding
+from .found import find_found_limit
 from .nonfinite import find_nonfinite, find_skipped
 from .piles import find_double_clipping
 from .plateau import find_plateau
@@ -29,6 +30,7 @@ _DETECTORS: tuple[Callable[[Trace], list[Finding]], ...] = (
     find_clip_before_unscale,
     find_double_clipping,
     find_thresholds,
+    find_found_limit,
     find_spikes,
     find_skipped,
     find_plateau,

@@ -18,6 +18,7 @@ Kind = Literal[
     "norm-spike",
     "never-binds",
     "always-binds",
+    "found-limit",
     "removes-most",
     "double-clipping",
     "clip-before-unscale",

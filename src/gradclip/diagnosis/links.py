@@ -22,6 +22,7 @@ PAGES: dict[str, str] = {
     "plateau": _VANISHING,
     "never-binds": _THRESHOLD,
     "always-binds": _THRESHOLD,
+    "found-limit": _THRESHOLD,
     "removes-most": _THRESHOLD,
     "double-clipping": _THRESHOLD,
     "clip-before-unscale": _SCALING,

@@ -9,6 +9,7 @@ from ..method.describe import describe
 from ..method.read import parse
 from ..record.trace import Trace
 from .finding import Finding
+from .found import is_auto
 from .piles import script_limit
 from .window import median
 
@@ -29,12 +30,12 @@ threshold that always binds is common and does little harm."""
 
 
 def find_thresholds(trace: Trace) -> list[Finding]:
-    """Return the findings on the limit in force."""
+    """Return the findings on the limit in force; that of `auto` has a note of its own."""
     norm, limit = trace.column("norm"), trace.column("limit")
     clipped = trace.marked("clipped")
     usable = np.isfinite(norm) & ~trace.marked("skipped")
     clips = trace.policy not in (None, "none") or script_limit(trace) is not None
-    if usable.sum() < ENOUGH or not clips:
+    if usable.sum() < ENOUGH or not clips or is_auto(trace.policy):
         return []
     share = float(clipped[usable].mean())
     limits = limit[usable & np.isfinite(limit)]

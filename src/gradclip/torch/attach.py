@@ -40,7 +40,7 @@ _in_backward: weakref.WeakKeyDictionary[torch.optim.Optimizer, Callable[[], bool
 
 def attach(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-    policy: PolicyLike | None,
+    policy: PolicyLike | None = "auto",
     *,
     model: torch.nn.Module | None = None,
     on: Literal["gradient", "update"] = "gradient",
@@ -75,7 +75,8 @@ def attach(
         optimizer: any `torch.optim.Optimizer`, or a list of several that train one model; each
             gets two hooks and a `step` of its own. Where a class changes the gradients inside of
             its `step` and then calls its parent's, they are clipped between the two.
-        policy: a policy, its text form, or rules by name; None measures and changes nothing.
+        policy: a policy, its text form, or rules by name; by default `auto`, which finds its
+            limit by itself. None measures and changes nothing.
         model: where the names of the parameters come from; without it the optimizer's own
             (`param_names`) are used, else "group0.0", "group0.1", ….
         on: "update" clips what the step did to the weights instead, after it, for methods such

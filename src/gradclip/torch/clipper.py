@@ -79,7 +79,8 @@ class Clipper:
     Args:
         params: parameters, or pairs of name and parameter such as `model.named_parameters()`.
             A parameter listed twice counts once. Their gradients are mutated by `clip_`.
-        policy: a policy, its text form, or rules by name; None measures and changes nothing.
+        policy: a policy, its text form, or rules by name; by default `auto`, which finds its
+            limit by itself. None measures and changes nothing.
         nonfinite: what a gradient with inf or NaN does. "skip": nothing is changed, the result
             says `skipped`, and the optimizer must not step (`attach` sees to that); "zero":
             such values become 0 and the rest is clipped; "raise": an error that names the
@@ -122,7 +123,7 @@ class Clipper:
     def __init__(
         self,
         params: Params,
-        policy: PolicyLike | None,
+        policy: PolicyLike | None = "auto",
         *,
         nonfinite: NonFinite = "skip",
         max_skips: int = 10,

@@ -664,3 +664,23 @@ def test_the_loss_spikes_of_the_events_are_the_diagnosis_s(tmp_path: Path) -> No
 
 def test_it_is_public() -> None:
     assert gradclip.diagnose is diagnose
+
+
+def test_where_the_limit_of_auto_is_and_why_it_moved(tmp_path: Path) -> None:
+    rows = clipped_rows(0.1)
+    for step, row in enumerate(rows):
+        row["limit"] = 0.1 * min(1 + step / 40, 10) if step < 250 else 0.2
+    found = planted("found-limit", rows, tmp_path, policy="auto:usual=2")
+    assert found.severity == "note"
+    assert (found.evidence["first"], found.evidence["limit"]) == (0.1, 0.2)
+    moves: Any = found.evidence["moves"]
+    assert [move["step"] for move in moves[:2]] == [41, 121]
+    assert moves[0]["why"] == "it starts low and rises, and 100% of the norms were over it"
+    assert moves[-1]["why"].startswith("the norms fell to ")
+    assert (
+        not {"always-binds", "removes-most"}
+        & kinds(diagnose(read_run(tmp_path / "run.jsonl"))).keys()
+    )
+    (tmp_path / "other").mkdir()
+    other = record(tmp_path / "other", rows, policy="zclip")
+    assert "found-limit" not in kinds(diagnose(other))

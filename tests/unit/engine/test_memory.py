@@ -28,6 +28,7 @@ from gradclip import (
     adaclip,
     adagc,
     adagn,
+    auto,
     autoclip,
     by_name,
     by_norm,
@@ -275,6 +276,7 @@ def test_a_finite_spike_does_not_disable_a_statistic(row: Row, dtype: Any, backe
         adagn(),
         stable_spam(),
         online_quantile(),
+        auto(),
     ],
     ids=str,
 )

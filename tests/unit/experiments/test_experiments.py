@@ -256,9 +256,9 @@ def test_sums_add_up() -> None:
 
 
 def test_adding_and_order_are_what_they_say() -> None:
-    from experiments.tasks.recurrent import _orders, _sums
+    from experiments.tasks.recurrent import _orders, sums
 
-    x, y = _sums(50, 10, torch.Generator().manual_seed(0))
+    x, y = sums(50, 10, torch.Generator().manual_seed(0))
     assert x[:, :, 1].sum(1).eq(2).all()
     assert x[:, :5, 1].sum(1).eq(1).all()
     for row, target in zip(x, y, strict=True):

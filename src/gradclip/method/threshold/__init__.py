@@ -4,6 +4,7 @@ from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, OtherOrder, Smallest
 from .fixed import Fixed, Moving, RatioToWeight
+from .found import Found
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
 from .rolling import RollingMean
@@ -13,6 +14,7 @@ __all__ = [
     "After",
     "Context",
     "Fixed",
+    "Found",
     "Leading",
     "Limits",
     "MeanStd",
