@@ -11,8 +11,8 @@ from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION
 from .ruin import Ruin, ruin_of
-from .spikes import HARMFUL, LEAD, began_at, first_of
-from .window import WINDOW, median
+from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, first_of
+from .window import MIN_VALUES, SIGMA, WINDOW, median
 
 __all__ = ["find_exploding", "find_exploding_depth"]
 
@@ -182,11 +182,17 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
         return True
-    stays = row + 1 >= len(norm) or median(norm[after]) >= level
+    stays = median(norm[row : row + 1 + AFTER]) >= level
+    if len(norm) - row < LEVEL and row - first < LONG:
+        stays = False  # The record ends with one odd norm or two.
     earlier = norm[max(first - WINDOW, 0) : first]
-    earlier = earlier[np.isfinite(earlier)]
+    earlier = earlier[np.isfinite(earlier) & (earlier > 0)]
     if len(earlier) and not median(norm[row : row + 1 + AFTER]) > np.quantile(earlier, MOST):
         stays = False  # Noisy norms: such norms came before too.
+    logs = np.log(earlier)
+    noise = SIGMA * median(np.abs(logs - median(logs)))
+    if len(logs) >= MIN_VALUES and np.log(norm[row]) < median(logs) + LOG_DEVIATIONS * noise:
+        stays = False
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
     if stays:
         return not now < before

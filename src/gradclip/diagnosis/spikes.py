@@ -38,8 +38,8 @@ RISE = 0.1
 """A rise of the loss under this share of the first loss is not a spike."""
 
 HARMFUL = 0.25
-"""A spike is a warning from this share of the first losses on, if it lasts two steps or more. A
-spike of one step may be a hard batch."""
+"""A spike is a warning from this share of the first losses on, if it lasts. A spike of one step may
+be a hard batch."""
 
 LOG_DEVIATIONS = 4.0
 """A loss above zero must also exceed its usual logarithm by this many deviations."""
@@ -50,6 +50,9 @@ MIN_EARLY = 3
 EARLY = 2.0
 """One of the first losses is a spike if it exceeds all before by this multiple of their range, and
 by the whole loss before training."""
+
+LONG = 3
+"""The number of high losses in a row that are more than hard batches."""
 
 LEAD = 10
 """A norm spike leads to a loss spike if it is at most this many steps earlier. Two high losses at
@@ -330,9 +333,10 @@ def _harms(spike: LossSpike, level: float, highest: float) -> bool:
     """
     if np.isinf(spike.rise):
         return True
-    if spike.lasting < 2 or spike.rise < HARMFUL * level:
+    if spike.rise < HARMFUL * level:
         return False
-    return spike.norm_step is not None or spike.top > highest
+    led = spike.lasting >= 2 and spike.norm_step is not None
+    return led or (spike.lasting >= LONG and spike.top > highest)
 
 
 def _of_norm(trace: Trace, norm: Floats, alone: NDArray[np.bool_]) -> Finding:

@@ -442,7 +442,7 @@ def test_one_hard_batch_is_a_note(tmp_path: Path) -> None:
     assert planted("loss-spike", rows, tmp_path).severity == "note"
     rows[201]["loss"] += 1.0
     assert planted("loss-spike", rows, tmp_path).severity == "note"  # Less than without training.
-    for row in rows[200:202]:
+    for row in rows[200:203]:
         row["loss"] += 2.0
     assert planted("loss-spike", rows, tmp_path).severity == "warning"
 
