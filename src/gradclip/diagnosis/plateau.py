@@ -61,7 +61,7 @@ def find_plateau(trace: Trace) -> list[Finding]:
     if 0 < level[last] < LEARNT * max(float(level[0]), began_at(loss)):
         return []
     never = last == 0
-    stands = float(np.ptp(level)) <= enough and bool((loss > 0).all())
+    stands = float(np.ptp(level)) <= 2 * enough and bool((loss > 0).all())
     step = int(steps[blocks[last][0] if never else blocks[last][-1]])
     sentence = (
         f"The loss has not fallen since the start: {level[0]:.4g} then, {level[-1]:.4g} now."
