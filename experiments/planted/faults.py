@@ -333,3 +333,12 @@ def _() -> None:
         return x, y
 
     fit(model, torch.optim.Adam(model.parameters(), lr=1e-2), before=spoil)
+
+
+@fault("ReLU layer that is off from the start", "dead-layers",
+       place=lambda finding: between(1, 1)(finding) and "2.weight" in finding.evidence["dead"],  # type: ignore[operator]
+       also=("plateau",))  # fmt: skip
+def _() -> None:
+    model = mlp()
+    nn.init.constant_(model[2].bias, -50.0)  # type: ignore[arg-type]
+    fit(model, adamw(model))

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from .case import STEPS, healthy
-from .trainings import CharLSTM, CharTransformer, adamw, classes, fit, fit_text, mlp, sgd, warm_up
+from .trainings import (
+    CharLSTM,
+    CharTransformer,
+    adamw,
+    classes,
+    fit,
+    fit_text,
+    mlp,
+    sgd,
+    step_on,
+    warm_up,
+)
 
 
 @healthy("MLP, SGD with momentum")
@@ -129,3 +140,34 @@ def _() -> None:
         optimizer.zero_grad()
         (model(x).squeeze(1) - torch.tanh(x @ teacher)).pow(2).mean().backward()
         optimizer.step()
+
+
+@healthy("curriculum: twice as many classes from step 100 on, SGD")
+def _() -> None:
+    model = mlp()
+    optimizer = sgd(model, 0.1)
+    for step, (x, y) in zip(range(1, STEPS + 1), classes(), strict=False):
+        easy = y % 2 if step < 100 else y
+        step_on(nn.functional.cross_entropy(model(x), easy), optimizer)
+
+
+@healthy("policy gradient on a bandit: a loss around zero, Adam")
+def _() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer, best, mean = torch.optim.Adam(model.parameters(), lr=3e-3), torch.randn(8, 4), 0.0
+    for _ in range(STEPS):
+        x = torch.randn(16, 8)
+        chosen = torch.distributions.Categorical(logits=model(x))
+        action = chosen.sample()
+        reward = (x @ best).gather(1, action[:, None]).squeeze(1)
+        mean = 0.9 * mean + 0.1 * float(reward.mean())
+        step_on(-(chosen.log_prob(action) * (reward - mean)).mean(), optimizer)
+
+
+@healthy("batches of two samples, squared error with a long tail, Adam")
+def _() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer, teacher = torch.optim.Adam(model.parameters(), lr=2e-3), torch.randn(8)
+    for _ in range(STEPS):
+        x = torch.randn(2, 8)
+        step_on((model(x).squeeze(1) - (x @ teacher) ** 2).pow(2).mean(), optimizer)

@@ -151,15 +151,6 @@ def _() -> None:
     fit(model, sgd(model, 0.01))
 
 
-@fault("ReLU layer that is off from the start", "dead-layers",
-       place=lambda finding: between(1, 1)(finding) and "2.weight" in finding.evidence["dead"],  # type: ignore[operator]
-       also=("plateau",))  # fmt: skip
-def _() -> None:
-    model = mlp()
-    nn.init.constant_(model[2].bias, -50.0)  # type: ignore[arg-type]
-    fit(model, adamw(model))
-
-
 @fault("threshold far above every norm of an LSTM", "never-binds", policy="norm:10000")
 def _() -> None:
     fit_text(CharLSTM, lambda model: adamw(model, 3e-3), steps=100)

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from .case import STEPS
 from .case import healthy as _healthy
-from .trainings import CharLSTM, CharTransformer, adamw, classes, fit, fit_text, mlp, sgd, warm_up
+from .trainings import (
+    CharLSTM,
+    CharTransformer,
+    adamw,
+    classes,
+    fit,
+    fit_text,
+    mlp,
+    sgd,
+    step_on,
+    warm_up,
+)
 
 healthy = functools.partial(_healthy, held_out=True)
-
-
-def step_on(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Make one step down the loss."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 @healthy("regression on targets of size 20: noisy early losses, Adam")
@@ -44,15 +48,6 @@ def _() -> None:
     fit_text(CharLSTM, lambda model: adamw(model, 1e-2), warm_up, steps=120)
 
 
-@healthy("curriculum: twice as many classes from step 100 on, SGD")
-def _() -> None:
-    model = mlp()
-    optimizer = sgd(model, 0.1)
-    for step, (x, y) in zip(range(1, STEPS + 1), classes(), strict=False):
-        easy = y % 2 if step < 100 else y
-        step_on(nn.functional.cross_entropy(model(x), easy), optimizer)
-
-
 @healthy("curriculum: longer sequences every 50 steps, AdamW")
 def _() -> None:
     lstm, out = nn.LSTM(2, 24, batch_first=True), nn.Linear(24, 1)
@@ -63,19 +58,6 @@ def _() -> None:
         marked = torch.zeros(32, length).scatter(1, places, 1.0)
         states = lstm(torch.stack([values, marked], 2))[0]
         step_on((out(states[:, -1]).squeeze(1) - (values * marked).sum(1)).pow(2).mean(), optimizer)
-
-
-@healthy("policy gradient on a bandit: a loss around zero, Adam")
-def _() -> None:
-    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
-    optimizer, best, mean = torch.optim.Adam(model.parameters(), lr=3e-3), torch.randn(8, 4), 0.0
-    for _ in range(STEPS):
-        x = torch.randn(16, 8)
-        chosen = torch.distributions.Categorical(logits=model(x))
-        action = chosen.sample()
-        reward = (x @ best).gather(1, action[:, None]).squeeze(1)
-        mean = 0.9 * mean + 0.1 * float(reward.mean())
-        step_on(-(chosen.log_prob(action) * (reward - mean)).mean(), optimizer)
 
 
 @healthy("Q-learning with a target network: a loss that rises first, Adam")
@@ -154,15 +136,6 @@ def _() -> None:
     optimizer = sgd(model, 0.01, momentum=0)
     for (x, y), _ in zip(classes(1), range(STEPS), strict=False):
         step_on(nn.functional.cross_entropy(model(x), y), optimizer)
-
-
-@healthy("batches of two samples, squared error with a long tail, Adam")
-def _() -> None:
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
-    optimizer, teacher = torch.optim.Adam(model.parameters(), lr=2e-3), torch.randn(8)
-    for _ in range(STEPS):
-        x = torch.randn(2, 8)
-        step_on((model(x).squeeze(1) - (x @ teacher) ** 2).pow(2).mean(), optimizer)
 
 
 @healthy("labels of which a fifth are wrong, dropout, AdamW with weight decay")

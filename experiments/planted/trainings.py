@@ -135,3 +135,10 @@ def warm_up(optimizer: torch.optim.Optimizer) -> Any:
         return (step + 1) / 30 if step < 30 else 0.5 * (1 + math.cos(math.pi * step / STEPS))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def step_on(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Make one step down the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

@@ -11,7 +11,7 @@ from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION
 from .ruin import Ruin, ruin_of
-from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, first_of
+from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, level_of
 from .window import MIN_VALUES, SIGMA, WINDOW, median
 
 __all__ = ["find_exploding", "find_exploding_depth"]
@@ -192,12 +192,12 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     logs = np.log(earlier)
     noise = SIGMA * median(np.abs(logs - median(logs)))
     if len(logs) >= MIN_VALUES and np.log(norm[row]) < median(logs) + LOG_DEVIATIONS * noise:
-        stays = False
+        return False
     before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
     if stays:
         return not now < before
     # A norm may fall again because the model is ruined: the growth was long and raised the loss.
-    return row - first >= LONG and now > before + HARMFUL * abs(first_of(loss))
+    return row - first >= LONG and now > before + HARMFUL * level_of(loss[: first + 1])
 
 
 def _lowest_level(norm: Floats) -> Floats:

@@ -56,13 +56,12 @@ class Ruin(NamedTuple):
 
 
 def ruin_of(trace: Trace) -> Ruin | None:
-    """Return the stretch of non-finite steps at the end of a run, with its cause; None without one.
+    """Return the stretch of non-finite gradients at the end of a run, with its cause; else None.
 
     Args:
         trace: the steps of one optimizer; not mutated.
     """
-    loss = trace.column("loss")
-    bad = trace.nonfinite | (trace.seen("loss") & ~np.isfinite(loss))
+    bad = trace.nonfinite
     if not len(bad) or not bad[-1]:
         return None
     good = np.flatnonzero(~bad)

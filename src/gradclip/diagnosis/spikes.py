@@ -78,7 +78,8 @@ class LossSpike:
         top: the highest loss; inf if the loss was not finite.
         norm_step: the last earlier step with a norm spike, at most `LEAD` steps before; else None.
         norm_ratio: the norm of that step over the usual norm; None without such a step.
-        norm_with: whether the first step has a norm spike too, as a bad batch has.
+        early: whether fewer than `MIN_VALUES` losses came before.
+    norm_with: whether the first step has a norm spike too, as a bad batch has.
     """
 
     step: int
@@ -90,6 +91,7 @@ class LossSpike:
     top: float
     norm_step: int | None
     norm_ratio: float | None
+    early: bool
     norm_with: bool
 
 
@@ -150,6 +152,7 @@ def loss_spikes(trace: Trace, until: int | None = None) -> list[LossSpike]:
                 top=float(height[group].max()),
                 norm_step=int(trace.steps[before[-1]]) if len(before) else None,
                 norm_ratio=float(ratio[before[-1]]) if len(before) else None,
+                early=bool(np.isfinite(loss[: group[0]]).sum() < MIN_VALUES),
                 norm_with=bool(
                     spiking[slice(*np.searchsorted(trace.steps, [first, first + 1]))].any()
                 ),
@@ -336,7 +339,9 @@ def _harms(spike: LossSpike, level: float, highest: float) -> bool:
     if spike.rise < HARMFUL * level:
         return False
     led = spike.lasting >= 2 and spike.norm_step is not None
-    return led or (spike.lasting >= LONG and spike.top > highest)
+    is_task = spike.norm_with and spike.peak == spike.step
+    above = spike.lasting >= LONG and spike.top > highest
+    return led or (above and not is_task and not spike.early)
 
 
 def _of_norm(trace: Trace, norm: Floats, alone: NDArray[np.bool_]) -> Finding:
