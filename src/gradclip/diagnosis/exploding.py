@@ -10,7 +10,7 @@ from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION
-from .ruin import Ruin, ruin_of
+from .ruin import FEW, Ruin, ruin_of
 from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, level_of
 from .window import MIN_VALUES, SIGMA, WINDOW, median
 
@@ -31,6 +31,10 @@ MOST = 0.9
 
 AFTER = 20
 """The number of steps after the growth in which the norms must stay large."""
+
+SUDDEN = 1e4
+"""In the first steps the norm has no lasting level: growth by as much, together with a growth of
+the loss by `GROWTH`, is an explosion, even if the optimizer gets over it."""
 
 LONG = 5
 """The number of steps from which growth is more than one spike."""
@@ -57,7 +61,7 @@ def find_exploding(trace: Trace) -> list[Finding]:
     lost = (
         ruin is not None
         or bool(trace.nonfinite[-LEAD:].any())
-        or not end < began_at(loss[: first + 1])
+        or not end < began_at(loss[: max(first, 1)])
     )
     where = f", first in {layer}" if layer else ""
     if high > low:
@@ -84,7 +88,7 @@ def find_exploding(trace: Trace) -> list[Finding]:
                 "first_layer_ratio": layer_ratio,
                 "max_norm": float(np.max(norm[np.isfinite(norm)])),
                 "nonfinite_from": None if ruin is None else int(trace.steps[ruin.row]),
-                "loss_start": began_at(loss[: first + 1]),
+                "loss_start": began_at(loss[: max(first, 1)]),
                 "loss_end": end,
             },
             trace.optimizer,
@@ -193,11 +197,17 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     noise = SIGMA * median(np.abs(logs - median(logs)))
     if len(logs) >= MIN_VALUES and np.log(norm[row]) < median(logs) + LOG_DEVIATIONS * noise:
         return False
-    before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
+    # The loss of the first large norm is large too, so that it does not tell the level before.
+    before, now = median(loss[max(first - AFTER, 0) : max(first, 1)]), median(loss[after])
+    top = np.max(
+        loss[first : row + AFTER], initial=0.0, where=np.isfinite(loss[first : row + AFTER])
+    )
+    if first <= FEW and norm[row] >= SUDDEN * norm[0] and top > GROWTH * abs(before):
+        return True
     if stays:
         return not now < before
     # A norm may fall again because the model is ruined: the growth was long and raised the loss.
-    return row - first >= LONG and now > before + HARMFUL * level_of(loss[: first + 1])
+    return row - first >= LONG and now > before + HARMFUL * level_of(loss[: max(first, 1)])
 
 
 def _lowest_level(norm: Floats) -> Floats:

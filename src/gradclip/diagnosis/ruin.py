@@ -10,7 +10,7 @@ from ..record.rows import Floats
 from ..record.trace import Trace
 from .window import median
 
-__all__ = ["DIVIDE", "Cause", "Ruin", "divides", "ruin_of"]
+__all__ = ["DIVIDE", "FEW", "Cause", "Ruin", "divides", "ruin_of"]
 
 Cause = Literal["explosion", "rate", "start", "skipped", "batch"]
 
@@ -30,11 +30,11 @@ FEW = 5
 HUGE = 1000.0
 """A norm from which one step can ruin the weights, as far as the record does not tell more."""
 
-HUGE_DIVIDED = 1e6
+HUGE_DIVIDED = 1e4
 """The same for an optimizer that divides by the gradient's size."""
 
-FAR = 0.5
-"""A step that moves the weights by as much on average (root mean square) ruins most models."""
+FAR = 0.1
+"""A step that moves the weights by as much (root mean square) is far for most initialisations."""
 
 DIVIDE = ("Adam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Lion", "LAMB", "Sophia")
 """Parts of the names of optimizers whose step does not depend on the gradient's size."""
