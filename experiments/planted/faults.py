@@ -306,8 +306,9 @@ def _() -> None:
 )
 def _() -> None:
     rnn, out = nn.RNN(4, 32, nonlinearity="relu", batch_first=True), nn.Linear(32, 1)
-    nn.init.eye_(rnn.weight_hh_l0)
-    rnn.weight_hh_l0.data.mul_(1.05)
+    recurrence = rnn.get_parameter("weight_hh_l0")
+    nn.init.eye_(recurrence)
+    recurrence.data.mul_(1.05)
     optimizer = torch.optim.SGD([*rnn.parameters(), *out.parameters()], lr=0.02)
     for _ in range(60):
         x = torch.randn(32, 50, 4)

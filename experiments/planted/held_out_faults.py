@@ -60,8 +60,9 @@ def _() -> None:
        also=("loss-spike",))  # fmt: skip
 def _() -> None:
     rnn, out = nn.RNN(4, 24, nonlinearity="relu", batch_first=True), nn.Linear(24, 1)
-    nn.init.eye_(rnn.weight_hh_l0)
-    rnn.weight_hh_l0.data.mul_(1.15)
+    recurrence = rnn.get_parameter("weight_hh_l0")
+    nn.init.eye_(recurrence)
+    recurrence.data.mul_(1.15)
     optimizer = torch.optim.SGD([*rnn.parameters(), *out.parameters()], lr=0.01)
     for _ in range(60):
         x = torch.randn(16, 40, 4)

@@ -94,14 +94,15 @@ def _() -> None:
 
 @healthy("fine-tuning: a trained body at a small rate, a new head, AdamW")
 def _() -> None:
-    body, head = mlp()[:-1], nn.Linear(32, 4)
-    for parameter in body[0].parameters():
+    layers, head = list(mlp())[:-1], nn.Linear(32, 4)
+    frozen, body = nn.Sequential(*layers[:2]), nn.Sequential(*layers[2:])
+    for parameter in frozen.parameters():
         parameter.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        [{"params": body[2:].parameters(), "lr": 1e-4}, {"params": head.parameters(), "lr": 5e-3}]
+        [{"params": body.parameters(), "lr": 1e-4}, {"params": head.parameters(), "lr": 5e-3}]
     )
     for (x, y), _ in zip(classes(), range(STEPS), strict=False):
-        step_on(nn.functional.cross_entropy(head(body(x)), y), optimizer)
+        step_on(nn.functional.cross_entropy(head(body(frozen(x))), y), optimizer)
 
 
 @healthy("fine-tuning of a model that is trained already, SGD")

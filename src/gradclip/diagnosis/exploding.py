@@ -183,31 +183,35 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     The level is at least the level of the first steps: in a saturated model the norm may fall and
     return to its first level, which is not an explosion.
     """
+    earlier = norm[max(first - WINDOW, 0) : first]
+    earlier = earlier[np.isfinite(earlier)]
+    if _is_noise(norm[row], earlier[earlier > 0]):
+        return False
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
         return True
-    stays = median(norm[row : row + 1 + AFTER]) >= level
-    if len(norm) - row < LEVEL and row - first < LONG:
-        stays = False  # The record ends with one odd norm or two.
-    earlier = norm[max(first - WINDOW, 0) : first]
-    earlier = earlier[np.isfinite(earlier) & (earlier > 0)]
-    if len(earlier) and not median(norm[row : row + 1 + AFTER]) > np.quantile(earlier, MOST):
-        stays = False  # Noisy norms: such norms came before too.
-    logs = np.log(earlier)
-    noise = SIGMA * median(np.abs(logs - median(logs)))
-    if len(logs) >= MIN_VALUES and np.log(norm[row]) < median(logs) + LOG_DEVIATIONS * noise:
-        return False
     # The loss of the first large norm is large too, so that it does not tell the level before.
     before, now = median(loss[max(first - AFTER, 0) : max(first, 1)]), median(loss[after])
-    top = np.max(
-        loss[first : row + AFTER], initial=0.0, where=np.isfinite(loss[first : row + AFTER])
-    )
+    high = loss[first : row + AFTER]
+    top = np.max(high, initial=0.0, where=np.isfinite(high))
     if first <= FEW and norm[row] >= SUDDEN * norm[0] and top > GROWTH * abs(before):
         return True
-    if stays:
+    # A record that ends with one odd norm or two shows no lasting growth.
+    ends = len(norm) - row < LEVEL and row - first < LONG
+    reached = median(norm[row : row + 1 + AFTER])
+    usual = float(np.quantile(earlier, MOST)) if len(earlier) else 0.0
+    if reached >= level and reached > usual and not ends:
         return not now < before
     # A norm may fall again because the model is ruined: the growth was long and raised the loss.
     return row - first >= LONG and now > before + HARMFUL * level_of(loss[: max(first, 1)])
+
+
+def _is_noise(value: float, earlier: Floats) -> bool:
+    """Return whether a norm is within the noise of the norms before the growth, all above zero."""
+    logs = np.log(earlier)
+    middle = median(logs)
+    noise = SIGMA * median(np.abs(logs - middle))
+    return len(logs) >= MIN_VALUES and np.log(value) < middle + LOG_DEVIATIONS * noise
 
 
 def _lowest_level(norm: Floats) -> Floats:

@@ -107,6 +107,23 @@ def test_a_bad_batch_is_named_with_its_step_and_what_prevents_it(
     assert {kind for kind, f in found.items() if f.severity != "note"} == {"non-finite"}
 
 
+def test_an_explosion_that_the_optimizer_gets_over_is_named(tmp_path: Path) -> None:
+    rows = usual(100)
+    for row, size in zip(rows[1:4], (1e10, 1e6, 1e3), strict=True):
+        row |= {"norm": size, "loss": size}
+    found = by_kind(record(tmp_path, rows, kind="Adam"))["exploding"]
+    assert (found.severity, found.step) == ("warning", 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_norms_that_always_vary_a_hundredfold_do_not_explode(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = usual(300)
+    for row, factor in zip(rows, np.exp(rng.normal(0, 1.3, 300)).tolist(), strict=True):
+        row["norm"] *= factor
+    assert "exploding" not in by_kind(record(tmp_path, rows))
+
+
 def test_a_bad_gradient_under_a_finite_loss_is_named_with_its_layer(tmp_path: Path) -> None:
     bad = {"norm": math.nan, "loss": 2.0, "nonfinite": ["rnn.weight"]}
     found = by_kind(record(tmp_path, [*usual(40), bad, *[NAN] * 20]))["non-finite"]
