@@ -66,6 +66,8 @@ def norms_before(trace: Trace, step: float, largest: float) -> Floats:
 def guess(trace: Trace, wrong: int, largest: float) -> float | None:
     """Return a threshold under the norms before a step and under the limit of the run, or None."""
     before, limit = norms_before(trace, wrong, largest), trace.column("limit")
+    if not len(before):  # The run exploded in its first step: its norm is all there is.
+        before = norms_before(trace, wrong + 1, largest)
     if not len(before):
         return None
     used = limit[np.isfinite(limit) & (limit > 0)][:1].tolist()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..diagnosis import Finding
 from ..diagnosis import diagnose as findings_of
-from ..record import read_run
+from ..record import Run, read_run
 from ..show.safe import printable
 from ..show.style import SEVERITY
 from .failure import exit_on_user_error
@@ -37,12 +37,22 @@ def diagnose(
         return
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not found:
-        steps = len(record.steps)
-        console.print(f"Nothing that needs attention in {steps:,} step{'s' * (steps != 1)}.")
+        console.print(_nothing(record))
     for finding in found:
         console.print(_headline(finding))
         console.print(f"  {printable(finding.sentence)}\n  {finding.suggestion}")
         console.print(f"  See {finding.link}\n")
+
+
+def _nothing(record: Run) -> str:
+    """Return what a record without findings says."""
+    steps = len(record.steps)
+    if steps:
+        return f"Nothing that needs attention in {steps:,} step{'s' * (steps != 1)}."
+    return (
+        "The record has no steps yet, and no end: the run is before its first step, or it was "
+        "killed there. There is nothing to judge."
+    )
 
 
 def _headline(finding: Finding) -> Text:

@@ -53,7 +53,7 @@ def profiles(trace: Trace) -> list[Profile]:
 
     The layers are the parameters of two or more dimensions, in the optimizer's order. We assume
     that this order goes from the input to the output. A stretch leaves out a layer without a
-    finite norm; a norm of zero counts as the smallest normal float.
+    finite norm, and a layer whose norm is zero, which is dead.
 
     Args:
         trace: the steps of one optimizer; not mutated.
@@ -71,7 +71,7 @@ def profiles(trace: Trace) -> list[Profile]:
     found = []
     for rows in np.array_split(np.arange(len(steps)), min(BLOCKS, len(steps))):
         norms = np.array([median(matrix[rows, layer]) for layer in layers])
-        here = np.isfinite(norms) & (norms >= 0)
+        here = np.isfinite(norms) & (norms > 0)
         if here.sum() >= MIN_LAYERS:
             known = tuple(names[layer] for layer, kept in zip(layers, here, strict=True) if kept)
             found.append(_profile(int(steps[rows[0]]), known, norms[here]))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..record import Run, Trace, traces_of
+from .ending import find_ending
 from .exploding import find_exploding, find_exploding_depth
 from .finding import SEVERITIES, Finding
 from .found import find_found_limit
@@ -67,7 +68,7 @@ def diagnose(run: Run) -> tuple[Finding, ...]:
         'b'
     """
     found = [finding for trace in traces_of([run]) for finding in diagnose_trace(trace)]
-    return tuple(sorted(found, key=_rank))
+    return tuple(sorted([*find_ending(run), *found], key=_rank))
 
 
 def diagnose_trace(trace: Trace) -> list[Finding]:
@@ -77,8 +78,8 @@ def diagnose_trace(trace: Trace) -> list[Finding]:
     with np.errstate(all="ignore"):
         found = [finding for detector in _DETECTORS for finding in detector(trace)]
     if any(finding.kind == "exploding" for finding in found):
-        # In a run that explodes, the norm spikes are part of the explosion.
-        found = [finding for finding in found if finding.kind != "norm-spike"]
+        # In a run that explodes, the norm spikes and the loss that stays high are part of that.
+        found = [f for f in found if f.kind not in ("norm-spike", "plateau")]
     return sorted(found, key=_rank)
 
 

@@ -10,8 +10,9 @@ from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION
-from .spikes import HARMFUL, LEAD, began_at, first_of
-from .window import WINDOW, median
+from .ruin import FEW, Ruin, ruin_of
+from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, level_of
+from .window import MIN_VALUES, SIGMA, WINDOW, median
 
 __all__ = ["find_exploding", "find_exploding_depth"]
 
@@ -25,8 +26,15 @@ LEVEL = 3
 LASTING = 10.0
 """The norms stay over this multiple of the old level after an explosion, but not after a spike."""
 
+MOST = 0.9
+"""The norms stay over this share of the norms before an explosion, however noisy these are."""
+
 AFTER = 20
 """The number of steps after the growth in which the norms must stay large."""
+
+SUDDEN = 1e4
+"""In the first steps the norm has no lasting level: growth by as much, together with a growth of
+the loss by `GROWTH`, is an explosion, even if the optimizer gets over it."""
 
 LONG = 5
 """The number of steps from which growth is more than one spike."""
@@ -37,43 +45,89 @@ RISING = 3.0
 
 def find_exploding(trace: Trace) -> list[Finding]:
     """Return a finding if the norm grew and stayed large, or grew until it was not finite."""
-    found = _onset(trace)
+    ruin = ruin_of(trace)
+    found = _onset(trace) or _before_ruin(trace, ruin)
     if found is None:
         return []
     first, top = found
     norm = trace.column("norm")
-    before = max(first - 1, 0)
+    before = first - 1 if first and np.isfinite(norm[first - 1]) else first
     low, high = float(norm[before]), float(norm[top])
     rate = (high / low) ** (1 / max(top - before, 1)) if low > 0 else float("inf")
-    layer, layer_ratio = _first_layer(trace, int(trace.steps[first]), int(trace.steps[top]))
+    step, reached = int(trace.steps[first]), int(trace.steps[top])
+    layer, layer_ratio = _first_layer(trace, step, reached)
     loss = trace.column("loss")
     end = median(loss[-AFTER:])
-    lost = bool(trace.nonfinite[-LEAD:].any()) or not end < began_at(loss[: first + 1])
-    step, reached = int(trace.steps[first]), int(trace.steps[top])
+    lost = (
+        ruin is not None
+        or bool(trace.nonfinite[-LEAD:].any())
+        or not end < began_at(loss[: max(first, 1)])
+    )
     where = f", first in {layer}" if layer else ""
+    if high > low:
+        grew = f"from step {step:,}{where}: its norm grows from {low:.3g} to {high:.3g}"
+        grew += f" by step {reached:,}" if reached > step else " in one step"
+        grew += f", a factor of {rate:.3g} a step" if reached > step else ""
+    else:
+        grew = f"at step {step:,}, with no smaller norm before: its norm is {high:,.5g}"
+    if ruin is not None:
+        grew += f", and from step {int(trace.steps[ruin.row]):,} on {_lost(trace, ruin)}"
     return [
         Finding(
             "exploding",
             "error" if lost else "warning",
             step,
-            f"The gradient explodes from step {step:,}{where}: its norm grows from {low:.3g} to "
-            f"{high:.3g} by step {reached:,}, a factor of {rate:.3g} a step.",
-            "Clip from the first step on (`gradclip advise` proposes a threshold), or lower the "
-            "learning rate.",
+            f"The gradient explodes {grew}.",
+            _remedy(trace),
             {
-                "norm_before": low,
+                "norm_before": low if high > low else None,
                 "norm_reached": high,
                 "reached_at": reached,
                 "growth_per_step": rate,
                 "first_layer": layer,
                 "first_layer_ratio": layer_ratio,
                 "max_norm": float(np.max(norm[np.isfinite(norm)])),
-                "loss_start": began_at(loss[: first + 1]),
+                "nonfinite_from": None if ruin is None else int(trace.steps[ruin.row]),
+                "loss_start": began_at(loss[: max(first, 1)]),
                 "loss_end": end,
             },
             trace.optimizer,
         )
     ]
+
+
+def _remedy(trace: Trace) -> str:
+    limits = trace.column("limit")
+    limit = median(limits[np.isfinite(limits)])
+    if np.isfinite(limit):
+        return (
+            f"The limit of {limit:.3g} did not prevent this: lower the limit (`gradclip advise` "
+            "proposes one) or the learning rate."
+        )
+    return (
+        "Clip from the first step on (`gradclip advise` proposes a threshold), or lower the "
+        "learning rate."
+    )
+
+
+def _lost(trace: Trace, ruin: Ruin) -> str:
+    """Return what is not finite in the last stretch of the run."""
+    loss = trace.seen("loss") & ~np.isfinite(trace.column("loss"))
+    lost = ["the loss"] * bool(loss[ruin.row :].any())
+    lost += ["the gradient"] * bool(trace.nonfinite[ruin.row :].any())
+    return f"{' and '.join(lost)} {'are' if len(lost) > 1 else 'is'} not finite"
+
+
+def _before_ruin(trace: Trace, ruin: Ruin | None) -> tuple[int, int] | None:
+    """Return the first and the last row of a short growth that ended in inf or NaN, or None."""
+    if ruin is None or ruin.cause != "explosion" or ruin.top is None:
+        return None
+    norm = trace.column("norm")[: ruin.top]
+    start = max(ruin.top - WINDOW, 0)
+    level = RISING * ruin.usual
+    calm = np.flatnonzero(norm[start:] <= level) if np.isfinite(level) else np.array([])
+    # Without a usual norm the growth begins with the first norm, or is one norm.
+    return (start + int(calm[-1]) + 1 if len(calm) else ruin.top), ruin.top
 
 
 def find_exploding_depth(trace: Trace) -> list[Finding]:
@@ -129,15 +183,35 @@ def _lasts(norm: Floats, loss: Floats, bad: np.ndarray, first: int, row: int, le
     The level is at least the level of the first steps: in a saturated model the norm may fall and
     return to its first level, which is not an explosion.
     """
+    earlier = norm[max(first - WINDOW, 0) : first]
+    earlier = earlier[np.isfinite(earlier)]
+    if _is_noise(norm[row], earlier[earlier > 0]):
+        return False
     after = slice(row + 1, row + 1 + AFTER)
     if bad[after].any():
         return True
-    stays = row + 1 >= len(norm) or median(norm[after]) >= level
-    before, now = median(loss[max(first - AFTER, 0) : first + 1]), median(loss[after])
-    if stays:
+    # The loss of the first large norm is large too, so that it does not tell the level before.
+    before, now = median(loss[max(first - AFTER, 0) : max(first, 1)]), median(loss[after])
+    high = loss[first : row + AFTER]
+    top = np.max(high, initial=0.0, where=np.isfinite(high))
+    if first <= FEW and norm[row] >= SUDDEN * norm[0] and top > GROWTH * abs(before):
+        return True
+    # A record that ends with one odd norm or two shows no lasting growth.
+    ends = len(norm) - row < LEVEL and row - first < LONG
+    reached = median(norm[row : row + 1 + AFTER])
+    usual = float(np.quantile(earlier, MOST)) if len(earlier) else 0.0
+    if reached >= level and reached > usual and not ends:
         return not now < before
     # A norm may fall again because the model is ruined: the growth was long and raised the loss.
-    return row - first >= LONG and now > before + HARMFUL * abs(first_of(loss))
+    return row - first >= LONG and now > before + HARMFUL * level_of(loss[: max(first, 1)])
+
+
+def _is_noise(value: float, earlier: Floats) -> bool:
+    """Return whether a norm is within the noise of the norms before the growth, all above zero."""
+    logs = np.log(earlier)
+    middle = median(logs)
+    noise = SIGMA * median(np.abs(logs - middle))
+    return len(logs) >= MIN_VALUES and np.log(value) < middle + LOG_DEVIATIONS * noise
 
 
 def _lowest_level(norm: Floats) -> Floats:

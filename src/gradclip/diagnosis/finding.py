@@ -25,6 +25,8 @@ Kind = Literal[
     "non-finite",
     "skipped",
     "plateau",
+    "ended-early",
+    "no-steps",
 ]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

@@ -28,4 +28,6 @@ PAGES: dict[str, str] = {
     "clip-before-unscale": _SCALING,
     "non-finite": _SCALING,
     "skipped": _SCALING,
+    "ended-early": "docs/reference/records.md",
+    "no-steps": "docs/guides/your-framework.md",
 }

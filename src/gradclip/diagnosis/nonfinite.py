@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from ..record.trace import Trace
-from .finding import Finding
+from .finding import Finding, Severity
+from .ruin import Ruin, ruin_of
 
 __all__ = ["find_nonfinite", "find_skipped", "stretches"]
 
@@ -55,10 +56,11 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
     names = dict(trace.nonfinite_names).get(step, ())
     every = _parameters(trace)
     loss = trace.column("loss")[row]
-    of_loss = bool(trace.seen("loss")[row]) and not np.isfinite(loss)
+    of_loss = _is_lost(trace, row)
     source = _source(names, every)
     skipped = bool(trace.marked("skipped")[bad].all())
-    lost = bool(bad[-1]) and count > 1
+    ruin = ruin_of(trace)
+    last = int(trace.steps[ruin.row]) if ruin is not None else None
     times: Counter[str] = Counter(n for _, listed in trace.nonfinite_names for n in listed)
     if of_loss:
         where = "the loss itself was not finite"
@@ -68,17 +70,32 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
         where = f"in all of its {len(names)} parameters at once"
     else:
         where = "the record does not name the parameter"
+    sentence = (
+        f"The gradient was inf or NaN in {count:,} of {len(bad):,} steps, from step {step:,}: "
+        f"{where}."
+    )
+    suggestion = (
+        "Check the loss at that step: its inputs, log of 0, division by 0, overflow."
+        if of_loss
+        else "Check the computation of that layer at that step (log of 0, division by 0, overflow "
+        "in half precision); nonfinite='skip' skips such a step."
+    )
+    severity: Severity = "note" if skipped and share <= RARE else "warning"
+    if ruin is not None:
+        severity = "note" if ruin.cause == "explosion" else "error"
+        if ruin.cause == "skipped" and ruin.row == len(bad) - 1:
+            severity = "note" if share <= RARE else "warning"
+        told = _of_ruin(trace, ruin, sentence)
+        sentence, suggestion = told if told else (sentence, suggestion)
+        if ruin.cause in ("batch", "rate"):
+            step = int(trace.steps[ruin.row])
     return [
         Finding(
             "non-finite",
-            "error" if lost else "note" if skipped and share <= RARE else "warning",
+            severity,
             step,
-            f"The gradient was inf or NaN in {count:,} of {len(bad):,} steps, from step {step:,}: "
-            f"{where}.",
-            "Check the computation of that layer at that step (log of 0, division by 0, overflow "
-            "in half precision); nonfinite='skip' skips such a step."
-            if not of_loss
-            else "Check the loss at that step: its inputs, log of 0, division by 0, overflow.",
+            sentence,
+            suggestion,
             {
                 "steps": count,
                 "share": share,
@@ -86,11 +103,70 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
                 "first_names": list(names[:20]),
                 "loss": float(loss) if trace.seen("loss")[row] else None,
                 "all_skipped": skipped,
+                "cause": None if ruin is None else ruin.cause,
+                "lost_from": last,
                 "most_often": [[name, n] for name, n in times.most_common(10)],
             },
             trace.optimizer,
         )
     ]
+
+
+def _is_lost(trace: Trace, row: int) -> bool:
+    """Return whether the record has a loss at a row, and it is not finite."""
+    return bool(trace.seen("loss")[row]) and not np.isfinite(trace.column("loss")[row])
+
+
+def _of_ruin(trace: Trace, ruin: Ruin, sentence: str) -> tuple[str, str] | None:
+    """Return what made a run not finite until its end, and what prevents it; None for no more."""
+    step, later = int(trace.steps[ruin.row]), len(trace.steps) - ruin.row - 1
+    every = f"and so {'was' if later == 1 else 'were'} all {later:,} after it" if later else ""
+    every = every or "and it was the last step"
+    if ruin.cause == "explosion":
+        at = int(trace.steps[ruin.top or 0])
+        return f"{sentence[:-1]}, after the explosion at step {at:,}.", (
+            "Prevent the explosion, the other finding; skipping these steps would not have saved "
+            "the run."
+        )
+    if ruin.cause == "rate":
+        at, rate = int(trace.steps[ruin.top or 0]), trace.column("lr")[ruin.top or 0]
+        return (
+            f"The learning rate made the weights inf or NaN: it jumped from {ruin.usual:.3g} to "
+            f"{rate:.3g} at step {at:,}; step {step:,} was not finite, {every}.",
+            "Correct the schedule of the learning rate, or warm it up; clipping bounds the step "
+            "for SGD, but not for an optimizer like Adam.",
+        )
+    if ruin.cause == "start":
+        return (
+            f"Nothing was ever finite: {_what(trace, 0)} inf or NaN at the first step, {every}.",
+            "Training did not cause this: check the data (NaN, inf, the scale), the "
+            "initialisation and the loss (log of 0, division by 0).",
+        )
+    if ruin.cause == "batch":
+        usual = "the step before was" if ruin.row == 1 else f"the {ruin.row:,} steps before were"
+        culprit = "One bad batch" if _is_lost(trace, ruin.row) else "One bad gradient"
+        names = dict(trace.nonfinite_names).get(step, ())
+        source = _source(names, _parameters(trace))
+        first = f", first in {source}" if source else ""
+        return (
+            f"{culprit} made the weights inf or NaN: {usual} as usual, at step {step:,} "
+            f"{_what(trace, ruin.row)} inf or NaN{first}, {every}.",
+            "nonfinite='skip' skips such a step and keeps the weights (the default of `attach`); "
+            "clipping does not. Then check that batch and its loss: NaN or inf in the inputs, log "
+            "of 0, division by 0, overflow in half precision.",
+        )
+    return None
+
+
+def _what(trace: Trace, row: int) -> str:
+    """Return what is not finite at a row, with its verb."""
+    if not _is_lost(trace, row):
+        return (
+            "the loss was finite but the gradient was"
+            if trace.seen("loss")[row]
+            else ("the gradient was")
+        )
+    return "the loss and the gradient were" if trace.nonfinite[row] else "the loss was"
 
 
 def _parameters(trace: Trace) -> tuple[str, ...]:

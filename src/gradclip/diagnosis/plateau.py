@@ -6,6 +6,8 @@ import numpy as np
 
 from ..record.trace import Trace
 from .finding import Finding
+from .ruin import ruin_of
+from .spikes import began_at
 from .window import SIGMA
 
 __all__ = ["find_plateau"]
@@ -27,8 +29,18 @@ NOISE = 3.0
 because the rule makes nineteen comparisons."""
 
 
+LEARNT = 0.2
+"""A loss that fell to under this share of its first level has converged: this is not a plateau."""
+
+
 def find_plateau(trace: Trace) -> list[Finding]:
-    """Return a finding if the loss made no progress over the last part of the run."""
+    """Return a finding if the loss made no progress over the last part of the run.
+
+    It is a warning only if the loss stood still from the start. The loss of a game (GAN) or of
+    reinforcement learning moves and need not fall.
+    """
+    if ruin_of(trace) is not None:  # The run was lost, which is more than a plateau.
+        return []
     seen = trace.seen("loss") & np.isfinite(trace.column("loss"))
     loss, steps = trace.column("loss")[seen], trace.steps[seen]
     if len(loss) < MIN_LOSSES:
@@ -46,7 +58,10 @@ def find_plateau(trace: Trace) -> list[Finding]:
     still = 1 - (last + 1) / BLOCKS
     if still < STILL:
         return []
+    if 0 < level[last] < LEARNT * max(float(level[0]), began_at(loss)):
+        return []
     never = last == 0
+    stands = float(np.ptp(level)) <= 2 * enough and bool((loss > 0).all())
     step = int(steps[blocks[last][0] if never else blocks[last][-1]])
     sentence = (
         f"The loss has not fallen since the start: {level[0]:.4g} then, {level[-1]:.4g} now."
@@ -57,11 +72,14 @@ def find_plateau(trace: Trace) -> list[Finding]:
     return [
         Finding(
             "plateau",
-            "warning" if never else "note",
+            "warning" if never and stands else "note",
             step,
             sentence,
             "Check whether gradients vanish or clipping removes them; else change the learning "
             "rate."
+            if never and stands
+            else "A loss of a game (GAN) or of reinforcement learning need not fall; for any other "
+            "loss, change the learning rate."
             if never
             else "The run may have converged; if not, lower the learning rate.",
             {

@@ -11,6 +11,7 @@ from ..record.trace import Trace
 from .finding import Finding
 from .found import is_auto
 from .piles import script_limit
+from .ruin import divides
 from .window import median
 
 __all__ = ["changes_every_step", "find_thresholds"]
@@ -23,10 +24,6 @@ ALWAYS = 0.95
 
 MOST = 0.9
 """The share of the norm that clipping removes at the median step, from which there is a finding."""
-
-DIVIDE = ("Adam", "Adagrad", "Adadelta", "RMSprop", "Lion", "LAMB", "Sophia")
-"""Parts of the names of optimizers whose step does not depend on the gradient's size. With them a
-threshold that always binds is common and does little harm."""
 
 
 def find_thresholds(trace: Trace) -> list[Finding]:
@@ -95,17 +92,16 @@ def _never(trace: Trace, numbers: dict[str, object]) -> Finding:
 
 
 def _always(trace: Trace, step: int, numbers: dict[str, object]) -> Finding:
-    described = trace.run.described(trace.optimizer)
-    divides = described is not None and any(name in described.class_name for name in DIVIDE)
+    is_divided = divides(trace)
     follows = (
         "so every step has the same weight in the averages of the optimizer, which divides by the "
         "gradient's size in any case."
-        if divides
+        if is_divided
         else "so every step has the same norm and the learning rate alone sets the step's size."
     )
     return Finding(
         "always-binds",
-        "note" if divides else "warning",
+        "note" if is_divided else "warning",
         step,
         f"The threshold always binds: {numbers['clip_rate']:.0%} of the steps are clipped, "
         f"{follows}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..diagnosis import diagnose_trace
+from ..diagnosis import Finding, diagnose_trace, find_ending
 from ..errors import GradclipError
 from ..record import Trace
 from ..show.files import RunLike, replace_file, traces_to_draw
@@ -75,13 +75,23 @@ def _render(traces: Sequence[Trace]) -> str:
         title=" · ".join(trace.label for trace in traces),
         traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
         panels=[(panel, div, _legend(panel)) for panel, div in zip(drawn, divs, strict=True)],
-        findings=[(i, found) for i, trace in enumerate(traces) for found in diagnose_trace(trace)],
+        findings=[*_endings(traces), *_findings(traces)],
         events=events_of(traces),
         bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
         plots=script,
         first=axis.first,
         last=axis.last,
     )
+
+
+def _findings(traces: Sequence[Trace]) -> list[tuple[int, Finding]]:
+    return [(i, found) for i, trace in enumerate(traces) for found in diagnose_trace(trace)]
+
+
+def _endings(traces: Sequence[Trace]) -> list[tuple[int, Finding]]:
+    """Return the findings on the end of each run, with its first trace."""
+    first = {id(trace.run): i for i, trace in reversed(list(enumerate(traces)))}
+    return [(i, found) for i in sorted(first.values()) for found in find_ending(traces[i].run)]
 
 
 def _shown(value: object) -> object:

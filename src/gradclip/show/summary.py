@@ -6,15 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..diagnosis.spikes import loss_spikes, worst_spike
 from ..record import Run
-from ..record.rows import Floats
 from ..record.trace import Trace, traces_of
 from .words import percent
 
-__all__ = ["Summary", "summarise", "worst_spike"]
-
-WARM_UP = 20
-"""The number of first losses that cannot be spikes, because every run begins with a high loss."""
+__all__ = ["Summary", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Summary:
     loss_seen: bool
     final_loss: float | None
     worst_spike: float | None
+    """The largest rise of `gradclip.diagnosis.spikes.worst_spike`; 0 for a loss without spikes."""
     worst_spike_step: int | None
     median_norm: float | None
     status: str
@@ -64,10 +62,9 @@ def summarise(run: Run | Trace) -> Summary:
     """
     trace = run if isinstance(run, Trace) else traces_of([run])[0]
     loss = trace.column("loss")[trace.seen("loss")]
-    steps = trace.steps[trace.seen("loss")]
     norms = trace.column("norm")
     norms = norms[np.isfinite(norms)]
-    spike, at = worst_spike(loss)
+    spike = worst_spike(loss_spikes(trace))
     end = trace.run.end
     return Summary(
         label=trace.label,
@@ -78,36 +75,8 @@ def summarise(run: Run | Trace) -> Summary:
         nonfinite=int(trace.nonfinite.sum()),
         loss_seen=bool(len(loss)),
         final_loss=float(loss[-1]) if len(loss) else None,
-        worst_spike=spike,
-        worst_spike_step=None if at is None else int(steps[at]),
+        worst_spike=spike.rise if spike else 0.0 if len(loss) else None,
+        worst_spike_step=spike.peak if spike else None,
         median_norm=float(np.median(norms)) if len(norms) else None,
         status=end.status if end else "no end: still running, or killed",
     )
-
-
-def worst_spike(loss: Floats, warm_up: int = WARM_UP) -> tuple[float | None, int | None]:
-    """Return the largest rise of the loss over the lowest earlier loss, and its place.
-
-    max over t > warm_up of loss[t] - min(loss[:t]), at least 0. A non-finite loss is an infinite
-    rise and does not count as an earlier loss.
-
-    Args:
-        loss: shape (n,), in the order of the steps. Not mutated.
-        warm_up: the number of first losses that do not count, ≥ 0.
-
-    Returns:
-        The rise and its index; (None, None) for at most `warm_up` + 1 losses.
-
-    Example:
-        >>> worst_spike(np.array([3.0, 2.0, 5.0, 1.0]), warm_up=0)
-        (3.0, 2)
-    """
-    if len(loss) <= warm_up + 1:
-        return None, None
-    high = np.where(np.isfinite(loss), loss, np.inf)
-    best = np.minimum.accumulate(high)[:-1]
-    with np.errstate(over="ignore", invalid="ignore"):  # A difference may be inf or NaN.
-        risen = np.where(np.isinf(high[1:]), np.inf, high[1:] - best)
-    risen = risen[warm_up:]
-    at = int(risen.argmax())
-    return max(float(risen[at]), 0.0), at + warm_up + 1

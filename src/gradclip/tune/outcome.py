@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..diagnosis import Finding, diagnose_trace
-from ..diagnosis.spikes import first_of
+from ..diagnosis.spikes import first_of, rises
 from ..record import Run, traces_of
 from ..record.rows import Floats
 from ..record.values import WrongValue, number_of, text_of, whole_of
@@ -133,7 +133,7 @@ def _rise(loss: Floats) -> float:
     if len(kept) < 2 * WIDTH:
         return 0.0
     level = np.median(sliding_window_view(kept, WIDTH), axis=1)
-    return float((level - np.minimum.accumulate(level)).max())
+    return max(float(rises(level).max()), 0.0)
 
 
 def _status(final: float, first: float, rise: float, findings: list[Finding]) -> tuple[Status, str]:
@@ -141,11 +141,11 @@ def _status(final: float, first: float, rise: float, findings: list[Finding]) ->
         return "diverged", "the loss is not finite at the end"
     if final - first > ROSE * abs(first):
         return "diverged", f"the loss rose from {first:.4g} to {final:.4g}"
-    if rise > ROSE * abs(first):
-        return "unstable", f"the loss rose by {rise:.4g} on the way"
     for finding in findings:
         if finding.severity != "note" and _shakes(finding):
             return "unstable", finding.sentence
+    if rise > ROSE * abs(first):
+        return "unstable", f"the level of the loss rose by {rise:.4g} on the way"
     return "stable", ""
 
 

@@ -25,6 +25,7 @@ from gradclip.diagnosis.unscaled import jumps
 from gradclip.diagnosis.window import usual_before
 from gradclip.record import RecordWriter, Run, traces_of
 
+ROOT = Path(__file__).parents[3]
 LAYERS = [(f"layers.{i}.weight", (8, 8), "float32") for i in range(8)]
 
 
@@ -388,7 +389,7 @@ def test_norms_at_both_ends_of_the_floats_have_a_ratio(tmp_path: Path, way: int)
 )
 def test_little_to_say(tmp_path: Path, rows: Any) -> None:
     found = kinds(diagnose(record(tmp_path, rows)))
-    assert found.keys() <= {"plateau"}
+    assert found.keys() <= ({"plateau"} if rows else {"no-steps"})
 
 
 def test_all_nan(tmp_path: Path) -> None:
@@ -422,9 +423,9 @@ def test_each_optimizer_is_diagnosed(tmp_path: Path) -> None:
     assert {(f.optimizer, f.kind) for f in found if f.severity != "note"} == {(1, "non-finite")}
 
 
-def test_every_kind_has_a_page_in_the_docs_folder() -> None:
+def test_every_kind_has_a_page() -> None:
     assert set(PAGES) == set(Kind.__args__)  # type: ignore[attr-defined]
-    assert all(page.startswith("docs/explanation/") for page in PAGES.values())
+    assert all((ROOT / page).is_file() for page in PAGES.values())
 
 
 def test_a_long_run_takes_no_time() -> None:
@@ -440,6 +441,9 @@ def test_one_hard_batch_is_a_note(tmp_path: Path) -> None:
     rows[200]["loss"] += 1.0
     assert planted("loss-spike", rows, tmp_path).severity == "note"
     rows[201]["loss"] += 1.0
+    assert planted("loss-spike", rows, tmp_path).severity == "note"  # Less than without training.
+    for row in rows[200:203]:
+        row["loss"] += 2.0
     assert planted("loss-spike", rows, tmp_path).severity == "warning"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -21,7 +21,7 @@ from gradclip.record import RecordWriter, read_run, traces_of
 from gradclip.report import write_report
 from gradclip.report.events import events_of
 from gradclip.show.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
-from gradclip.show.summary import summarise, worst_spike
+from gradclip.show.summary import summarise
 from gradclip.show.words import number, percent
 
 EVIL = "<script>alert(1)</script>"
@@ -42,35 +42,6 @@ def write(path: Path, rows, *, names=("a", "b"), policy=None, end=True, **header
 
 
 # Numbers, against slow twins.
-
-
-@settings(deadline=None)
-@given(loss=columns, warm_up=st.integers(0, 25))
-def test_worst_spike(loss, warm_up):
-    rises = []
-    for t in range(warm_up + 1, len(loss)):
-        before = [x for x in loss[:t] if math.isfinite(x)]
-        if not math.isfinite(loss[t]):
-            rises.append(math.inf)
-        else:
-            rises.append(float(loss[t]) - float(min(before)) if before else 0.0)
-    spike, at = worst_spike(loss, warm_up)
-    if not rises:
-        assert (spike, at) == (None, None)
-        return
-    assert spike is not None
-    assert at is not None
-    assert spike == max(0.0, *rises)
-    if spike > 0:
-        assert rises[at - warm_up - 1] == spike
-
-
-def test_worst_spike_looks_after_step_20():
-    loss = np.full(23, 2.0)
-    loss[20] = 9.0
-    assert worst_spike(loss) == (0.0, 21)
-    loss[21] = 5.0
-    assert worst_spike(loss) == (3.0, 21)
 
 
 @given(marked=arrays(np.bool_, st.integers(0, 50)), window=st.integers(1, 60))
