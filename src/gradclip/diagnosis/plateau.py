@@ -36,8 +36,8 @@ LEARNT = 0.2
 def find_plateau(trace: Trace) -> list[Finding]:
     """Return a finding if the loss made no progress over the last part of the run.
 
-    It is a warning only if the loss stood still from the start. The loss of a game (GAN) or of
-    reinforcement learning moves and need not fall.
+    It is a note, also if the loss stood still from the start: so does the loss of a model that was
+    trained before, of batches of one sample, of a game (GAN) or of reinforcement learning.
     """
     if ruin_of(trace) is not None:  # The run was lost, which is more than a plateau.
         return []
@@ -61,7 +61,6 @@ def find_plateau(trace: Trace) -> list[Finding]:
     if 0 < level[last] < LEARNT * max(float(level[0]), began_at(loss)):
         return []
     never = last == 0
-    stands = float(np.ptp(level)) <= 2 * enough and bool((loss > 0).all())
     step = int(steps[blocks[last][0] if never else blocks[last][-1]])
     sentence = (
         f"The loss has not fallen since the start: {level[0]:.4g} then, {level[-1]:.4g} now."
@@ -72,14 +71,12 @@ def find_plateau(trace: Trace) -> list[Finding]:
     return [
         Finding(
             "plateau",
-            "warning" if never and stands else "note",
+            "note",
             step,
             sentence,
-            "Check whether gradients vanish or clipping removes them; else change the learning "
-            "rate."
-            if never and stands
-            else "A loss of a game (GAN) or of reinforcement learning need not fall; for any other "
-            "loss, change the learning rate."
+            "The loss of a game (GAN), of reinforcement learning or of a model that is trained "
+            "already need not fall. For any other loss, check whether gradients vanish or clipping "
+            "removes them; else change the learning rate."
             if never
             else "The run may have converged; if not, lower the learning rate.",
             {

@@ -79,7 +79,7 @@ class LossSpike:
         norm_step: the last earlier step with a norm spike, at most `LEAD` steps before; else None.
         norm_ratio: the norm of that step over the usual norm; None without such a step.
         early: whether fewer than `MIN_VALUES` losses came before.
-    norm_with: whether the first step has a norm spike too, as a bad batch has.
+        norm_with: whether the first step has a norm spike too, as a bad batch has.
     """
 
     step: int

@@ -305,7 +305,7 @@ def test_a_plateau(tmp_path: Path) -> None:
     assert found.step is not None
     assert 80 <= found.step <= 120
     never = [row | {"loss": 3.0 + 0.1 * math.sin(i * 1.7)} for i, row in enumerate(rows)]
-    assert planted("plateau", never, tmp_path).severity == "warning"
+    assert planted("plateau", never, tmp_path).severity == "note"
 
 
 # ---- The statistics, against slow twins
