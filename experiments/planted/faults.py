@@ -280,7 +280,7 @@ def _() -> None:
 @fault(
     "learning rate of 1e-7",
     "plateau",
-    place=lambda finding: finding.severity == "warning",
+    place=lambda finding: "since the start" in finding.sentence,
 )
 def _() -> None:
     model = mlp()
