@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ..problem import Problem
-from .recurrent import BATCH, HELD_OUT, sums
+from .recurrent import adding_with
 
 __all__ = ["gated"]
 
@@ -40,15 +40,4 @@ def gated(seed: int, kind: str = "gru", length: int = 16, gain: float = 1.0) -> 
         gain: the recurrent weights start this many times as large as torch's.
     """
     torch.manual_seed(seed)
-    model = Gated(kind, gain)
-    numbers = Generator().manual_seed(seed + 1000)
-    held_x, held_y = sums(HELD_OUT, length, Generator().manual_seed(77))
-
-    def loss() -> Tensor:
-        x, y = sums(BATCH, length, numbers)
-        return nn.functional.mse_loss(model(x), y)
-
-    def evaluate() -> dict[str, float]:
-        return {"loss": float(nn.functional.mse_loss(model(held_x), held_y))}
-
-    return Problem(model, loss, evaluate, 1 / 6)
+    return adding_with(Gated(kind, gain), seed, length)

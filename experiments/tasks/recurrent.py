@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor, nn
 
 from ..problem import Problem
 
-__all__ = ["BATCH", "HELD_OUT", "adding", "order", "sums"]
+__all__ = ["adding", "adding_with", "order", "sums"]
 
 BATCH = 20
 HIDDEN = 50
@@ -43,6 +45,23 @@ def adding(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
     """
     torch.manual_seed(seed)
     model = TanhNet(2, 1, radius)
+    return adding_with(model, seed, length, lambda seen: seen["loss"] < 1 / 60)
+
+
+def adding_with(
+    model: nn.Module,
+    seed: int,
+    length: int,
+    solved: Callable[[dict[str, float]], bool] | None = None,
+) -> Problem:
+    """Add the two marked numbers of a sequence, with any model.
+
+    Args:
+        model: from (batch, time, 2) to (batch, 1).
+        seed: of the batches.
+        length: of a sequence.
+        solved: see `Problem`.
+    """
     numbers = Generator().manual_seed(seed + 1000)
     held_x, held_y = sums(HELD_OUT, length, Generator().manual_seed(77))
 
@@ -54,7 +73,7 @@ def adding(seed: int, length: int = 20, radius: float = 1.2) -> Problem:
         return {"loss": float(nn.functional.mse_loss(model(held_x), held_y))}
 
     # The sum of two uniform numbers has variance 2/12.
-    return Problem(model, loss, evaluate, 1 / 6, lambda seen: seen["loss"] < 1 / 60)
+    return Problem(model, loss, evaluate, 1 / 6, solved)
 
 
 def order(seed: int, length: int = 20, radius: float = 1.2) -> Problem:

@@ -301,8 +301,9 @@ class Session:
     def _with_partners(self, optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
         """Return an optimizer and those that are about to step together with it."""
         known = {*self._followed, *self._apart}
-        if partners(optimizer, self._unattached(), known):
-            gc.collect()  # Optimizers that are only not freed yet, of a trial before, never step.
+        if not partners(optimizer, self._unattached(), known):
+            return [optimizer]
+        gc.collect()  # Optimizers that are only not freed yet, of a trial before, never step.
         return [optimizer, *partners(optimizer, self._unattached(), known)]
 
     def _unattached(self) -> list[torch.optim.Optimizer]:
