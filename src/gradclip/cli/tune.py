@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..errors import PolicyError
 from ..method.read import parse
 from ..show.safe import printable
-from ..tune import UNCLIPPED, Outcome, Result, Script, Setting, Trial, TuneError
+from ..tune import UNCLIPPED, Budget, Outcome, Result, Script, Setting, TuneError
 from ..tune import tune as tuned
 from .failure import exit_on_user_error, require
 from .output import say, say_json
+from .progress import show_progress
 from .run import check_target
 
 __all__ = ["tune"]
@@ -55,6 +55,13 @@ def tune(
         int,
         typer.Option(min=1, help="Number of run lengths; each is three times the one before."),
     ] = 3,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="The most that all runs may take together, such as 10m, 1.5h or 20000steps: the "
+            "runs become shorter, and if need be fewer."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     out: Annotated[
         Path | None,
@@ -76,20 +83,19 @@ def tune(
     """
     check_target(target, module)
     setting = Setting(
-        steps, rungs, _numbers("--lr-factors", lr_factors), _policies_to_try(thresholds, policy)
+        steps,
+        rungs,
+        _numbers("--lr-factors", lr_factors),
+        _policies_to_try(thresholds, policy),
+        None if budget is None else Budget.read(budget),
     )
     require("tune", "torch", "torch")
     out = out or Path("runs") / f"tune-{target if module else Path(target).stem}"
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     try:
-        with Progress(
-            *columns, TextColumn("steps"), TimeElapsedColumn(), console=console,
-            disable=not console.is_terminal,
-        ) as progress:  # fmt: skip
+        with show_progress() as progress:
             result = tuned(
                 Script(target, tuple(context.args), module, lr_flag),
-                setting, out, jobs=jobs, fresh=fresh, on_trial=_Bar(progress),
+                setting, out, jobs=jobs, fresh=fresh, on_trial=progress,
             )  # fmt: skip
     except TuneError as error:
         say(f"gradclip: {error}", err=True)
@@ -125,19 +131,6 @@ def _policies_to_try(thresholds: str | None, policy: list[str] | None) -> tuple[
     return tuple(dict.fromkeys(texts))
 
 
-class _Bar:
-    """Show the trials as one bar over all their steps."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("unclipped", total=None)
-
-    def __call__(self, trial: Trial, outcome: Outcome | None, planned: int) -> None:
-        text = f"{printable(trial.policy)}, learning rate ×{trial.factor:g}, {trial.steps} steps"
-        done = 0 if outcome is None else trial.steps
-        self._progress.update(self._bar, description=text, total=planned, advance=done)
-
-
 def _show(result: Result) -> None:
     console = Console(highlight=False, markup=False)
     console.print(_table(result))
@@ -145,7 +138,9 @@ def _show(result: Result) -> None:
     at = "" if result.lr is None or result.factor == 1 else f" (at most {result.lr:.4g})"
     name = "no clipping" if result.recommended == UNCLIPPED else result.recommended
     console.print(
-        f"Recommended: {printable(name)}{times}{at}\n{printable(result.reason)}\n", soft_wrap=True
+        f"Recommended: {printable(name)}{times}{at}\n"
+        f"{printable(' '.join([result.reason, result.left_out]).strip())}\n",
+        soft_wrap=True,
     )
     if result.code is not None:
         console.print(f"  {printable(result.code)}", soft_wrap=True)

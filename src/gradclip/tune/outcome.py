@@ -53,6 +53,7 @@ class Outcome:
         lr: the largest learning rate of the first parameter group; None if it is unknown.
         clip_rate: the share of clipped steps, 0 to 1.
         why: the reason for a status other than "stable".
+        seconds: the time that the process took; 0 if it is unknown.
     """
 
     status: Status
@@ -62,6 +63,7 @@ class Outcome:
     lr: float | None
     clip_rate: float
     why: str = ""
+    seconds: float = 0.0
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -90,12 +92,15 @@ class Outcome:
             raise WrongValue("loss", data["loss"], "a number or inf")
         if not 0 <= numbers["clip_rate"] <= 1:
             raise WrongValue("clip_rate", data["clip_rate"], "a number from 0 to 1")
-        lr = data.get("lr")
+        lr, seconds = data.get("lr"), number_of(data.get("seconds", 0.0), "seconds")
+        if not 0 <= seconds < math.inf:
+            raise WrongValue("seconds", data["seconds"], "a number from 0 on")
         return cls(
             status=known[status],
             steps=whole_of(data, "steps", low=0),
             lr=None if lr is None else number_of(lr, "lr"),
             why=text_of(data, "why"),
+            seconds=seconds,
             **numbers,
         )
 

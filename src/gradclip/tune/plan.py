@@ -11,7 +11,9 @@ from ..advisor import Advice
 from ..advisor.grid import rounded
 
 __all__ = [
+    "AUTO",
     "KEEP",
+    "MIN_STEPS",
     "UNCLIPPED",
     "Trial",
     "candidates",
@@ -23,6 +25,9 @@ __all__ = [
 
 UNCLIPPED = "none"
 """The policy of a run without clipping."""
+
+AUTO = "auto"
+"""The policy with nothing to choose, which every tuning tries."""
 
 KEEP = 3
 """One in this many trials continues in the next rung, which is this many times as long."""
@@ -113,9 +118,9 @@ def survivors(
 def candidates(advice: Advice) -> tuple[str, ...]:
     """Return the policies to try, from the advice on the run without clipping.
 
-    The first policy is no clipping. The others are the fixed thresholds of the advice, and half and
-    a quarter of the smallest, since clipping lowers the norms. A threshold is left out if its ratio
-    to a smaller one is under `APART`.
+    The first two are no clipping and `auto`. The others are the fixed thresholds of the advice, and
+    half and a quarter of the smallest, since clipping lowers the norms. A threshold is left out if
+    its ratio to a smaller one is under `APART`.
     """
     texts = (row.policy for row in advice.policies)
     limits = [float(text[len("norm:") :]) for text in texts if text.startswith("norm:")]
@@ -124,4 +129,4 @@ def candidates(advice: Advice) -> tuple[str, ...]:
     for limit in sorted(limit for limit in limits if limit > 0):
         if not kept or limit >= APART * kept[-1]:
             kept.append(limit)
-    return (UNCLIPPED, *(f"norm:{limit}" for limit in kept))
+    return (UNCLIPPED, AUTO, *(f"norm:{limit}" for limit in kept))

@@ -54,6 +54,7 @@ class Result:
         outcomes: the outcome of every trial.
         lengths: the steps of each rung.
         command: the script and its arguments, for the recommended command.
+        left_out: what the budget had no room for, as a sentence; "" if nothing was left out.
     """
 
     recommended: str
@@ -64,6 +65,7 @@ class Result:
     outcomes: _Outcomes
     lengths: tuple[int, ...]
     command: tuple[str, ...]
+    left_out: str = ""
 
     @property
     def code(self) -> str | None:
@@ -88,6 +90,7 @@ class Result:
             "code": self.code,
             "command": self.line,
             "rungs": list(self.lengths),
+            "left_out": self.left_out,
             "policies": [
                 {
                     "policy": row.policy,

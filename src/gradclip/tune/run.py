@@ -9,9 +9,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,16 +20,21 @@ from ..advisor import advise
 from ..errors import GradclipError, RecordError
 from ..record import Run, read_run
 from ..version import __version__
+from .budget import MANY, Budget, Grid, Pace, fit, shorten
 from .outcome import Outcome, judge
 from .plan import UNCLIPPED, Trial, candidates, grid, lengths_for, sizes_for, survivors
 from .result import Result, conclude
+from .script import Script
 from .state import State
 
-__all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Listener", "Script", "Setting", "TuneError", "tune"]
+__all__ = ["NOTHING_SEEN", "SCRIPT_FAILED", "Listener", "Setting", "TuneError", "tune"]
 
 SCRIPT_FAILED = 1
 POLICY_UNFIT = 2
 NOTHING_SEEN = 3
+
+RESERVE = 0.9
+"""The share of the budget that is planned at first; the rest is for trials that take longer."""
 
 
 class TuneError(GradclipError):
@@ -44,58 +50,6 @@ class TuneError(GradclipError):
 
 
 @dataclass(frozen=True)
-class Script:
-    """The script to tune.
-
-    Attributes:
-        target: the path of the script, or the name of the module.
-        args: the arguments of the script.
-        module: whether the target is a module, as for `python -m`.
-        lr_flag: the script's argument for the learning rate, such as "--lr"; None multiplies the
-            rates of the optimizers.
-    """
-
-    target: str
-    args: tuple[str, ...] = ()
-    module: bool = False
-    lr_flag: str | None = None
-
-    def args_for(self, factor: float) -> tuple[str, ...]:
-        """Return the arguments with a multiple of the learning rate.
-
-        Args:
-            factor: the factor of the learning rate, > 0.
-
-        Raises:
-            GradclipError: the arguments do not have the flag once, or its value is not a number.
-        """
-        flag = self.lr_flag
-        if flag is None:
-            return self.args
-        args, places = list(self.args), []
-        for index, text in enumerate(args):
-            if text == flag and index + 1 < len(args):
-                places.append((index + 1, "", args[index + 1]))
-            elif text.startswith(f"{flag}="):
-                places.append((index, f"{flag}=", text[len(flag) + 1 :]))
-        if len(places) != 1:
-            raise GradclipError(
-                f"--lr-flag {flag} is not usable: the script's arguments have it {len(places)} "
-                f"times; give it once with the present learning rate, such as {flag} 0.1"
-            )
-        index, before, value = places[0]
-        try:
-            rate = float(value)
-        except ValueError:
-            raise GradclipError(
-                f"--lr-flag {flag} is not usable: its value {value!r} is not a number"
-            ) from None
-        if factor != 1:
-            args[index] = f"{before}{rate * factor:.6g}"
-        return tuple(args)
-
-
-@dataclass(frozen=True)
 class Setting:
     """The policies, learning rates and lengths to try.
 
@@ -104,13 +58,15 @@ class Setting:
         rungs: the largest number of different lengths, ≥ 1.
         factors: the factors of the learning rate, each > 0.
         policies: the text forms of the policies; None takes thresholds from the run without
-            clipping.
+            clipping, and `auto`.
+        budget: the most that all runs may take together; None for no limit.
     """
 
     steps: int = 300
     rungs: int = 3
     factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     policies: tuple[str, ...] | None = None
+    budget: Budget | None = None
 
 
 Listener = Callable[[Trial, Outcome | None, int], None]
@@ -132,6 +88,7 @@ def tune(
     every policy runs with every factor for a few steps, the best third of them runs three times as
     long, and so on. Each run starts from the beginning, with the script's own seed. The file
     `out/tune.json` has the outcomes; a call with the same arguments does not repeat finished runs.
+    With a budget the runs become shorter, and if need be fewer, until they fit.
 
     Args:
         script: the script to run.
@@ -152,26 +109,100 @@ def tune(
         script.args_for(factor)
     state = State(out / "tune.json", _facts(script, setting), fresh=fresh)
     runner = _Runner(script, state, out, on_trial)
-    base = Trial(UNCLIPPED, 1.0, setting.steps)
-    runner.planned = setting.steps
-    outcome = runner.run_trials([base], jobs=1)[base]
-    steps = min(outcome.steps, setting.steps)  # The script may end by itself before.
+    first, seconds = _first(setting)
+    base = Trial(UNCLIPPED, 1.0, first)
+    runner.planned = first
+    outcome = runner.run_trials([base], jobs=1, seconds=seconds)[base]
     run = read_run(runner.record(base))
+    purse = None if setting.budget is None else _Purse(setting.budget, jobs, base, outcome, run)
     policies = candidates(advise(run)) if setting.policies is None else setting.policies
-    lengths = lengths_for(steps, setting.rungs)
-    first = grid(policies, setting.factors, lengths[0])
-    sizes = sizes_for(len(first), len(lengths))
+    steps = min(outcome.steps, first)
+    by_itself = steps < first and (seconds is None or outcome.seconds < seconds)
+    tried = Grid(tuple(policies), setting.factors, steps, steps if by_itself else setting.steps)
+    if purse is not None:
+        tried = fit(tried, setting.rungs, RESERVE * purse.left, purse.pace)
+    used, lengths, left_out = _climb(runner, tried, setting.rungs, jobs, outcome, purse)
+    named = ["-m", script.target] if script.module else [script.target]
+    rung = grid(tried.policies, tried.factors, lengths[0])
+    return replace(
+        conclude(rung, used, lengths, [*named, *script.args]), left_out=left_out or tried.left_out
+    )
+
+
+def _first(setting: Setting) -> tuple[int, float | None]:
+    """Return the steps of the first run, and the seconds after which that run ends."""
+    if setting.budget is None:
+        return setting.steps, None
+    many = MANY if setting.policies is None else len(setting.policies)
+    return setting.budget.first(setting.steps, setting.rungs, many * len(setting.factors))
+
+
+def _climb(
+    runner: _Runner, tried: Grid, rungs: int, jobs: int, first: Outcome, purse: _Purse | None
+) -> tuple[dict[Trial, Outcome], tuple[int, ...], str]:
+    """Run one rung after the other; return the outcomes, the lengths, and what was left out."""
+    lengths = lengths_for(tried.steps, rungs)
+    sizes = sizes_for(tried.count, len(lengths))
     runner.planned += sum(n * length for n, length in zip(sizes, lengths, strict=True))
     used: dict[Trial, Outcome] = {}
-    rung = first
+    left_out = ""
+    rung = grid(tried.policies, tried.factors, lengths[0])
     for place in range(len(lengths)):
         if place:
+            new = lengths
+            if purse is not None:
+                new = shorten(lengths, sizes, place, purse.left, purse.pace)
+            if new != lengths:
+                left_out = f"The budget allows for runs of {new[-1]} steps, not {lengths[-1]}."
+                lengths = new
+            if place >= len(lengths):
+                break
             rung = survivors(rung, lambda t: used[t].rank, sizes[place], lengths[place])
+        unclipped = Trial(UNCLIPPED, 1.0, lengths[-1])
+        if place == len(lengths) - 1 and first.steps != lengths[-1] and unclipped not in rung:
+            rung = (*rung, unclipped)  # The first run is longer, and so is not comparable.
         done = runner.run_trials(rung, jobs)
         used.update((trial, done[trial]) for trial in rung)
-    used.setdefault(Trial(UNCLIPPED, 1.0, lengths[-1]), outcome)
-    named = ["-m", script.target] if script.module else [script.target]
-    return conclude(first, used, lengths, [*named, *script.args])
+        if purse is not None:
+            purse.made.update(used)
+    if first.steps == lengths[-1]:
+        used.setdefault(Trial(UNCLIPPED, 1.0, lengths[-1]), first)
+    return used, lengths, left_out
+
+
+class _Purse:
+    """What the finished trials have left of the budget, and the cost of one more.
+
+    It counts the trials' own time, from the state, and only the trials so far: a tuning that
+    continues makes the same plan again.
+
+    Attributes:
+        made: the trials so far.
+    """
+
+    def __init__(self, budget: Budget, jobs: int, base: Trial, outcome: Outcome, run: Run) -> None:
+        self.made = {base: outcome}
+        self._budget, self._jobs, self._first = budget, jobs, outcome
+        self._step = float(run.column("time").max(initial=0.0)) / max(outcome.steps, 1)
+        self._start = max(outcome.seconds - self._step * outcome.steps, 0.0)
+
+    @property
+    def left(self) -> float:
+        """The rest of the budget: steps, or seconds of all processes together."""
+        if self._budget.unit == "steps":
+            return self._budget.amount - sum(trial.steps for trial in self.made)
+        others = sum(outcome.seconds for outcome in self.made.values()) - self._first.seconds
+        return (self._budget.amount - self._first.seconds) * self._jobs - others
+
+    @property
+    def pace(self) -> Pace:
+        """The cost of a run; of seconds as the trials so far have shown it."""
+        if self._budget.unit == "steps":
+            return Pace()
+        real = sum(outcome.seconds for outcome in self.made.values())
+        guessed = sum(self._start + self._step * outcome.steps for outcome in self.made.values())
+        ratio = real / guessed if guessed else 1.0
+        return Pace(self._start * ratio, max(self._step * ratio, 1e-9))
 
 
 def _facts(script: Script, setting: Setting) -> dict[str, object]:
@@ -208,7 +239,9 @@ class _Runner:
         """Return the path of a trial's record."""
         return self._out / f"{_name(trial)}.jsonl"
 
-    def run_trials(self, trials: Iterable[Trial], jobs: int) -> dict[Trial, Outcome]:
+    def run_trials(
+        self, trials: Iterable[Trial], jobs: int, seconds: float | None = None
+    ) -> dict[Trial, Outcome]:
         """Run the unfinished trials, and return the outcomes of all trials."""
         known = self._state.outcomes
         todo = []
@@ -218,7 +251,7 @@ class _Runner:
             else:
                 todo.append(trial)
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(self._one, trial) for trial in todo]
+            futures = [pool.submit(self._one, trial, seconds) for trial in todo]
             try:
                 for future in futures:
                     future.result()
@@ -228,7 +261,7 @@ class _Runner:
                 raise
         return known
 
-    def _one(self, trial: Trial) -> None:
+    def _one(self, trial: Trial, seconds: float | None) -> None:
         self._on_trial(trial, None, self.planned)
         record, log = self.record(trial), self._out / f"{_name(trial)}.log"
         # The name has this process's id: a trial of a killed tuning may still write its own file.
@@ -239,15 +272,18 @@ class _Runner:
             "policy": None if trial.policy == UNCLIPPED else trial.policy,
             "factor": 1.0 if self._script.lr_flag else trial.factor,
             "steps": trial.steps,
+            "seconds": seconds,
             "target": self._script.target,
             "args": list(args),
             "module": self._script.module,
             "command": ["gradclip", "tune", self._script.target, *args],
         }
         command = [sys.executable, "-m", "gradclip.tune.trial", json.dumps(job)]
+        begun = time.monotonic()
         with log.open("wb") as output:
             code = self._wait(command, output)
-        outcome = self._outcome(trial, partial, log, code)
+        taken = round(time.monotonic() - begun, 3)
+        outcome = replace(self._outcome(trial, partial, log, code), seconds=taken)
         with self._lock:
             if self._stopped:
                 return

@@ -7,8 +7,10 @@ rate, and the process stops after a given number of steps.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from ..errors import GradclipError
 from ..method.read import parse
 from ..record import RecordWriter
 from ..torch.script.runner import Session, run_script
+from .plan import MIN_STEPS
 
 __all__ = ["Scale", "Stop", "StopAfter", "main"]
 
@@ -91,10 +94,14 @@ class StopAfter:
     Args:
         steps: the number of steps.
         last: the function to call before the process ends although the script does not stop.
+        seconds: the time after which fewer steps are enough, but at least `MIN_STEPS`.
     """
 
-    def __init__(self, steps: int, last: Callable[[], object]) -> None:
+    def __init__(
+        self, steps: int, last: Callable[[], object], seconds: float | None = None
+    ) -> None:
         self._steps = steps
+        self._until = math.inf if seconds is None else time.monotonic() + seconds
         self._parent = os.getppid()
         self._last = last
         self._process = os.getpid()
@@ -107,7 +114,8 @@ class StopAfter:
         here = os.getpid() == self._process
         if here and os.getppid() != self._parent:
             os._exit(1)  # The process that waited for this trial has ended.
-        if made < self._steps:
+        late = made >= MIN_STEPS and time.monotonic() > self._until
+        if made < self._steps and not late:
             return
         self._stops += 1
         if self._stops > SWALLOWED:
@@ -130,7 +138,7 @@ def main(text: str) -> int:
         writer=writer,
     )
     uncompiled: Any = torch.compiler.disable  # Its declared type does not fit the hooks.
-    stop = StopAfter(job["steps"], lambda: session.close("ok"))
+    stop = StopAfter(job["steps"], lambda: session.close("ok"), job["seconds"])
     if job["factor"] != 1:  # Before the session's hook, so that the record has the used rate.
         scale = Scale(job["factor"])
         register_optimizer_step_pre_hook(uncompiled(scale.before))

@@ -61,6 +61,7 @@ FLAGS = {
         "--lr-factors",
         "--lr-flag",
         "--rungs",
+        "--budget",
         "--jobs",
         "--out",
         "--fresh",
@@ -227,6 +228,14 @@ FAULTS = {
     "a tuning of no method": (
         ["tune", "--policy", "nrm:1", "s.py"],
         "method='nrm' is not usable: did you mean 'norm'? the methods",
+    ),
+    "a budget without a unit": (
+        ["tune", "--budget", "10", "s.py"],
+        "--budget='10' is not usable: give minutes or steps: 10m or 20000steps",
+    ),
+    "a budget for no run": (
+        ["tune", "--budget", "10steps", "s.py"],
+        "--budget='10steps' is not usable: give at least 60 steps",
     ),
     "no such rate to tune": (
         ["tune", "--lr-flag", "--lr", "s.py"],

@@ -17,7 +17,7 @@ from gradclip import advise, read_run
 from gradclip.errors import GradclipError
 from gradclip.record import RecordWriter, Run
 from gradclip.tune import UNCLIPPED, Outcome, Script, Trial, conclude, judge, lengths_for, survivors
-from gradclip.tune.plan import APART, KEEP, MIN_STEPS, candidates, grid, sizes_for
+from gradclip.tune.plan import APART, AUTO, KEEP, MIN_STEPS, candidates, grid, sizes_for
 from gradclip.tune.state import State
 
 # ---- Rungs and halving
@@ -84,7 +84,8 @@ def test_candidates_come_from_the_advice_and_lie_apart(tmp_path: Path) -> None:
     advice = advise(record(tmp_path, [1.0] * 200, norm=norms))
     texts = candidates(advice)
     assert texts[0] == UNCLIPPED
-    limits = [float(text.removeprefix("norm:")) for text in texts[1:]]
+    assert texts[1] == AUTO
+    limits = [float(text.removeprefix("norm:")) for text in texts[2:]]
     asked = [float(r.policy[5:]) for r in advice.policies if r.policy.startswith("norm:")]
     assert min(limits) == pytest.approx(min(asked) / 4, rel=0.1)
     assert all(b >= APART * a for a, b in pairwise(limits))
