@@ -63,7 +63,7 @@ def verdict(run: Run, findings: Sequence[Finding], *, path: Path | None = None) 
         ...         record.step(step=step, loss=3 - step / 100, norm=1.0 + step % 7)
         >>> run = read_run(path)
         >>> verdict(run, diagnose(run), path=Path("runs/a.jsonl"))  # doctest: +NORMALIZE_WHITESPACE
-        Verdict(sentence='Healthy: 100 steps, the loss fell from 2.945 to 2.095, nothing to do.',
+        Verdict(sentence='Healthy: 100 steps, the loss fell from 2.945 to 2.045, nothing to do.',
                 command='gradclip report runs/a.jsonl')
     """
     path = run.path if path is None else path
@@ -113,7 +113,7 @@ def _without_fault(run: Run, path: Path, findings: Sequence[Finding]) -> Verdict
         return Verdict(sentence, commands.explain("plateau"))
     if count < FEW:
         sentence = f"No fault in {steps}, too few for a judgement; {_loss(run)}{still}."
-    elif _has_risen(run):
+    elif not _has_fallen(run):
         sentence = f"No fault in the gradients of {steps}, but {_loss(run)}{still}."
     else:
         sentence = f"Healthy: {steps}, {_loss(run)}, nothing to do{still}."
@@ -217,16 +217,16 @@ def _loss_of(run: Run) -> tuple[float, float] | None:
     return None
 
 
-def _has_risen(run: Run) -> bool:
+def _has_fallen(run: Run) -> bool:
     found = _loss_of(run)
-    return found is not None and found[1] > found[0]
+    return found is not None and found[1] < found[0]
 
 
 def _loss(run: Run) -> str:
     """Return in words how the loss went."""
     found = _loss_of(run)
     if found is None:
-        return "without a loss in the record"
+        return "the record has no loss"
     start, end = (f"{value:.4g}" for value in found)
     if start == end:
         return f"the loss stayed at {start}"
