@@ -10,12 +10,12 @@ PAGE = Path(__file__).parent / "findings.md"
 INTRODUCTION = """\
 # The findings, one by one
 
-`gradclip diagnose`, the report and the end of `gradclip run` open with one sentence about the run, name its
-findings, and link to the sections below. `gradclip explain KIND` prints the same text in the terminal, and
-[the diagnosis](advisor.md#the-diagnosis) says how good the rules are.
+`gradclip diagnose`, the report and the end of `gradclip run` open with one sentence about the run.
+They name its findings, and link to the sections below. `gradclip explain KIND` prints the same text
+in the terminal, and [the diagnosis](advisor.md#the-diagnosis) says how good the rules are.
 
-A finding is an *error* (the run is lost or useless), a *warning* (change something) or a *note* (good to know, but
-not a fault). The numbers below are the thresholds in the code.
+A finding is an *error* (the run is lost or useless), a *warning* (change something) or a *note*
+(good to know, but not a fault). The numbers below are the thresholds in the code.
 """
 
 

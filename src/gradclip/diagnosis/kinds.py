@@ -265,7 +265,7 @@ _TEXTS = (
         "The script does not train, trains in another process, or uses an optimizer that is not a "
         "`torch.optim.Optimizer`.",
         "Read what `gradclip run` says at its end: it names the framework that it saw. Start other "
-        "processes with `torchrun -m gradclip run`. For other frameworks see the guide of yours in the docs.",
+        "processes with `torchrun -m gradclip run`. For other frameworks see their guide.",
     ),
 )
 

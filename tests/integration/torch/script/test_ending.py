@@ -98,9 +98,7 @@ def test_the_verdict_is_that_of_diagnose(
     assert "inf or NaN" in told[0]
 
 
-def test_a_long_record_is_not_judged_and_the_run_says_how(
-    write: Write, gradclip_run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_record_is_not_judged_and_the_run_says_how(write: Write, gradclip_run: Run) -> None:
     write("import gradclip.cli.ending as e; e.LARGEST = 10\n" + TRAIN)
     first, *following = said(gradclip_run("script.py", 60))
     assert "60 steps seen" in first
