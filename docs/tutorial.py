@@ -7,6 +7,8 @@ empty folder with the repository's examples. The block of text after it is the o
     <!-- run; show 9 lines -->                    shows the first nine lines, then a line with …
     <!-- run; show 9 lines and from Word -->      and the lines from the first that begins with Word
     <!-- run as advised into runs/a.jsonl -->     writes the command that the last output advised
+    <!-- run; numbers vary -->                    is the output of a diverging run, which is chaos:
+                                                  rounding alone changes its numbers severalfold
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 _BLOCK = re.compile(
     r"<!-- run(?: as advised into (?P<record>\S+))?"
-    r"(?:; show (?P<count>\d+) lines(?: and from (?P<word>\w+))?)? -->\n"
-    r"```bash\n(?P<commands>.*?)```\n(?:\n```text\n(?P<shown>.*?)```\n)?",
+    r"(?:; show (?P<count>\d+) lines(?: and from (?P<word>\w+))?)?"
+    r"(?P<varies>; numbers vary)? -->\n"
+    r"```bash\n(?P<commands>.*?)```\n\n```text\n(?P<shown>.*?)```\n",
     re.DOTALL,
 )
 _ADVISED = re.compile(r"^Next: (gradclip run .*)$", re.MULTILINE)
@@ -40,11 +43,16 @@ class Output(NamedTuple):
 
     commands: str
     shown: str
+    varies: bool
+    """Whether the numbers are those of a diverging run."""
 
 
 def outputs(page: str) -> list[Output]:
     """Return the blocks of a page that are run."""
-    return [Output(one["commands"], one["shown"] or "") for one in _BLOCK.finditer(page)]
+    return [
+        Output(one["commands"], one["shown"], one["varies"] is not None)
+        for one in _BLOCK.finditer(page)
+    ]
 
 
 def with_outputs(page: str, blocks: int | None = None) -> str:
@@ -58,10 +66,9 @@ def with_outputs(page: str, blocks: int | None = None) -> str:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
         made = _run(page, Path(folder))
         found = [*_BLOCK.finditer(page)][:blocks]
-        for one, (commands, shown) in reversed([*zip(found, made, strict=False)]):
-            for name, text in (("shown", shown), ("commands", commands)):
-                if one[name] is not None:
-                    page = page[: one.start(name)] + text + page[one.end(name) :]
+        for one, (commands, shown, _) in reversed([*zip(found, made, strict=False)]):
+            page = page[: one.start("shown")] + shown + page[one.end("shown") :]
+            page = page[: one.start("commands")] + commands + page[one.end("commands") :]
     return page
 
 
@@ -75,7 +82,7 @@ def _run(page: str, folder: Path) -> Iterator[Output]:
             record = f"gradclip run --record {one['record']} "
             commands = advised[1].replace("gradclip run ", record, 1) + "\n"
         last = "".join(_output(line, folder) for line in commands.splitlines())
-        yield Output(commands, _shortened(last, one["count"], one["word"]))
+        yield Output(commands, _shortened(last, one["count"], one["word"]), bool(one["varies"]))
 
 
 def _output(line: str, folder: Path) -> str:
@@ -109,32 +116,37 @@ def _shortened(text: str, count: str | None, word: str | None) -> str:
     return "".join(kept)
 
 
-def difference(page: str, made: str, tolerance: float) -> str:
+def difference(page: str, made: str, tolerance: float | None) -> str:
     """Return the first line in which two texts differ, or "".
 
     The words must be the same. The numbers depend on the processor and on the versions of Python
-    and torch: they may differ by a share of the larger one.
+    and torch, so they may differ.
 
     Args:
         page: the text in the page.
-        made: the text that the commands have written now.
-        tolerance: the largest share, 0 to 1; 1 takes any number.
+        made: the text that the commands write now.
+        tolerance: the largest difference of two numbers, as a share of the larger one, 0 to 1;
+            None takes any numbers.
     """
     old, new = page.splitlines(), made.splitlines()
     if len(old) != len(new):
         return f"{len(old)} lines are {len(new)} now:\n{made}"
     for one, other in zip(old, new, strict=True):
-        words = [" ".join(_NUMBER.sub("#", line).split()) for line in (one, other)]
-        numbers = [
-            [float(number.replace(",", "")) for number in _NUMBER.findall(line)]
-            for line in (one, other)
-        ]
-        close = all(
-            abs(a - b) <= tolerance * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=False)
-        )
-        if words[0] != words[1] or not close:
+        if _words(one) != _words(other) or not _is_close(one, other, tolerance):
             return f"{one}\nis now\n{other}"
     return ""
+
+
+def _words(line: str) -> str:
+    return " ".join(_NUMBER.sub("#", line).split())
+
+
+def _is_close(one: str, other: str, tolerance: float | None) -> bool:
+    """Return whether the numbers of two lines with the same words are close."""
+    if tolerance is None:
+        return True
+    numbers = [[float(n.replace(",", "")) for n in _NUMBER.findall(line)] for line in (one, other)]
+    return all(abs(a - b) <= tolerance * max(a, b) for a, b in zip(*numbers, strict=True))
 
 
 if __name__ == "__main__":

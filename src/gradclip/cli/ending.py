@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..diagnosis import Verdict, diagnose, verdict
+from ..diagnosis import PAGES, Verdict, diagnose, verdict
 from ..diagnosis.commands import on_record
+from ..diagnosis.links import online
 from ..record import RecordWriter, read_run
 from ..record.parts import first_part, later_parts
 from .output import say
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORKS", "GUIDE", "say_ending"]
 
-GUIDE = "docs/guides/your-framework.md"
+GUIDE = online(PAGES["no-steps"])
+"""The page of the online docs on other frameworks."""
 
 FRAMEWORKS = {
     "keras": ("Keras", "keras"),

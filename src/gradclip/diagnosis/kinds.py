@@ -83,8 +83,9 @@ _TEXTS = (
         "output towards the input.",
         f"The norm exceeds {exploding.GROWTH:g} times the lowest level of the last "
         f"{WINDOW} steps, stays over {exploding.LASTING:g} times that level for "
-        f"{exploding.AFTER} steps, and the loss does not fall; or a norm far over the norms before "
-        "is followed by inf or NaN until the end. Over depth: the first quarter of the layers has "
+        f"{exploding.AFTER} steps, and the loss does not fall; or a norm far over the norms "
+        "before, or huge from the first step on, is followed by inf or NaN until the end. Over "
+        "depth: the first quarter of the layers has "
         f"{depth.STEEP:g} times the norm of the last quarter.",
         "A learning rate that is too high, weights that are too large at the start, or a recurrent "
         "or deep model whose Jacobians stretch: one large step leaves the region in which the "
@@ -127,9 +128,10 @@ _TEXTS = (
         "may be a hard batch, and is a note.",
         f"A loss over the median of the {WINDOW} losses before it plus "
         f"{spikes.DEVIATIONS:g} robust deviations, also on a logarithmic scale, that rises by "
-        f"{spikes.RISE:.0%} of the first loss or more. It is a warning if the loss was not "
+        f"{spikes.RISE:.0%} of the first loss or more; among the first {spikes.FIRST}, a loss over "
+        f"all before by {spikes.EARLY:g} times their range. It is a warning if the loss was not "
         f"finite, or if it stayed high by {spikes.HARMFUL:.0%} of the first loss after a spike of "
-        "the norm.",
+        "the norm or above the loss without training.",
         "A batch that is unlike the others, or a learning rate that is too high. If the norm "
         f"spiked in the {spikes.LEAD} steps before, a large gradient threw the weights.",
         "If the norm spiked first: clip (`gradclip advise` finds a limit that catches such "
