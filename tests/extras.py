@@ -62,6 +62,7 @@ COMMANDS = {
     "methods": Command(("methods",)),
     "one method": Command(("methods", "zclip")),
     "diagnose": Command(("diagnose", "ok.jsonl")),
+    "explain": Command(("explain", "exploding")),
     "advise": Command(("advise", "ok.jsonl")),
     "watch": Command(("watch", "--once", "ok.jsonl")),
     "report": Command(("report", "ok.jsonl"), ("report",)),

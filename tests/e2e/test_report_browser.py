@@ -250,6 +250,21 @@ def test_the_keyboard_reaches_everything(opened, report):
     assert told == []
 
 
+def test_the_verdict_stands_first_and_its_command_can_be_copied(opened, report):
+    page, told, asked = opened(report)
+    seen = [line for line in page.locator("body").inner_text().splitlines() if line.strip()]
+    assert seen[1].startswith(str(report.parent)), seen[:3]  # After the link to the panels.
+    assert "The run was lost at step 241" in seen[1]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    command = page.locator(".next code").first.inner_text()
+    page.locator("[data-copy]").first.click()
+    page.wait_for_function("document.querySelector('[data-copy]').textContent == 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    assert page.evaluate("getSelection().toString()") == command
+    assert page.locator("td a[href$='#non-finite']").count() >= 1
+    assert (told, asked) == ([], [])
+
+
 def test_a_run_and_a_mark_can_be_hidden(opened, report):
     page, told, _ = opened(report)
     first, second = style_of(0).colour, style_of(1).colour

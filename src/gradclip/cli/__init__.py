@@ -11,6 +11,7 @@ from .advise import advise
 from .demo import demo
 from .diagnose import diagnose
 from .doctor import doctor
+from .explain import explain
 from .export import export
 from .import_ import import_
 from .methods import methods
@@ -58,6 +59,7 @@ _COMMANDS = (
     (report, "gradclip report runs/a.jsonl runs/b.jsonl -o report.html"),
     (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
     (diagnose, "gradclip diagnose runs/a.jsonl --json"),
+    (explain, "gradclip explain exploding"),
     (advise, "gradclip advise runs/a.jsonl"),
     (import_, "gradclip import metrics.csv -o runs/a.jsonl --norm grad_norm"),
     (tune, "gradclip tune --steps 200 train.py"),

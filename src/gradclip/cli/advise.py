@@ -10,12 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..advisor import Replayed
+from ..advisor import Advice, Replayed
 from ..advisor import advise as advice_on
+from ..diagnosis import Verdict
 from ..record import read_run
 from ..show.safe import printable
 from .failure import exit_on_user_error
-from .output import say_json
+from .output import say_json, say_verdict
 
 __all__ = ["advise"]
 
@@ -31,9 +32,11 @@ def advise(
 ) -> None:
     """Apply many policies to a run's gradient norms, and recommend one of them."""
     advice = advice_on(read_run(run), optimizer=optimizer)
+    says = _verdict(advice)
     if json:
-        say_json(advice.to_dict())
+        say_json({**says.to_dict(), **advice.to_dict()})
         return
+    say_verdict(says)
     console = Console(highlight=False, markup=False)
     console.print(_table(advice.policies, advice.recommended, advice.steps))
     recommended, reason, code, command = map(
@@ -43,6 +46,13 @@ def advise(
     for caveat in advice.caveats:
         console.print(f"- {printable(caveat)}", soft_wrap=True)
     console.print(f"\n  {code}\n  {command}", soft_wrap=True)
+
+
+def _verdict(advice: Advice) -> Verdict:
+    """Return the recommendation in one sentence, and the command that follows it."""
+    row = next(row for row in advice.policies if row.policy == advice.recommended)
+    share = f"{row.clip_rate:.1%} of the steps" if row.clip_rate else "no step"
+    return Verdict(f"Use {row.policy}: it clips {share} of this record.", advice.command)
 
 
 def _table(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:

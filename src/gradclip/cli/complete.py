@@ -1,8 +1,8 @@
-"""Complete the names of methods and policies in the shell."""
+"""Complete the names of methods, policies and kinds of findings in the shell."""
 
 from __future__ import annotations
 
-__all__ = ["method_names", "policies"]
+__all__ = ["kinds", "method_names", "policies"]
 
 
 def method_names(incomplete: str) -> list[tuple[str, str]]:
@@ -21,3 +21,10 @@ def policies(incomplete: str) -> list[tuple[str, str]]:
 
     rows = sorted(CATALOGUE.values(), key=lambda row: row.name)
     return [(row.example, row.summary) for row in rows if row.example.startswith(incomplete)]
+
+
+def kinds(incomplete: str) -> list[tuple[str, str]]:
+    """Return the kinds of findings that begin with the text, with a title of each."""
+    from ..diagnosis import KINDS
+
+    return [(kind, row.title) for kind, row in KINDS.items() if kind.startswith(incomplete)]

@@ -1,17 +1,19 @@
-"""What `gradclip run` says at its end: one sentence on what was seen, then the next commands."""
+"""What `gradclip run` says at its end: the verdict, what was seen, and the commands to run next."""
 
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..record import RecordWriter
-from ..record.parts import first_part
+from ..diagnosis import PAGES, Verdict, diagnose, verdict
+from ..diagnosis.commands import on_record
+from ..diagnosis.links import online
+from ..record import RecordWriter, read_run
+from ..record.parts import first_part, later_parts
 from .output import say
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORKS", "GUIDE", "say_ending"]
 
-GUIDE = "docs/guides/your-framework.md"
+GUIDE = online(PAGES["no-steps"])
+"""The page of the online docs on other frameworks."""
 
 FRAMEWORKS = {
     "keras": ("Keras", "keras"),
@@ -36,6 +39,9 @@ _SPAWNS = ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_spawn_win
 
 ADVISABLE = 50
 """The number of steps from which the advice is more than a guess."""
+
+LARGEST = 64_000_000
+"""The size of a record, in bytes, up to which the run is judged at its end: that takes 5 s."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +90,36 @@ class _End:
             seen += " before the script called sys.exit"
         return f"ERROR: {seen}, so nothing was {done}. {_where_else()}"
 
-    def commands(self) -> Iterable[str]:
-        """Return the commands that make sense now."""
+    def record(self) -> Path | None:
+        """Return the record as a command names it, or None if it cannot be read again."""
         if not (self.folder / self.writer.path).is_file():  # Such as /dev/null.
-            return
+            return None
         path = first_part(self.folder / self.writer.path)
         if path.is_relative_to(self.folder) and not self.writer.path.is_absolute():
             path = path.relative_to(self.folder)
-        word = shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
-        yield f"gradclip diagnose {word}"
+        return path
+
+    def verdict(self, path: Path) -> Verdict | None:
+        """Return the verdict on the run; None if its record is not whole, or too long to wait.
+
+        A process that a signal ends may have only seconds left, and does not read its record.
+        """
+        killed = (self.session.status or "").startswith("error: killed by")
+        whole = self.folder / path
+        if killed or not self.writer.is_whole:
+            return None
+        if sum(part.stat().st_size for part in (whole, *later_parts(whole))) > LARGEST:
+            return None
+        run = read_run(whole)
+        return verdict(run, diagnose(run), path=path)
+
+    def commands(self, path: Path) -> Iterable[str]:
+        """Return the commands that make sense now."""
+        yield on_record("diagnose", path)
         if self.session.policy is None and self.session.steps >= ADVISABLE:
-            yield f"gradclip advise {word}"
+            yield on_record("advise", path)
         if all(map(importlib.util.find_spec, ("bokeh", "jinja2"))):
-            yield f"gradclip report {word}"
+            yield on_record("report", path)
 
 
 def say_ending(session: Session, writer: RecordWriter, folder: Path, elsewhere: int) -> None:
@@ -109,10 +132,16 @@ def say_ending(session: Session, writer: RecordWriter, folder: Path, elsewhere: 
         elsewhere: how many other processes made optimizer steps.
     """
     end = _End(session, writer, folder, elsewhere)
+    path = end.record()
+    judged = None if path is None else _judge(end, path)
     if session.steps == 0:
         text = end.why_no_step()
         say(f"gradclip: {text}", err=True, color="red" if session.status == "ok" else None)
-    else:
+    elif judged is not None:
+        say(f"gradclip: {judged.sentence}", err=True)
+    if judged is not None:
+        say(f"gradclip: next: {judged.command}", err=True)
+    if session.steps:
         say(f"gradclip: {end.sentence()}", err=True)
     for text in session.notices.values():
         say(f"gradclip: note: {text}", err=True)
@@ -121,8 +150,19 @@ def say_ending(session: Session, writer: RecordWriter, folder: Path, elsewhere: 
     if elsewhere:
         others = _other_processes(elsewhere)
         say(f"gradclip: note: the record has no steps of {others} that trained too", err=True)
-    for command in end.commands():
-        say(f"gradclip: next: {command}", err=True)
+    word = "next" if judged is None else "also"
+    for command in () if path is None else end.commands(path):
+        if judged is None or command != judged.command:
+            say(f"gradclip: {word}: {command}", err=True)
+
+
+def _judge(end: _End, path: Path) -> Verdict | None:
+    """Return the verdict; whatever goes wrong with it, the script's own end goes on."""
+    try:
+        return end.verdict(path)
+    except Exception as error:
+        say(f"gradclip: note: the run is not judged: {error}", err=True)
+        return None
 
 
 def _ended(end: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import typer
 
+from ..diagnosis import Verdict
 from ..show.safe import json_line, printable
 
-__all__ = ["say", "say_json"]
+__all__ = ["say", "say_json", "say_verdict"]
 
 
 def say(text: object, *, err: bool = False, color: str | None = None) -> None:
@@ -20,6 +21,12 @@ def say(text: object, *, err: bool = False, color: str | None = None) -> None:
         color: the colour of a bold line; None for an ordinary line.
     """
     typer.secho(printable(str(text)), err=err, fg=color, bold=color is not None)
+
+
+def say_verdict(verdict: Verdict) -> None:
+    """Write the verdict on one line, and the next command on another."""
+    say(verdict.sentence)
+    say(f"Next: {verdict.command}")
 
 
 def say_json(row: Mapping[str, object]) -> None:

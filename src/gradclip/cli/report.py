@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..diagnosis import diagnose, verdict
 from ..record import traces_of
 from ..report import write_report
 from ..show.files import read_runs
@@ -31,11 +32,19 @@ def report(
     ] = Path("report.html"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Show one run, or compare several runs, in one offline HTML page."""
+    """Show one run, or compare several runs, in one offline HTML page.
+
+    The command prints each run's verdict, and as its last line the path of the page.
+    """
     read = read_runs(runs)
     page = write_report(read, output)
+    verdicts = {str(run.path): verdict(run, diagnose(run)) for run in read}
     if json:
         rows = [asdict(summarise(trace)) for trace in traces_of(read)]
-        say_json({"report": str(page), "runs": rows})
-    else:
-        say(page)
+        says = [{"run": path, **one.to_dict()} for path, one in verdicts.items()]
+        say_json({"verdicts": says, "report": str(page), "runs": rows})
+        return
+    for path, one in verdicts.items():
+        command = "" if one.is_shown_by_report else f" Next: {one.command}"
+        say(f"{path}: {one.sentence}{command}")
+    say(page)

@@ -3,6 +3,18 @@
 from .diagnose import diagnose, diagnose_trace
 from .ending import find_ending
 from .finding import Finding
+from .kinds import KINDS, explanation_of
 from .links import PAGES
+from .verdict import Verdict, verdict
 
-__all__ = ["PAGES", "Finding", "diagnose", "diagnose_trace", "find_ending"]
+__all__ = [
+    "KINDS",
+    "PAGES",
+    "Finding",
+    "Verdict",
+    "diagnose",
+    "diagnose_trace",
+    "explanation_of",
+    "find_ending",
+    "verdict",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..record.run import Run
 from .finding import Finding
+from .links import PAGES, online
 
 __all__ = ["find_ending"]
 
@@ -30,7 +31,8 @@ def find_ending(run: Run) -> list[Finding]:
                 "The run ended without an optimizer step in its record, so there is nothing to "
                 "judge.",
                 "Check that the script trains in this process and with a torch optimizer; "
-                "`gradclip run` says at its end what it saw. For other frameworks see the guide.",
+                "`gradclip run` says at its end what it saw. For other frameworks see "
+                f"{online(PAGES['no-steps'])}.",
                 {"status": status},
             )
         )

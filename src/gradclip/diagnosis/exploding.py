@@ -9,7 +9,7 @@ from ..record.rows import Floats
 from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
-from .links import NORMALISATION
+from .links import NORMALISATION, online
 from .ruin import FEW, Ruin, ruin_of
 from .spikes import HARMFUL, LEAD, LOG_DEVIATIONS, began_at, level_of
 from .window import MIN_VALUES, SIGMA, WINDOW, median
@@ -147,8 +147,8 @@ def find_exploding_depth(trace: Trace) -> list[Finding]:
             f"{worst.per_layer:.2g} a layer over {len(worst.names)} layers, so that the norm of "
             f"the first layers is {1 / worst.ratio:.2g} times the norm of the last layers.",
             "Scale the initialisation down, add residual connections or normalisation "
-            f"({NORMALISATION}); clip each layer by itself (`adagc`, `agc`, or scope=tensor), "
-            "since the first layers dominate one global norm.",
+            f"({online(NORMALISATION)}); clip each layer by itself (`adagc`, `agc`, or "
+            "scope=tensor), since the first layers dominate one global norm.",
             {
                 "ratio": 1 / worst.ratio,
                 "per_layer": worst.per_layer,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .links import PAGES
+from .links import PAGES, docs_of
 
 __all__ = ["SEVERITIES", "Finding", "Kind", "Severity"]
 
@@ -61,6 +61,11 @@ class Finding:
         """The page of the docs that explains the finding, from the repository's root."""
         return PAGES[self.kind]
 
+    @property
+    def docs(self) -> str:
+        """The address of the kind's section in the online docs."""
+        return docs_of(self.kind)
+
     def to_dict(self) -> dict[str, object]:
         """Return the finding as plain data; `evidence` may hold inf."""
         return {
@@ -71,5 +76,6 @@ class Finding:
             "sentence": self.sentence,
             "suggestion": self.suggestion,
             "link": self.link,
+            "docs": self.docs,
             "evidence": dict(self.evidence),
         }

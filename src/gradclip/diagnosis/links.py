@@ -1,8 +1,12 @@
-"""The page of the docs that explains each kind of finding."""
+"""The page of the docs that explains each kind of finding, and its address."""
 
 from __future__ import annotations
 
-__all__ = ["PAGES"]
+__all__ = ["DOCS", "PAGES", "docs_of", "online"]
+
+DOCS = "https://gradclip.readthedocs.io/en/latest/"
+"""The address of the online docs, set here alone. The site is published there once the project is
+published; until then `make docs` builds the same pages."""
 
 _ROOT = "docs/explanation/"
 _EXPLODING = _ROOT + "exploding-gradients.md"
@@ -31,3 +35,22 @@ PAGES: dict[str, str] = {
     "ended-early": "docs/reference/records.md",
     "no-steps": "docs/guides/your-framework.md",
 }
+
+
+def online(page: str) -> str:
+    """Return the address of a page of the docs.
+
+    Args:
+        page: the page's path from the repository's root, with an anchor or without.
+
+    Example:
+        >>> online("docs/cli.md#gradclip-explain").removeprefix(DOCS)
+        'cli.html#gradclip-explain'
+    """
+    path, mark, anchor = page.removeprefix("docs/").partition("#")
+    return f"{DOCS}{path.removesuffix('.md')}.html{mark}{anchor}"
+
+
+def docs_of(kind: str) -> str:
+    """Return the address of the section that explains a kind of finding."""
+    return online(f"docs/findings.md#{kind}")

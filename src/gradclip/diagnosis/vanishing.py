@@ -7,7 +7,7 @@ import numpy as np
 from ..record.trace import Trace
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
-from .links import NORMALISATION
+from .links import NORMALISATION, online
 from .spikes import began_at
 from .window import median
 
@@ -45,7 +45,7 @@ def find_vanishing(trace: Trace) -> list[Finding]:
             f"the first layers is {1 / worst.ratio:.1g} of the norm of the last layers{until}.",
             "Clipping cannot help here. Use activations that do not saturate (ReLU, GELU), a "
             f"matching initialisation, residual connections, or normalisation "
-            f"({NORMALISATION}).",
+            f"({online(NORMALISATION)}).",
             {
                 "ratio": worst.ratio,
                 "per_layer": worst.per_layer,
@@ -83,7 +83,7 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
             f"{first:,} to the end: {some}{more}.",
             "These parameters do not learn. Their units are off for every input, their output "
             "does not reach the loss, or their gradient underflowed. A smaller learning rate, "
-            f"another activation, or normalisation ({NORMALISATION}) keeps units alive.",
+            f"another activation, or normalisation ({online(NORMALISATION)}) keeps units alive.",
             {
                 "dead": [name for _, name in dead],
                 "since": [step for step, _ in dead],

@@ -139,6 +139,12 @@ class RecordWriter:
         """The number of rows that are in no file."""
         return self._disk.dropped
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the disk answers and has taken every row so far."""
+        disk = self._disk
+        return disk.stopped is None and not disk.dropped and not disk.is_late
+
     def outcome(self) -> str:
         """Return where the rows are, as the end of a sentence for the user."""
         disk = self._disk

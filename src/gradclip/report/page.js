@@ -67,16 +67,25 @@
   for (const field of [from, to]) {
     field.addEventListener("change", () => look(Number(from.value) - 0.5, Number(to.value) + 0.5));
   }
+  // The command goes to the clipboard; where the browser forbids that, it is selected.
+  const take = (button) => {
+    const command = button.parentElement.querySelector("code");
+    getSelection().selectAllChildren(command);
+    const said = (text) => { button.textContent = text; };
+    if (!navigator.clipboard) { said("Selected"); return; }
+    navigator.clipboard.writeText(command.textContent).then(() => said("Copied"), () => said("Selected"));
+  };
   document.querySelector(".axis").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    const { move, zoom, all, step } = button.dataset;
+    const { move, zoom, all, step, copy } = button.dataset;
     const width = steps.end - steps.start;
     const middle = (steps.start + steps.end) / 2;
     if (move) look(steps.start + move * width, steps.end + move * width);
     if (zoom) look(middle - zoom * width / 2, middle + zoom * width / 2);
     if (all !== undefined) look(...whole);
+    if (copy !== undefined) take(button);
     if (step) {
       const around = Math.max(10, (whole[1] - whole[0]) / 40);
       look(Number(step) - around, Number(step) + around);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..diagnosis import Finding, diagnose_trace, find_ending
+from ..diagnosis import Finding, Verdict, diagnose, diagnose_trace, find_ending, verdict
 from ..errors import GradclipError
 from ..record import Trace
 from ..show.files import RunLike, replace_file, traces_to_draw
@@ -70,9 +72,10 @@ def _render(traces: Sequence[Trace]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent}
+    environment.filters |= {"number": number, "percent": percent, "code": _with_code}
     return environment.get_template("page.html").render(
         title=" · ".join(trace.label for trace in traces),
+        verdicts=_verdicts(traces),
         traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
         panels=[(panel, div, _legend(panel)) for panel, div in zip(drawn, divs, strict=True)],
         findings=[*_endings(traces), *_findings(traces)],
@@ -82,6 +85,20 @@ def _render(traces: Sequence[Trace]) -> str:
         first=axis.first,
         last=axis.last,
     )
+
+
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def _with_code(text: str) -> str:
+    """Return text as safe HTML, with what stands between backticks as code."""
+    return _CODE.sub(r"<code>\1</code>", html.escape(printable(text)))
+
+
+def _verdicts(traces: Sequence[Trace]) -> list[tuple[str, Verdict]]:
+    """Return the path and the verdict of each run."""
+    runs = {id(trace.run): trace.run for trace in traces}.values()
+    return [(str(run.path), verdict(run, diagnose(run))) for run in runs]
 
 
 def _findings(traces: Sequence[Trace]) -> list[tuple[int, Finding]]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from gradclip import __version__, kernel
 from gradclip.cli import app
 from gradclip.cli.demo import _script
+from gradclip.diagnosis import KINDS
+from gradclip.diagnosis.links import DOCS
 from gradclip.kernel import KernelStatus
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.record import RecordWriter
@@ -42,6 +45,7 @@ FLAGS = {
     "report": {"--output", "-o", "--json", "--help"},
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
+    "explain": {"--json", "--help"},
     "advise": {"--optimizer", "--json", "--help"},
     "import": {
         "--output",
@@ -114,12 +118,17 @@ def test_every_command_is_in_the_help_and_in_the_table(invoke) -> None:
     assert set(commands) == FLAGS.keys() - {""}
 
 
-def test_the_page_of_the_commands_is_what_the_commands_say() -> None:
-    spec = importlib.util.spec_from_file_location("commands", ROOT / "docs" / "commands.py")
+def _script_of_the_docs(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(commands)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_commands_is_what_the_commands_say() -> None:
+    commands = _script_of_the_docs("commands")
     page = (ROOT / "docs" / "cli.md").read_text()
     assert commands.with_commands(page) == page, "run make docs-cli"
 
@@ -245,6 +254,11 @@ FAULTS = {
         ["methods", "nrm"],
         "method='nrm' is not usable: did you mean 'norm'? the methods are ",
     ),
+    "no such finding": (
+        ["explain", "explode"],
+        "KIND='explode' is not usable: did you mean 'exploding'? the kinds are exploding, van",
+    ),
+    "nothing like a finding": (["explain", "x"], "KIND='x' is not usable: the kinds are explodi"),
     "a demo of no method": (
         ["demo", "--clip", "nrm:1"],
         "method='nrm' is not usable: did you mean 'norm'? the methods",
@@ -431,8 +445,81 @@ def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch)
 def test_report_prints_the_page(invoke, tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "ok.jsonl") as record:
         record.step(step=1, norm=1.0)
-    assert invoke("report", "ok.jsonl", "-o", "new/page.html") == (0, "new/page.html\n", "")
+    code, out, err = invoke("report", "ok.jsonl", "-o", "new/page.html")
+    assert (code, err) == (0, "")
+    assert out == (
+        "ok.jsonl: No fault in 1 step, too few for a judgement; the record has no loss.\n"
+        "new/page.html\n"
+    )
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!")
+
+
+def _explodes(path: Path) -> None:
+    """Write the record of a run that explodes at step 61."""
+    script = ["my train.py", "--lr", "1"]
+    command = ["gradclip", "run", "--record", str(path), *script]
+    with RecordWriter(path, script=script, command=command) as record:
+        for step in range(1, 101):
+            norm = 1.0 + step % 5 / 10 if step < 61 else min(2.0 ** (step - 60), 1e6)
+            record.step(step=step, norm=norm, loss=3 - step / 100 if step < 61 else 10.0)
+
+
+def test_diagnose_advise_and_report_open_with_the_verdict(
+    invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _explodes(Path("a b.jsonl"))
+    with RecordWriter("ok.jsonl") as record:
+        for step in range(1, 101):
+            record.step(step=step, norm=1.0 + step % 5 / 10, loss=3 - step / 100)
+    lines = invoke("diagnose", "a b.jsonl")[1].splitlines()
+    assert lines[0] == "The run exploded at step 62: its norm grew 64-fold in 6 steps."
+    assert lines[1] == "Next: gradclip advise 'a b.jsonl'"
+    assert "  More: gradclip explain exploding" in lines
+    told = json.loads(invoke("diagnose", "a b.jsonl", "--json")[1])
+    assert [*told][:2] == ["verdict", "next"]
+    assert [told["verdict"], f"Next: {told['next']}"] == lines[:2]
+    assert told["findings"][0]["docs"].endswith("/findings.html#exploding")
+    reported = invoke("report", "a b.jsonl", "ok.jsonl")[1].splitlines()
+    assert reported[0] == f"a b.jsonl: {lines[0]} {lines[1]}"
+    assert reported[1] == "ok.jsonl: Healthy: 100 steps, the loss fell from 2.945 to 2.045, " + (
+        "nothing to do."
+    )
+    told = json.loads(invoke("report", "a b.jsonl", "ok.jsonl", "--json")[1])
+    assert [row["run"] for row in told["verdicts"]] == ["a b.jsonl", "ok.jsonl"]
+    assert told["verdicts"][0]["verdict"] == lines[0]
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert lines[0] in page.partition("<h1>")[0]
+    advised = invoke("advise", "a b.jsonl")[1].splitlines()
+    policy = re.match(r"Use (\S+): it clips ", advised[0])
+    assert policy
+    assert advised[1] == f"Next: gradclip run --clip '{policy[1]}' 'my train.py' --lr 1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explain_has_each_kind(kind: str, invoke) -> None:
+    code, out, _ = invoke("explain", kind)
+    assert code == 0
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert out.splitlines()[-1] == f"Docs: {DOCS}findings.html#{kind}"
+    said = " ".join(out.split())
+    for text in (KINDS[kind].title, KINDS[kind].signs, KINDS[kind].cause, KINDS[kind].remedy):  # type: ignore[index]
+        assert text in said
+    (told,) = json.loads(invoke("explain", kind, "--json")[1])["kinds"]
+    assert told["kind"] == kind
+    assert invoke("explain", kind.replace("-", "_").upper())[1] == out
+
+
+def test_explain_lists_all_kinds(invoke) -> None:
+    code, out, _ = invoke("explain")
+    assert code == 0
+    rows = [re.split(r" {2,}", line.rstrip(), maxsplit=1) for line in out.splitlines()]
+    assert rows[: len(KINDS)] == [[kind, row.title] for kind, row in KINDS.items()]
+
+
+def test_the_page_of_the_findings_is_the_table() -> None:
+    findings = _script_of_the_docs("findings")
+    assert (ROOT / "docs" / "findings.md").read_text() == findings.page(), "run docs/findings.py"
 
 
 def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
@@ -457,9 +544,12 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
         for step in range(1, 60):
             record.step(step=step, norm=1.0 + step % 3, loss=float("nan"))
     keys = {
-        "report ok.jsonl --json": {"report", "runs"},
+        "report ok.jsonl --json": {"verdicts", "report", "runs"},
         "export ok.jsonl --json": {"figure", "runs", "panels"},
-        "diagnose ok.jsonl --json": {"run", "findings"},
+        "diagnose ok.jsonl --json": {"verdict", "next", "run", "findings"},
+        "advise ok.jsonl --json": {"verdict", "next", "recommended", "reason", "policies"},
+        "explain --json": {"kinds"},
+        "explain plateau --json": {"kinds"},
         "methods --json": {"methods"},
         "methods zclip --json": {"methods"},
     }
@@ -467,7 +557,7 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
         code, out, _ = invoke(*command.split())
         assert (code, out.count("\n")) == (0, 1), command
         assert json.loads(out, parse_constant=pytest.fail).keys() == wanted, command
-    for command in ("watch ok.jsonl --once --json", "advise ok.jsonl --json", "doctor --json"):
+    for command in ("watch ok.jsonl --once --json", "doctor --json"):
         code, out, _ = invoke(*command.split())
         assert (code, out.count("\n")) == (0, 1), command
         assert json.loads(out, parse_constant=pytest.fail)
@@ -500,6 +590,7 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         }
         offers gradclip me
         offers gradclip methods zcl
+        offers gradclip explain ex
         offers gradclip run --clip norm
         offers gradclip export --panel dis
     """
@@ -507,4 +598,10 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     examples = sorted(row.example for row in CATALOGUE.values() if row.example.startswith("norm"))
-    assert told.stdout.splitlines() == ["methods", "zclip", " ".join(examples), "distribution"]
+    assert told.stdout.splitlines() == [
+        "methods",
+        "zclip",
+        "exploding",
+        " ".join(examples),
+        "distribution",
+    ]

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gradclip.diagnosis.links import DOCS
 from gradclip.errors import GradclipError, RecordError
 from gradclip.record import RecordWriter, read_run, traces_of
 from gradclip.report import write_report
@@ -305,7 +306,11 @@ def test_the_page_fetches_nothing(tmp_path):
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "img", "base", "object"}
         assert "src" not in attributes
-        assert not str(attributes.get("href", "#")).startswith(("http", "//", "file"))
+        # A link to the docs is only followed by a click.
+        there = str(attributes.get("href", "#"))
+        assert not there.startswith(("http", "//", "file")) or (
+            tag == "a" and there.startswith(f"{DOCS}findings.html#")
+        )
     policy = next(
         a["content"]
         for tag, a in page.tags
@@ -314,6 +319,35 @@ def test_the_page_fetches_nothing(tmp_path):
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "http" not in policy
+
+
+def test_the_page_opens_with_the_verdict_of_each_run(tmp_path):
+    rows = [{"norm": 1.0 + i % 3, "loss": 2.0 - i / 100} for i in range(60)]
+    ok = write(tmp_path / "ok.jsonl", rows)
+    for row in rows[30:]:
+        row["norm"] = row["loss"] = math.nan
+    lost = write(tmp_path / "lost.jsonl", rows)
+    text = write_report([ok, lost], tmp_path / "report.html").read_text("utf-8")
+    body = text.partition("<body>")[2].partition("gradclip report</p>")[0]
+    page = Page(body)
+    assert (
+        f"{ok}: Healthy: 60 steps, the loss fell from 1.955 to 1.455, nothing to do." in page.text
+    )
+    assert (
+        f"{lost}: The run was lost at step 31: one bad batch made the weights inf or" in page.text
+    )
+    assert page.text.count("Next:") == 1, "a report need not name itself"
+    assert "gradclip explain non-finite" in page.text
+    assert [a for tag, a in page.tags if tag == "button"] == [{"type": "button", "data-copy": None}]
+
+
+def test_backticks_are_code_and_findings_link_to_the_docs(tmp_path):
+    rows = [{"norm": 1.0 + i % 3, "loss": 2.0, "limit": 0.1, "clipped": True} for i in range(60)]
+    page = page_of(tmp_path, write(tmp_path / "run.jsonl", rows, policy="norm:0.1"))
+    assert "Raise the threshold ( gradclip advise )." in page.text
+    assert "`" not in page.text
+    links = [a["href"] for tag, a in page.tags if tag == "a" and "rel" in a]
+    assert links == [f"{DOCS}findings.html#always-binds"]
 
 
 def test_panels_without_data_are_left_out(tmp_path):
@@ -511,7 +545,9 @@ def test_the_command_writes_the_page_and_says_where(tmp_path):
     runs = [write(tmp_path / f"{name}.jsonl", healthy) for name in "ab"]
     done = command(*runs, "-o", tmp_path / "out.html")
     assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == str(tmp_path / "out.html")
+    said = done.stdout.splitlines()
+    assert [line.partition(": ")[0] for line in said[:-1]] == [str(run) for run in runs]
+    assert said[-1] == str(tmp_path / "out.html")
     assert "2 runs compared" in (tmp_path / "out.html").read_text("utf-8")
 
 

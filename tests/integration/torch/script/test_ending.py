@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradclip.cli.ending import FRAMEWORKS, GUIDE
+from gradclip.diagnosis import PAGES
 from gradclip.record import read_run
 
 from .test_runner import TRAIN
@@ -32,9 +33,9 @@ def said(ran: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "steps", "next_ones"),
     [
-        ([], 60, ["diagnose", "advise", "report"]),
-        ([], 21, ["diagnose", "report"]),
-        (["--clip", "norm:1"], 60, ["diagnose", "report"]),
+        ([], 60, ["advise", "diagnose", "report"]),
+        ([], 21, ["advise", "diagnose", "report"]),
+        (["--clip", "norm:1"], 60, ["advise", "diagnose", "report"]),
     ],
 )
 def test_the_next_commands_can_be_typed_as_they_stand(
@@ -44,9 +45,12 @@ def test_the_next_commands_can_be_typed_as_they_stand(
     write(TRAIN + "import os; os.chdir('/')\n")
     ran = gradclip_run("--record", "-a b's.jsonl", *options, "script.py", steps)
     assert ran.returncode == 0, ran.stderr
-    first, *rest = said(ran)
-    assert f"{steps} steps seen" in first
-    commands = [shlex.split(line.removeprefix("next: ")) for line in rest]
+    verdict, following, seen, *rest = said(ran)
+    assert verdict.endswith(".")
+    assert following.startswith("next: ")
+    assert f"{steps} steps seen" in seen
+    assert all(line.startswith("also: ") for line in rest)
+    commands = [shlex.split(line.partition(": ")[2]) for line in (following, *rest)]
     assert [command[:2] for command in commands] == [["gradclip", name] for name in next_ones]
     for command in commands:
         assert interpreter.run(command[1:], tmp_path).returncode == 0
@@ -55,10 +59,11 @@ def test_the_next_commands_can_be_typed_as_they_stand(
 def test_the_next_commands_read_all_parts_of_a_run(write: Write, gradclip_run: Run) -> None:
     script = write(TRAIN + "open('run.jsonl', 'r+').truncate(10); optimizer.step()\n")
     ran = gradclip_run(script, 120)
-    assert "next: gradclip diagnose run.2.jsonl" in said(ran), "the first part is no record now"
+    assert "also: gradclip diagnose run.2.jsonl" in said(ran), "the first part is no record now"
     script.write_text(TRAIN + "open('new.jsonl', 'a').write('{}\\n'); optimizer.step()\n")
     ran = gradclip_run("--record", "new.jsonl", script, 120)
-    assert "record in new.2.jsonl" in said(ran)[0]
+    assert "record in new.2.jsonl" in ran.stderr
+    assert "new.jsonl, line 103 is damaged" in said(ran)[0], "it is not judged, and that is said"
     assert "next: gradclip diagnose new.jsonl" in said(ran)
 
 
@@ -67,6 +72,51 @@ def test_a_record_that_cannot_be_read_again_has_no_next_command(
 ) -> None:
     write(TRAIN)
     assert len(said(gradclip_run("--record", "/dev/null", "script.py"))) == 1
+
+
+# ---- The verdict
+
+
+def test_a_script_that_fails_is_told_first_with_its_own_command(
+    write: Write, gradclip_run: Run
+) -> None:
+    write(TRAIN.replace("mul(50)", "mul(1)") + "raise ValueError('no more data')\n")
+    ran = gradclip_run("--clip", "norm:1", "script.py", 60)
+    assert ran.returncode == 1
+    assert said(ran)[:2] == [
+        "The script ended with ValueError: no more data after step 60.",
+        "next: gradclip run --record run.jsonl --clip norm:1 script.py 60",
+    ]
+
+
+def test_the_verdict_is_that_of_diagnose(
+    write: Write, gradclip_run: Run, interpreter, tmp_path: Path
+) -> None:
+    write(TRAIN.replace("torch.ones(2, 3)", "torch.ones(2, 3) / (step != 40)"))
+    ended = said(gradclip_run("script.py", 80))
+    told = interpreter.run(["diagnose", "run.jsonl"], tmp_path).stdout.splitlines()
+    assert ended[:2] == [told[0], told[1].replace("Next", "next")]
+    assert "inf or NaN" in told[0]
+
+
+def test_a_long_record_is_not_judged_and_the_run_says_how(write: Write, gradclip_run: Run) -> None:
+    write("import gradclip.cli.ending as e; e.LARGEST = 10\n" + TRAIN)
+    first, *following = said(gradclip_run("script.py", 60))
+    assert "60 steps seen" in first
+    assert following[0] == "next: gradclip diagnose run.jsonl"
+
+
+def test_a_fault_of_the_verdict_does_not_change_the_end_of_the_run(
+    write: Write, gradclip_run: Run
+) -> None:
+    """The record is damaged by the script itself, after its last step."""
+    write(
+        TRAIN + "optimizer.step = None\nopen('run.jsonl', 'r+b').write(b'{\"kind\":\"header\"}#')\n"
+    )
+    ran = gradclip_run("script.py", 300)
+    assert ran.returncode == 0
+    assert any("the run is not judged: " in line for line in said(ran)), said(ran)
+    assert "300 steps seen" in ran.stderr
 
 
 # ---- Runs without a step
@@ -99,10 +149,17 @@ def test_each_run_without_a_step_gets_a_true_sentence(
     write(f"import os, sys, time\n{statement}\n")
     ran = gradclip_run("--clip", "norm:1", "script.py")
     text, code = NO_STEP[statement]
-    (line,) = said(ran)
+    line, *following = said(ran)
     assert line.startswith(text)
     assert "nothing was clipped or recorded" in line
     assert ran.returncode == code
+    if code in (0, 3):
+        assert following == ["next: gradclip explain no-steps"]
+    elif code > 0:
+        again = "gradclip run --record run.jsonl --clip norm:1 script.py"
+        assert following == [f"next: {again}"], "the user's own command, as typed"
+    else:
+        assert following == [], "a process that a signal ends does not read its record"
     assert read_run(tmp_path / "run.jsonl").end is not None
 
 
@@ -111,12 +168,12 @@ def test_the_framework_that_trained_is_named(
     statement: str, write: Write, gradclip_run: Run
 ) -> None:
     write(f"import sys\n{statement}\n")
-    (line,) = said(gradclip_run("script.py"))
+    line, _ = said(gradclip_run("script.py"))
     assert re.search(LOADED[statement], line)
 
 
 def test_the_guide_has_the_section_of_each_framework() -> None:
-    titles = re.findall(r"^## (.+)$", (ROOT / GUIDE).read_text(), re.MULTILINE)
+    titles = re.findall(r"^## (.+)$", (ROOT / PAGES["no-steps"]).read_text(), re.MULTILINE)
     sections = {title.lower().replace(" ", "-") for title in titles}
     assert {section for _, section in FRAMEWORKS.values()} | {"numpy"} <= sections
 
@@ -124,7 +181,8 @@ def test_the_guide_has_the_section_of_each_framework() -> None:
 def test_steps_in_a_forked_process_are_told(write: Write, gradclip_run: Run) -> None:
     write("import os\nif os.fork() == 0:\n" + TRAIN.replace("\n", "\n    ") + "\nelse: os.wait()\n")
     ran = gradclip_run("--clip", "norm:1", "script.py")
-    (line,) = said(ran)
+    line, following = said(ran)
+    assert following == "next: gradclip explain no-steps"
     assert line.startswith("all optimizer steps were made in another process: clipped and not rec")
     assert ran.returncode == 3
 
