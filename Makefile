@@ -11,7 +11,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-faults test-frameworks lint format bench bench-quick experiments experiments-quick \
-  docs docs-methods docs-cli docs-parity docs-bench docs-experiments build clean
+  docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.
 
 docs-cli: $(VENV)/.dev  ## write the commands and their options into docs/cli.md
 	$(BIN)/python docs/commands.py
+
+docs-findings: $(VENV)/.dev  ## write the kinds of findings into docs/findings.md
+	$(BIN)/python docs/findings.py
+
+docs-tutorial: $(VENV)/.dev  ## run the tutorial's commands, and write their output into it
+	OMP_NUM_THREADS=1 $(BIN)/python docs/tutorial.py
 
 docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all rivals, into docs/parity.md
 	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md

@@ -42,7 +42,7 @@ def compare(tutorial: ModuleType, blocks: int | None) -> int:
         tolerance = None if old.varies else TOLERANCE
         stale = tutorial.difference(old.commands, new.commands, TOLERANCE)
         stale = stale or tutorial.difference(old.shown, new.shown, tolerance)
-        assert not stale, f"{old.commands}{stale}\nrun python docs/tutorial.py"
+        assert not stale, f"{old.commands}{stale}\nmake docs-tutorial"
     return len(pairs)
 
 

@@ -519,7 +519,7 @@ def test_explain_lists_all_kinds(invoke) -> None:
 
 def test_the_page_of_the_findings_is_the_table() -> None:
     findings = _script_of_the_docs("findings")
-    assert (ROOT / "docs" / "findings.md").read_text() == findings.page(), "run docs/findings.py"
+    assert (ROOT / "docs" / "findings.md").read_text() == findings.page(), "make docs-findings"
 
 
 def test_the_example_is_found_in_a_source_tree_and_beside_a_package(
