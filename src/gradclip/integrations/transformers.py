@@ -146,6 +146,7 @@ class GradClipCallback(_base):
         if resumed:
             self._go_on(Path(checkpoint), tell=state.is_world_process_zero)
         self._loss = None
+        self._end_record("error: the training before did not end")
         if self._record is not None and state.is_world_process_zero:
             self._recorder = record_clipper(
                 self.clipper,
@@ -173,17 +174,21 @@ class GradClipCallback(_base):
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Close the record, and write its page."""
-        recorder, self._recorder = self._recorder, None
-        if recorder is None:
-            return
-        recorder.close()
-        if self._report is None:
+        recorder = self._end_record("ok")
+        if recorder is None or self._report is None:
             return
         try:
             write_report(recorder.path, self._report)
         except (GradclipError, OSError) as error:  # The trained model is worth more than the page.
             text = f"the report was not written: {error}; the record is {recorder.path}"
             warnings.warn(text, GradclipWarning, stacklevel=2)
+
+    def _end_record(self, status: str) -> Recorder | None:
+        """Close the record that is open, if there is one, and return what has written it."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.close(status)
+        return recorder
 
     def _bind(self, trainer: Any) -> None:
         """Refuse a Trainer that clips by itself, else add to its `log`, once."""
@@ -233,7 +238,11 @@ class GradClipCallback(_base):
         assert self.clipper is not None
         file = folder / STATE
         if file.is_file():
-            self.clipper.load_state_dict(torch.load(file, weights_only=True))
+            try:
+                self.clipper.load_state_dict(torch.load(file, weights_only=True))
+            except BaseException:
+                self.clipper.detach()
+                raise
         elif tell:
             text = (
                 f"{folder} has no {STATE}: it was saved without gradclip, so the clipper "
