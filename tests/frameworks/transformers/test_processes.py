@@ -14,7 +14,7 @@ from .tiny import same
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """Equal weights and memory in both, a resumed run that is bit-equal, one warning, one record."""
+    """Equal weights and memory in both, a resumed run that is equal, one warning, one record."""
     script = Path(__file__).parent / "ranks.py"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launch, str(script), str(tmp_path)]

@@ -47,7 +47,9 @@ def equal(one: Any, other: Any) -> bool:
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
-@pytest.mark.parametrize("policy", ["auto", "autoclip:50", "zclip:warmup=2,z=0.5", "feedback(norm:0.1)"])
+@pytest.mark.parametrize(
+    "policy", ["auto", "autoclip:50", "zclip:warmup=2,z=0.5", "feedback(norm:0.1)"]
+)
 @pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2, "bf16": True}], ids=str)
 def test_resumed_equals_uninterrupted(tmp_path: Path, policy: str, given: dict[str, Any]) -> None:
     whole, one = run(tmp_path / "whole", policy, **given)
@@ -83,7 +85,9 @@ def test_a_checkpoint_without_a_state_is_told_of_once(tmp_path: Path) -> None:
 def test_a_state_of_another_policy_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "autoclip:50")
     checkpoint = tmp_path / f"checkpoint-{SAVED}"
-    with pytest.raises(PolicyError, match=r"policy='autoclip.*' is not usable: .* policy is 'zclip"):
+    with pytest.raises(
+        PolicyError, match=r"policy='autoclip.*' is not usable: .* policy is 'zclip"
+    ):
         run(tmp_path, "zclip", resume=checkpoint)
 
 

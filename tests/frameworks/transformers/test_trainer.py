@@ -1,6 +1,6 @@
 """`GradClipCallback` and `install` in real Trainers."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math
@@ -210,12 +210,17 @@ def test_engines_that_clip_by_themselves_are_refused(
 
 def test_what_install_refuses(tmp_path: Path) -> None:
     one = trainer(tmp_path)
-    for wrong in ({"policy": "nrm:1"}, {"nonfinite": "skp"}, {"max_skips": -1}):
-        with pytest.raises(PolicyError, match=next(iter(wrong.values())) and "is not usable"):
-            install(one, **wrong)  # type: ignore[arg-type]
+    wrong: dict[str, dict[str, Any]] = {
+        "method='nrm' is not usable": {"policy": "nrm:1"},
+        "nonfinite='skp' is not usable": {"nonfinite": "skp"},
+        "max_skips=-1 is not usable": {"max_skips": -1},
+    }
+    for message, given in wrong.items():
+        with pytest.raises(PolicyError, match=message):
+            install(one, **given)
     with pytest.raises(PolicyError, match="trainer='int' is not usable: give a transformers"):
         install(1, "norm:1.0")
-    with pytest.raises(PolicyError, match="report='a.html' is not usable: .* give record= too"):
+    with pytest.raises(PolicyError, match=r"report='a\.html' is not usable: .* give record= too"):
         install(one, "norm:1.0", report="a.html")
     install(one, "norm:1.0")
     with pytest.raises(PolicyError, match="it has a GradClipCallback already"):

@@ -1,6 +1,6 @@
 """Models of a few hundred weights, their data, and arguments for a Trainer that is quiet."""
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from pathlib import Path
@@ -80,7 +80,9 @@ def arguments(folder: Path, kind: Any = TrainingArguments, **changed: Any) -> An
     return kind(**{**given, **changed})
 
 
-def trainer(folder: Path, *callbacks: Any, model: Any = None, data: Any = None, **given: Any) -> Any:
+def trainer(
+    folder: Path, *callbacks: Any, model: Any = None, data: Any = None, **given: Any
+) -> Any:
     """Return a Trainer of the language model, or of a model with its data."""
     model = gpt2() if model is None and "model_init" not in given else model
     keep = {key: given.pop(key) for key in ("model_init",) if key in given}
