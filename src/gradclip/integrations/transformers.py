@@ -30,6 +30,7 @@ from ..report import write_report
 from ..sinks.scalars import Counts, scalars
 from ..torch.attach import attach, attached
 from ..torch.clipper import Clipper
+from ..torch.processes.placements import any_sharded
 from ..torch.recorder import Recorder
 from ..torch.recorder import record as record_clipper
 from ..torch.step.refusals import find_inside
@@ -47,7 +48,10 @@ else:
 __all__ = ["STATE", "GradClipCallback", "install"]
 
 STATE = "gradclip.pt"
-"""The file in a checkpoint's folder that holds what the clipper remembers."""
+"""The file in a checkpoint's folder that holds what the clipper remembers.
+
+Where parameters are sharded, each process has a file of its own, as in gradclip_0.pt.
+"""
 
 _OWN_STEPS = ("layerwise", "lomo")
 """Parts of the names of optimizers (`optim`) that step inside of backward."""
@@ -144,7 +148,9 @@ class GradClipCallback(_base):
                 max_skips=self.max_skips,
             )
         if resumed:
-            self._go_on(Path(checkpoint), tell=state.is_world_process_zero)
+            name, of_each = _state_file(self.clipper, args)
+            tell = of_each or state.is_world_process_zero
+            self._go_on(Path(checkpoint) / name, tell=tell)
         self._loss = None
         self._end_record("error: the training before did not end")
         if self._record is not None and state.is_world_process_zero:
@@ -161,16 +167,19 @@ class GradClipCallback(_base):
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Write what the clipper remembers beside the optimizer's state."""
-        if self.clipper is None or not args.should_save or args.save_only_model:
+        if self.clipper is None or args.save_only_model:
+            return
+        name, of_each = _state_file(self.clipper, args)
+        if not (of_each or args.should_save):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not folder.is_dir():
             text = f"{folder} is not there: the clipper's state was not saved"
             warnings.warn(text, GradclipWarning, stacklevel=2)
             return
-        part = folder / f"{STATE}.part"
+        part = folder / f"{name}.part"
         torch.save(self.clipper.state_dict(), part)
-        part.replace(folder / STATE)
+        part.replace(folder / name)
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Close the record, and write its page."""
@@ -233,10 +242,9 @@ class GradClipCallback(_base):
         loss, self._loss = self._loss, None
         return loss
 
-    def _go_on(self, folder: Path, *, tell: bool) -> None:
+    def _go_on(self, file: Path, *, tell: bool) -> None:
         """Load what a clipper has left in a checkpoint; say if there is nothing."""
         assert self.clipper is not None
-        file = folder / STATE
         if file.is_file():
             try:
                 self.clipper.load_state_dict(torch.load(file, weights_only=True))
@@ -245,7 +253,7 @@ class GradClipCallback(_base):
                 raise
         elif tell:
             text = (
-                f"{folder} has no {STATE}: it was saved without gradclip, so the clipper "
+                f"{file.parent} has no {file.name}: it was saved without gradclip, so the clipper "
                 f"remembers nothing of the steps before, and {self.clipper.policy} begins anew"
             )
             warnings.warn(text, GradclipWarning, stacklevel=2)
@@ -363,6 +371,17 @@ def _leave_out_clipping(accelerator: Any) -> None:
 
     vars(clip_grad_norm_)["is_left_out"] = True
     accelerator.clip_grad_norm_ = clip_grad_norm_
+
+
+def _state_file(clipper: Clipper, args: Any) -> tuple[str, bool]:
+    """Return the name of a state's file, and whether each process has one of its own.
+
+    All processes remember the same, unless parameters are sharded: a policy may remember something
+    of each value, and a process has but some of them.
+    """
+    if any_sharded(clipper.params):
+        return f"{Path(STATE).stem}_{args.process_index}.pt", True
+    return STATE, False
 
 
 def _numbers(clipper: Clipper) -> dict[str, float]:
