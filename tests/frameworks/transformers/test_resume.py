@@ -82,6 +82,19 @@ def test_a_checkpoint_without_a_state_is_told_of_once(tmp_path: Path) -> None:
     assert not same(weights(whole), weights(again)), "this memory makes no difference: test another"
 
 
+def test_a_trainer_that_goes_back_forgets_what_came_after(tmp_path: Path) -> None:
+    """Also where the checkpoint has no state: the clipper of before would know too much."""
+    one, callback = run(tmp_path, "autoclip:50")
+    first = callback.clipper
+    checkpoint = tmp_path / f"checkpoint-{SAVED}"
+    (checkpoint / STATE).unlink()
+    with pytest.warns(GradclipWarning, match="begins anew"):
+        one.train(resume_from_checkpoint=str(checkpoint))
+    assert callback.clipper is not None
+    assert callback.clipper is not first
+    assert callback.clipper.steps == STEPS - SAVED
+
+
 def test_a_state_of_another_policy_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "autoclip:50")
     checkpoint = tmp_path / f"checkpoint-{SAVED}"
