@@ -152,3 +152,4 @@ def test_the_wrapper_is_refused_and_names_the_one_inside(tmp_path: Path) -> None
     nested = AcceleratedOptimizer(loop.optimizer)
     with pytest.raises(PolicyError, match=r"which is \.optimizer\.optimizer, of class AdamW"):
         attach(nested, "norm:1.0")
+    loop.clipper.detach()

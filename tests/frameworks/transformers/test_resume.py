@@ -133,6 +133,15 @@ def test_a_trainer_that_failed_goes_on(tmp_path: Path) -> None:
     assert len(recorded.column("norm")) == STEPS + 1  # One step was made twice.
 
 
+def test_a_checkpoint_that_is_elsewhere_is_told_of(tmp_path: Path) -> None:
+    """As in a hyperparameter search, where each trial has a folder."""
+    one = trainer(tmp_path, save_strategy="steps", save_steps=STEPS)
+    install(one, "autoclip:50")
+    one._save_checkpoint = lambda *_: None
+    with pytest.warns(GradclipWarning, match=rf"checkpoint-{STEPS} is not there: .* not saved"):
+        one.train()
+
+
 def test_no_state_where_there_is_none_of_the_optimizer(tmp_path: Path) -> None:
     run(tmp_path, "autoclip:50", save_only_model=True)
     assert not list(tmp_path.rglob("gradclip*"))
