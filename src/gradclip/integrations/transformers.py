@@ -148,9 +148,7 @@ class GradClipCallback(_base):
                 max_skips=self.max_skips,
             )
         if resumed:
-            name, of_each = _state_file(self.clipper, args)
-            tell = of_each or state.is_world_process_zero
-            self._go_on(Path(checkpoint) / name, tell=tell)
+            self._go_on(Path(checkpoint), args)
         self._loss = None
         self._end_record("error: the training before did not end")
         if self._record is not None and state.is_world_process_zero:
@@ -242,19 +240,23 @@ class GradClipCallback(_base):
         loss, self._loss = self._loss, None
         return loss
 
-    def _go_on(self, file: Path, *, tell: bool) -> None:
+    def _go_on(self, folder: Path, args: Any) -> None:
         """Load what a clipper has left in a checkpoint; say if there is nothing."""
         assert self.clipper is not None
-        if file.is_file():
+        name, of_each = _state_file(self.clipper, args)
+        if (folder / name).is_file():
+            # What the main process has saved would come to the main process's device, in all.
+            device = None if of_each else "cpu"
             try:
-                self.clipper.load_state_dict(torch.load(file, weights_only=True))
+                saved = torch.load(folder / name, weights_only=True, map_location=device)
+                self.clipper.load_state_dict(saved)
             except BaseException:
                 self.clipper.detach()
                 raise
-        elif tell:
+        elif of_each or args.local_process_index == 0:  # Once on each machine: disks may differ.
             text = (
-                f"{file.parent} has no {file.name}: it was saved without gradclip, so the clipper "
-                f"remembers nothing of the steps before, and {self.clipper.policy} begins anew"
+                f"{folder} has no {name}: it was saved without gradclip, so the clipper remembers "
+                f"nothing of the steps before, and {self.clipper.policy} begins anew"
             )
             warnings.warn(text, GradclipWarning, stacklevel=2)
 
