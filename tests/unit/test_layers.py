@@ -62,6 +62,7 @@ PARTS: dict[str, tuple[str | None, set[str]]] = {
     "sinks.wandb": ("wandb", {"wandb"}),
     "sinks.mlflow": ("mlflow", {"mlflow"}),
     "sinks.trackio": ("trackio", {"trackio"}),
+    "integrations.transformers": ("transformers", {"torch", "transformers"}),
 }
 """A part, the extra of pyproject that it needs (None: the core), and what it may import."""
 

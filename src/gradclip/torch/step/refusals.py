@@ -10,21 +10,60 @@ from ...errors import PolicyError
 from ...method.policy import AnyPolicy, Chain
 from ...method.traits import traits_of
 
-__all__ = ["refuse_model", "refuse_policy", "refuse_several", "refuse_what_is_no_optimizer"]
+__all__ = ["find_inside", "refuse_model", "refuse_policy", "refuse_several"]
+__all__ += ["refuse_what_is_no_optimizer"]
+
+# Wrappers around wrappers are looked into so far.
+_DEEP = 4
 
 
 def refuse_what_is_no_optimizer(optimizer: object) -> None:
     """Refuse what has no steps with hooks: a wrapper, however much it looks like an optimizer.
 
     Raises:
-        PolicyError: names the type.
+        PolicyError: names the type, and where a wrapper has the optimizer that it is about.
     """
-    # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them. One
-    # that passes on all attributes has them in name only.
+    if optimizer is None:
+        remedy = (
+            "there is no optimizer yet. The Trainer of transformers makes its own in train(): use "
+            "gradclip.integrations.transformers.install(trainer, policy); elsewhere call attach "
+            "after the optimizer is made"
+        )
+        raise PolicyError.of("optimizer", optimizer, remedy)
+    if _has_hooks(optimizer):
+        return
+    found = find_inside(optimizer)
+    where = "(often .optimizer)"
+    if found is not None:
+        path, inside = found
+        where = f"which is {path}, of class {type(inside).__name__}"
+    remedy = f"give a torch.optim.Optimizer; of a wrapper, the one inside {where}"
+    raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+
+
+def find_inside(wrapper: object) -> tuple[str, torch.optim.Optimizer] | None:
+    """Return where a wrapper has an optimizer whose steps have hooks, as in ".optimizer", and that.
+
+    Args:
+        wrapper: such as Accelerate's AcceleratedOptimizer; wrappers may wrap each other.
+    """
+    path, inside = "", wrapper
+    for _ in range(_DEEP):
+        path, inside = f"{path}.optimizer", getattr(inside, "optimizer", None)
+        if _has_hooks(inside):
+            assert isinstance(inside, torch.optim.Optimizer)
+            return path, inside
+    return None
+
+
+def _has_hooks(optimizer: object) -> bool:
+    """Whether hooks on this object see its steps.
+
+    A wrapper may inherit from Optimizer and yet have no hooks, and one that passes on all
+    attributes has them in name only.
+    """
     is_one = issubclass(type(optimizer), torch.optim.Optimizer)
-    if not is_one or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        remedy = "give a torch.optim.Optimizer; of a wrapper, the one inside (often .optimizer)"
-        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    return is_one and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 def refuse_model(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module | None) -> None:

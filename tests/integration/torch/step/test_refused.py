@@ -59,6 +59,24 @@ def test_what_only_looks_like_an_optimizer_is_refused(wrapper: Any, on: Attach) 
     on(optimizer, "norm:1.0").detach()
 
 
+@pytest.mark.parametrize("on", [attach, one])
+def test_a_wrapper_is_refused_with_the_place_of_the_optimizer_inside(on: Attach) -> None:
+    optimizer = torch.optim.SGD([weight()], lr=1.0)
+    for wrapper, place in (
+        (NoHooks(optimizer), r"\.optimizer"),
+        (NoHooks(NoHooks(optimizer)), r"\.optimizer\.optimizer"),
+    ):
+        with pytest.raises(PolicyError, match=f"which is {place}, of class SGD$"):
+            on(wrapper, "norm:1.0")
+    on(optimizer, "norm:1.0").detach()
+
+
+@pytest.mark.parametrize("on", [attach, one])
+def test_no_optimizer_yet_is_refused_with_who_makes_one(on: Attach) -> None:
+    with pytest.raises(PolicyError, match=r"optimizer=None is not usable: .*install\(trainer, pol"):
+        on(None, "norm:1.0")  # type: ignore[arg-type]
+
+
 class Composite(torch.optim.Optimizer):
     """Several optimizers as one, with hooks that nobody runs but the class's."""
 
