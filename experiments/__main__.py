@@ -23,6 +23,7 @@ from .studies import (
     stability,
     text,
     threshold,
+    tune,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,7 @@ STUDIES: dict[str, ModuleType] = {
     "information": information,
     "batch-size": batch_size,
     "spikes": spikes,
+    "tune": tune,
 }
 QUICK = 10
 """A quick run has this fraction of the steps, and one seed."""

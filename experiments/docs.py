@@ -8,7 +8,7 @@ from .evidence import advisor_part, evidence_page
 from .figures import draw_all
 from .page import insert
 from .store import Store
-from .studies import auto
+from .studies import auto, tune
 
 __all__ = ["NOTES", "pages", "write_docs"]
 
@@ -18,10 +18,11 @@ NOTES = Path(__file__).parent / "notes.md"
 
 def pages(store: Store, root: Path, alts: dict[str, str]) -> dict[Path, str]:
     """Return the text of each page that shows results."""
-    advisor, auto_page = root / "docs/advisor.md", root / "docs/auto.md"
+    advisor, auto_page, tuning = (root / f"docs/{name}.md" for name in ("advisor", "auto", "tune"))
     return {
         root / "docs/evidence.md": evidence_page(store, alts, NOTES.read_text("utf-8")),
         auto_page: insert(auto_page.read_text("utf-8"), "auto", auto.section(store)),
+        tuning: insert(tuning.read_text("utf-8"), "tune", tune.section(store)),
         advisor: insert(advisor.read_text("utf-8"), "advisor", advisor_part(store, alts)),
     }
 

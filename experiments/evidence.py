@@ -33,7 +33,8 @@ The method:
 
 - Every arm of a comparison has the same seeds for the weights, the batches and the planted faults.
   The intervals are 95 %: Student's t of the paired differences, Wilson's for shares. With few seeds
-  they are wide, so *not shown* does not mean that there is no effect.
+  they are wide. So each claim says which improvement matters: *does not hold* means that the
+  interval leaves such an improvement out, and *not shown* means that the seeds do not decide.
 - The learning rate is constant for two thirds of a run and then falls linearly to 0, except where
   a run stops as soon as its task is solved.
 - A run whose final loss is above the loss of the best constant prediction counts with the latter.
@@ -80,7 +81,8 @@ after 80 steps.""",
     "Planted spikes": """\
 With a probability of 2 % random noise of at least ten times its norm is added to a step's gradient,
 Pareto distributed with tail index 1.2. Without clipping and without spikes the learning rates are
-good.""",
+good. The second table has the regret: the mean final loss less that of the task's best fixed
+threshold, in units of the loss without skill.""",
 }
 
 NOTES = """\

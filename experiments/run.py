@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradclip.errors import GradclipWarning
 
 from .advised import train_advised
-from .setting import ADVISED, Setting
+from .setting import ADVISED, TUNED, Setting
 from .store import Store
 from .tasks import TASKS
 from .train import Figures, train
+from .tuned import train_tuned
 
 __all__ = ["perform", "perform_all"]
 
@@ -27,7 +28,8 @@ def perform(setting: Setting) -> Figures:
     start = time.perf_counter()
     if setting.task not in TASKS:
         raise KeyError(setting.task)
-    figures = train_advised(setting) if setting.policy == ADVISED else train(setting)
+    trained = {ADVISED: train_advised, TUNED: train_tuned}.get(setting.policy, train)
+    figures = trained(setting)
     return {**figures, "seconds": round(time.perf_counter() - start, 2)}
 
 

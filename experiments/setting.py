@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["ADVISED", "NONE", "Setting"]
+__all__ = ["ADVISED", "NONE", "TUNED", "Setting"]
 
 NONE = "none"
 """No clipping."""
+
+TUNED = "tuned"
+"""Let `gradclip tune` compare short runs, and train with the policy that wins."""
 
 ADVISED = "advised"
 """Record without clipping, ask `gradclip.advise`, and train with the advice."""
@@ -21,7 +24,7 @@ class Setting:
     Attributes:
         task: a name in `experiments.tasks.TASKS`.
         lr: the learning rate.
-        policy: the text form of a clipping policy, `NONE` or `ADVISED`.
+        policy: the text form of a clipping policy, `NONE`, `ADVISED` or `TUNED`.
         seed: of the weights, the batches, and what is planted. Arms of one seed are a pair.
         steps: optimizer steps.
         optimizer: "sgd", "momentum" (SGD with 0.9) or "adamw".

@@ -21,7 +21,7 @@ from .spikes import Spikes
 from .sums import Sums
 from .tasks import TASKS
 
-__all__ = ["Figures", "train"]
+__all__ = ["OPTIMIZERS", "Figures", "schedule", "train"]
 
 Figures = dict[str, Any]
 
@@ -71,7 +71,7 @@ def train(setting: Setting, record: Path | None = None) -> Figures:
     policy = None if setting.policy == NONE else setting.policy
     clipper = gradclip.torch.attach(optimizer, policy, model=model, nonfinite="propagate")
     sums = Sums(params) if setting.sums else None
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(setting))
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(setting))
     losses: list[float] = []
     seen: list[ClipResult] = []
     clipper.observers.append(seen.append)
@@ -108,7 +108,7 @@ def train(setting: Setting, record: Path | None = None) -> Figures:
     }
 
 
-def _schedule(setting: Setting) -> Callable[[int], float]:
+def schedule(setting: Setting) -> Callable[[int], float]:
     """Return the factor on the learning rate of each step, counted from 0."""
     falling = 0.0 if setting.stop else 1 - SETTLE
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .intervals import Interval, share
-from .outcome import loss_of, mean
+from .outcome import mean
 from .setting import NONE
 from .store import Store
 from .studies import batch_size, depth, generalization, information, spikes, stability, threshold
@@ -17,6 +19,10 @@ HOLDS, WHEN, NOT, UNSHOWN = "holds", "holds when", "does not hold", "not shown"
 
 MARGIN = 0.1
 """Two shares of successful runs count as different if they differ by at least this much."""
+
+FASTER, LOWER, FEWER, CLOSER = 0.9, 0.02, 1.0, 0.02
+"""The smallest improvements that matter: a ratio of steps, a loss, an error in points of percent,
+and the squared error of a forecast."""
 
 
 class Verdict(NamedTuple):
@@ -89,7 +95,10 @@ def _convergence(store: Store) -> Verdict:
         "steps to one loss, clipped over unclipped, each at its best learning rate: "
         + "; ".join(f"{name} {text_study.ratio(c.speed)}" for name, c in done.items())
     )
-    return _by_task(claim, told, {name: c.speed for name, c in done.items()})
+    told += f". What matters: {1 - FASTER:.0%} fewer steps"
+    return _by_task(
+        claim, told, {name: c.speed for name, c in done.items()}, lambda _: -math.log(FASTER)
+    )
 
 
 def _final(store: Store) -> Verdict:
@@ -99,19 +108,31 @@ def _final(store: Store) -> Verdict:
         f"{name} {c.loss.text()} ({c.none.best:g} without, {c.clipped.best:g} with clipping)"
         for name, c in done.items()
     )
-    return _by_task(claim, told, {name: c.loss for name, c in done.items()})
+    told += f". What matters: a loss that is lower by {LOWER}"
+    return _by_task(claim, told, {name: c.loss for name, c in done.items()}, lambda _: LOWER)
 
 
-def _by_task(claim: str, told: str, changes: dict[str, Interval]) -> Verdict:
-    """Return the verdict of intervals; values below 0 are better."""
+def _by_task(
+    claim: str, told: str, changes: dict[str, Interval], matters: Callable[[str], float]
+) -> Verdict:
+    """Return the verdict of intervals; values below 0 are better.
+
+    A task says no if its interval leaves out each improvement that matters, and yes if it is all
+    below 0. All other tasks leave the claim open.
+    """
     if not changes:
         return _missing(claim)
-    better = [name for name, change in changes.items() if change.high < 0]
-    worse = [name for name, change in changes.items() if change.low > 0]
-    word = NOT if worse and not better else UNSHOWN
-    if better:
-        word = HOLDS if len(better) == len(changes) else f"{WHEN}: {', '.join(better)}"
-    return Verdict(claim, word, told, str(min(change.count for change in changes.values())))
+    no = [name for name, change in changes.items() if change.low > -matters(name)]
+    yes = [name for name, change in changes.items() if name not in no and change.high < 0]
+    seeds = str(min(change.count for change in changes.values()))
+    left = [name for name in changes if name not in (*no, *yes)]
+    if yes:
+        word = HOLDS if len(yes) == len(changes) else f"{WHEN}: {', '.join(yes)}"
+    else:
+        word = UNSHOWN if left else NOT
+    if left and (yes or no):
+        told += f". Open: {', '.join(left)}"
+    return Verdict(claim, word, told, seeds)
 
 
 def _generalization(store: Store) -> Verdict:
@@ -124,7 +145,10 @@ def _generalization(store: Store) -> Verdict:
     if not changes:
         return _missing(claim)
     told = "; ".join(f"{name}: {change.text(2)}" for name, change in changes.items())
-    return _by_task(claim, told, changes)
+    told += f". What matters: an error lower by {FEWER:g} points, a forecast by {CLOSER}"
+    return _by_task(
+        claim, told, changes, lambda name: CLOSER if name.startswith("sunspots") else FEWER
+    )
 
 
 def _too_small(store: Store) -> Verdict:
@@ -204,7 +228,7 @@ def _normalization(store: Store) -> Verdict:
     for lr in plain:
         changes = []
         for rows, label in ((plain, "without"), (normal, "with it")):
-            limits = {p: row for p, row in rows[lr].items() if p != NONE}
+            limits = {p: rows[lr][p] for p in depth.FIXED}
             best = min(limits, key=lambda p: limits[p][0])
             changes.append(f"{limits[best][1].text()} at `{best}` {label}")
             seeds = limits[best][1].count
@@ -238,16 +262,13 @@ def _batch_size(store: Store) -> Verdict:
 
 def _adaptive(store: Store) -> Verdict:
     claim = "Adaptive thresholds beat the best fixed one under heavy-tailed spikes"
-    better, parts, seeds = [], [], 0
-    for name in spikes.CASES:
-        runs = spikes.compare(store, name)
-        for policy in stability.ADAPTIVE if runs else ():
-            arm, regret = runs[policy]
-            seeds = len(arm)
-            parts.append((mean(loss_of(run) for run in arm), f"{name} `{policy}` {regret.text()}"))
-            if regret.high < 0:
-                better.append(f"{name} `{policy}`")
-    if not parts:
-        return _missing(claim)
-    told = "final loss less that of the best fixed threshold: " + "; ".join(p for _, p in parts)
-    return Verdict(claim, f"{WHEN}: {', '.join(better)}" if better else UNSHOWN, told, str(seeds))
+    changes = {
+        f"{name} `{policy}`": runs[policy][1]
+        for name in spikes.CASES
+        if (runs := spikes.compare(store, name))
+        for policy in stability.ADAPTIVE
+    }
+    told = "final loss less that of the best fixed threshold: "
+    told += "; ".join(f"{name} {regret.text()}" for name, regret in changes.items())
+    told += f". What matters: a loss that is lower by {LOWER}"
+    return _by_task(claim, told, changes, lambda _: LOWER)

@@ -95,15 +95,21 @@ def settings() -> list[Setting]:
     ]
 
 
-def regrets(store: Store, name: str, policies: tuple[str, ...] = POLICIES) -> dict[str, float]:
+def regrets(
+    store: Store,
+    name: str,
+    policies: tuple[str, ...] = POLICIES,
+    seeds: tuple[int, ...] | None = None,
+) -> dict[str, float]:
     """Return each policy's mean final loss over that of the case's best fixed limit, or of none.
 
     In units of the loss without skill. Below 0 is better than every fixed limit that was tried.
-    A diverged run counts with the loss without skill. None finished: nothing.
+    A diverged run counts with the loss without skill. None finished: nothing. Without `seeds` all
+    seeds of the case count.
     """
     case = CASES[name]
     arms = {policy: case.setting.with_(policy=policy) for policy in policies}
-    runs = complete(store, arms, case.seeds)
+    runs = complete(store, arms, case.seeds if seeds is None else seeds)
     if not runs[NONE]:
         return {}
     losses = {policy: mean(loss_of(run) for run in arm) for policy, arm in runs.items()}

@@ -13,6 +13,7 @@ BATCHES = (32, 512)
 RATES = (0.1, 0.3, 1.0)
 ARMS = {
     "none": (NONE, "none"),
+    "auto": ("auto", "none"),
     "AGC 0.01": ("head.*=none;*=agc:0.01", "none"),
     "AGC 0.1": ("head.*=none;*=agc:0.1", "none"),
     "batch normalization": (NONE, "batch"),

@@ -32,6 +32,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "floor 0.1 per tensor": ("floor:0.1,scope=tensor", {}),
     "floor 1 per tensor, any gain": ("floor:1.0,scope=tensor,max_gain=1e30", {}),
     "normalised per tensor": ("normalise:0.1,scope=tensor", {}),
+    "auto": ("auto", {}),
     "batch normalization": (NONE, {"norm": "batch"}),
     "residual": (NONE, {"residual": True}),
 }
@@ -39,7 +40,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 NORMALISED = (0.03, 0.1, 0.3)
 """Learning rates of the nets with and without batch normalization, clipped and unclipped."""
-LIMITS = (NONE, "norm:1.0", "norm:10.0", "norm:100.0")
+FIXED = ("norm:1.0", "norm:10.0", "norm:100.0")
+LIMITS = (NONE, *FIXED, "auto")
 
 
 def vanishing(depth: int, act: str, arm: str, lr: float) -> Setting:

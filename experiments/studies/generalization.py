@@ -9,7 +9,7 @@ from ..store import Store
 
 __all__ = ["ARMS", "CASES", "SEEDS", "compare", "section", "settings"]
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(12))
 _NET = (("depth", 3), ("width", 128))
 CASES = {
     "MNIST": Setting(
@@ -39,6 +39,7 @@ ARMS = {
     "norm 1": ("norm:1.0", 1.0),
     "norm 0.1, learning rate × 3": ("norm:0.1", 3.0),
     "value 0.01": ("value:0.01", 1.0),
+    "auto": ("auto", 1.0),
 }
 """A policy, and a factor on the learning rate: a low limit needs a higher rate."""
 

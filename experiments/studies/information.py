@@ -13,6 +13,7 @@ SEEDS = (0, 1, 2)
 LIMITS = (0.03, 0.3)
 PARABOLA = {
     NONE: 0.0,
+    "auto": None,
     "norm:2.0": 7 / 9,
     "smooth:2.0": None,
     "normalise": 1.0,
@@ -36,6 +37,7 @@ def settings(seeds: tuple[int, ...] = SEEDS) -> list[Setting]:
     arms = [
         *(Setting("quadratic", 0.01, policy, steps=8000) for policy in PARABOLA),
         TEXT,
+        TEXT.with_(policy="auto"),
         *(TEXT.with_(policy=policy) for limit in LIMITS for policy in policies(limit)),
     ]
     return [arm.with_(seed=seed) for seed in seeds for arm in arms]
@@ -55,7 +57,7 @@ def section(store: Store) -> str:
         if values:
             told = f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
             resting.append([f"`{policy}`", "–" if known is None else f"{known:.3f}", told])
-    names = [p for limit in LIMITS for p in policies(limit)]
+    names = ["auto", *(p for limit in LIMITS for p in policies(limit))]
     runs = complete(store, {NONE: TEXT, **{p: TEXT.with_(policy=p) for p in names}}, SEEDS)
     plain = [loss_of(run) for run in runs[NONE]]
     rows = []

@@ -8,9 +8,9 @@ from ..setting import NONE, Setting
 from ..store import Store
 from .stability import ADAPTIVE
 
-__all__ = ["CASES", "FIXED", "POLICIES", "SEEDS", "compare", "section", "settings"]
+__all__ = ["CASES", "FIXED", "POLICIES", "SEEDS", "compare", "regrets", "section", "settings"]
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(12))
 FIXED = tuple(f"norm:{limit:g}" for limit in (0.03, 0.1, 0.3, 1.0, 3.0))
 POLICIES = (NONE, *FIXED, *ADAPTIVE)
 CASES = {
@@ -47,8 +47,28 @@ def compare(store: Store, name: str) -> dict[str, tuple[list[dict], Interval]]:
     return {p: (runs[p], paired(losses[best], losses[p])) for p in arms}
 
 
+def regrets(store: Store, name: str) -> dict[str, float]:
+    """Return each policy's mean loss over that of the best fixed threshold.
+
+    In units of the loss without skill; a negative value is better than every fixed threshold.
+    """
+    told = compare(store, name)
+    return {p: regret.value / runs[0]["trivial"] for p, (runs, regret) in told.items()}
+
+
 def section(store: Store) -> str:
-    """Return the table, as Markdown."""
+    """Return the table of the runs and that of the regrets, as Markdown."""
+    found = {name: told for name in CASES if (told := regrets(store, name))}
+    columns = {p: [told[p] for told in found.values()] for p in POLICIES if found}
+    means = [
+        [f"`{p}`", *(f"{value:.1%}" for value in (*values, mean(values), max(values)))]
+        for p, values in columns.items()
+    ]
+    tables = [_runs(store), markdown(["policy", *found, "mean regret", "worst"], means)]
+    return "\n\n".join(tables)
+
+
+def _runs(store: Store) -> str:
     rows = []
     for name in CASES:
         for policy, (runs, regret) in compare(store, name).items():

@@ -10,8 +10,9 @@ from ..store import Store
 __all__ = ["ADAPTIVE", "SEEDS", "counts", "section", "settings"]
 
 SEEDS = (0, 1, 2)
-ADAPTIVE = ("autoclip", "quantile:0.9", "zclip", "adagc", "spam", "moving-average")
-"""Adaptive methods with the defaults of their papers; the paper gives none for the quantile."""
+ADAPTIVE = ("autoclip", "quantile:0.9", "zclip", "adagc", "spam", "moving-average", "auto")
+"""Adaptive methods with the defaults of their papers; the paper gives none for the quantile.
+`auto` is ours."""
 
 POLICIES = (NONE, "norm:1.0", "value:0.1", *ADAPTIVE)
 ORDER = {length: Setting("order", 0.1, steps=1000, stop=True) for length in (20, 30, 40, 80)}

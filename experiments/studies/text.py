@@ -12,9 +12,10 @@ from ..store import Store
 
 __all__ = ["CASES", "CLIPPED", "SEEDS", "Compared", "compare", "section", "settings"]
 
-SEEDS = (0, 1, 2, 3, 4, 5)
+SEEDS = tuple(range(16))
 CLIPPED = "norm:0.3"
-POLICIES = (NONE, CLIPPED)
+AUTO = "auto"
+POLICIES = (NONE, CLIPPED, AUTO)
 CASES = {
     "LSTM, SGD": (Setting("char_lm", 0, steps=300), (1, 2, 4, 8, 16, 32, 64)),
     "transformer, SGD": (Setting("transformer", 0, steps=200), (0.3, 1, 3, 10)),
@@ -66,16 +67,16 @@ class Compared(NamedTuple):
 USABLE = 1.05
 
 
-def compare(store: Store, name: str) -> Compared | None:
-    """Return the outcome of a case; None while no seed is finished."""
+def compare(store: Store, name: str, policy: str = CLIPPED) -> Compared | None:
+    """Return the outcome of a case with a policy; None while no seed is finished."""
     case, rates = CASES[name]
     arms = {f"{p} {lr:g}": case.with_(policy=p, lr=lr) for p in POLICIES for lr in rates}
     runs = complete(store, arms, SEEDS)
     if not next(iter(runs.values())):
         return None
 
-    def arm(policy: str) -> Arm:
-        of = {lr: runs[f"{policy} {lr:g}"] for lr in rates}
+    def arm(name: str) -> Arm:
+        of = {lr: runs[f"{name} {lr:g}"] for lr in rates}
         losses = {lr: mean(loss_of(run) for run in of[lr]) for lr in rates}
         best = min(losses, key=lambda lr: losses[lr])
         usable = max(lr for lr in rates if losses[lr] <= USABLE * losses[best])
@@ -83,8 +84,8 @@ def compare(store: Store, name: str) -> Compared | None:
         diverged = sum(run["diverged"] for run in every)
         return Arm(losses, best, usable, diverged, sum(run["loss_spikes"] for run in every))
 
-    none, clipped = arm(NONE), arm(CLIPPED)
-    plain, cut = runs[f"{NONE} {none.best:g}"], runs[f"{CLIPPED} {clipped.best:g}"]
+    none, clipped = arm(NONE), arm(policy)
+    plain, cut = runs[f"{NONE} {none.best:g}"], runs[f"{policy} {clipped.best:g}"]
     # The loss of the unclipped run after three quarters of its steps.
     targets = [run["curve"][len(run["curve"]) * 3 // 4] for run in plain]
     speed = paired(
@@ -109,15 +110,25 @@ def section(store: Store) -> str:
     """Return both tables, as Markdown."""
     stable, tuned = [], []
     for name in CASES:
-        found = compare(store, name)
-        if found is None:
+        found = {
+            policy: told for policy in (CLIPPED, AUTO) if (told := compare(store, name, policy))
+        }
+        if not found:
             continue
-        for label, arm in (("none", found.none), (CLIPPED, found.clipped)):
+        arms = {NONE: found[CLIPPED].none, **{p: told.clipped for p, told in found.items()}}
+        for label, arm in arms.items():
             cells = [f"{arm.best:g}", f"{arm.losses[arm.best]:.3f}", f"{arm.usable:g}"]
             stable.append([f"{name}: `{label}`", *cells, str(arm.diverged), str(arm.spikes)])
-        tuned.append([name, found.loss.text(), ratio(found.speed), str(found.seeds)])
+        for label, told in found.items():
+            cells = [told.loss.text(), ratio(told.speed), str(told.seeds)]
+            tuned.append([f"{name}: `{label}`", *cells])
     first = ["task: policy", "best learning rate", "loss there", "highest usable"]
-    second = ["task", "final loss, clipped less unclipped", "steps, clipped / unclipped", "seeds"]
+    second = [
+        "task: policy",
+        "final loss, clipped less unclipped",
+        "steps, clipped / unclipped",
+        "seeds",
+    ]
     return "\n\n".join(
         [markdown([*first, "runs diverged", "loss spikes"], stable), markdown(second, tuned)]
     )
