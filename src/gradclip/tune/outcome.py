@@ -15,6 +15,7 @@ from ..record.values import WrongValue, number_of, text_of, whole_of
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
 
+
 @dataclass(frozen=True)
 class Outcome:
     """The outcome of a trial.
