@@ -39,9 +39,9 @@ CASES = {
 }
 """Each task at a learning rate at which it fails without clipping, and at one at which it works."""
 
-AGAIN = "asked again"
+REST = "at rest"
 ONE = "one limit, in hindsight"
-ARMS = (NONE, ADVISED, AGAIN, ONE, "norm:1")
+ARMS = (NONE, ADVISED, REST, ONE, "norm:1")
 
 
 def sweep(case: Setting) -> list[Setting]:
@@ -70,6 +70,8 @@ class Told(NamedTuple):
     hindsight: str
     """The policy with the smallest mean loss."""
     seeds: int
+    regrets: dict[str, list[float]]
+    """Each arm's loss over the seed's best, in losses without skill, seed by seed."""
 
 
 def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
@@ -80,7 +82,7 @@ def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
     if not runs[ADVISED]:
         return None
     losses = {name: [loss_of(run) for run in arm] for name, arm in runs.items()}
-    losses[AGAIN] = [loss_of({**run, **run["again"]}) for run in runs[ADVISED]]
+    losses[REST] = [loss_of({**run, **run["rest"]}) for run in runs[ADVISED]]
     hindsight = min(swept, key=lambda name: mean(losses[name]))
     losses[ONE] = losses[hindsight]
     losses["best"] = [min(column) for column in zip(*(losses[n] for n in swept), strict=True)]
@@ -90,7 +92,12 @@ def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
         for name, column in losses.items()
     }
     means = {name: mean(column) for name, column in losses.items()}
-    return Told(means, near, hindsight.removeprefix("norm:"), len(runs[ADVISED]))
+    scale = runs[ADVISED][0]["trivial"]
+    over = {
+        name: [(a - b) / scale for a, b in zip(column, losses["best"], strict=True)]
+        for name, column in losses.items()
+    }
+    return Told(means, near, hindsight.removeprefix("norm:"), len(runs[ADVISED]), over)
 
 
 def section(store: Store) -> str:
@@ -107,8 +114,15 @@ def section(store: Store) -> str:
             count = sum(told.seeds for told in done.values())
             near = [sum(told.near[arm] for told in done.values()) for arm in ARMS]
             sums.append([f"all, {label}", "", *(f"**{n}/{count}**" for n in near)])
+            for word, reduce in (("mean", mean), ("worst", max)):
+                values = [
+                    reduce([over for told in done.values() for over in told.regrets[arm]])
+                    for arm in ARMS
+                ]
+                name = f"{word} regret, {label}"
+                sums.append([name, "", *(f"**{value:.1%}**" for value in values)])
     head = ["task, learning rate, seeds", "best of each seed"]
-    table = markdown([*head, "unclipped", "advised", AGAIN, ONE, "always 1"], rows + sums)
+    table = markdown([*head, "unclipped", "advised", REST, ONE, "always 1"], rows + sums)
     return "\n\n".join([table, *noise(store)])
 
 
@@ -118,13 +132,14 @@ def noise(store: Store) -> list[str]:
     for name, case in CASES.items():
         for seed in SEEDS:
             advised = store.get(case.with_(seed=seed, policy=ADVISED))
-            if advised is None or not advised["policy"].startswith("norm:"):
+            rest = {} if advised is None else advised["rest"]
+            if advised is None or not rest["policy"].startswith("norm:"):
                 continue
-            limit = float(advised["policy"].removeprefix("norm:"))
+            limit = float(rest["policy"].removeprefix("norm:"))
             near = min(THRESHOLDS, key=lambda swept: abs(math.log(swept / limit)))
             other = store.get(case.with_(seed=seed, policy=f"norm:{near:g}"))
             if other is not None and 1 < max(near / limit, limit / near) <= ALIKE:
-                loss, swept = loss_of(advised), loss_of(other)
+                loss, swept = loss_of({**advised, **rest}), loss_of(other)
                 gap = abs(loss - swept) / advised["trivial"]
                 pairs.append((gap, name, seed, limit, loss, near, swept))
     if not pairs:

@@ -22,7 +22,7 @@ from .advice import Arm, Verdict
 from .material import LARGEST
 from .start import LEARNT, MIN_NORMS, stuck_since, went_wrong
 
-__all__ = ["arm_of", "canonical", "is_fixed", "own_limit"]
+__all__ = ["arm_of", "is_fixed", "meant", "own_limit"]
 
 STOOD_STILL = 0.8
 """A loss without progress for this share of the run, at its end, shows no learning."""
@@ -73,20 +73,17 @@ def own_limit(trace: Trace) -> float | None:
     return None if find_pile(trace) else script_limit(trace)
 
 
-def canonical(policy: str) -> str:
-    """Return a policy's text as gradclip writes it, so that equal policies have equal texts."""
+def meant(policy: str) -> object:
+    """Return a policy by which texts of one meaning are equal, such as norm:1 and norm:1.0."""
     try:
-        return str(parse(policy))
+        return parse(policy)
     except (PolicyError, TypeError, ValueError):  # A later version wrote the policy.
         return policy
 
 
 def is_fixed(policy: str) -> bool:
     """Return whether a policy rescales the whole gradient's 2-norm to a fixed limit."""
-    try:
-        read = parse(policy)
-    except (PolicyError, TypeError, ValueError):
-        return False
+    read = meant(policy)
     if not isinstance(read, Policy) or not isinstance(read.threshold, Fixed):
         return False
     whole = read.measure.scope == "global" and read.measure.order == 2.0
@@ -95,7 +92,7 @@ def is_fixed(policy: str) -> bool:
 
 def _policy(trace: Trace) -> str:
     """Return the policy of the record; the script's own limit is one, too."""
-    text = canonical(trace.policy or "none")
+    text = trace.policy or "none"
     own = own_limit(trace) if text == "none" else None
     return text if own is None else f"norm:{own:g}"
 

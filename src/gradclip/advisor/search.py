@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..diagnosis.found import is_auto
 from .advice import Arm
-from .arm import is_fixed
+from .arm import is_fixed, meant
 from .grid import rounded
 
 __all__ = ["AUTO", "Decision", "decide"]
@@ -142,7 +142,9 @@ def _compare(tried: Sequence[Arm], ranked: Sequence[Arm]) -> Decision:
                 settled=False,
                 best=best.policy,
             )
-    return Decision(best.policy, f"{found} The search is at its end.", True, best.policy)
+    others = [arm for arm in tried if arm is not best]
+    trial = _higher(best, others) if best.clip_rate > SELDOM else None
+    return Decision(best.policy, f"{found} The search is at its end.", True, best.policy, trial)
 
 
 def _none_survived(tried: Sequence[Arm]) -> Decision:
@@ -176,11 +178,17 @@ def _none_survived(tried: Sequence[Arm]) -> Decision:
 
 
 def _next_limit(best: Arm, tried: Sequence[Arm]) -> float | None:
-    """Return a limit to try beside the best policy; None if the search can end."""
+    """Return a limit to try beside the best policy; None if the search can end.
+
+    A healthy run with a limit, or without one, is not left. `auto` starts far under the norms by
+    its rule, so that a healthy run under it does not show what their median as a limit does.
+    """
     others = [arm for arm in tried if arm is not best]
+    if best.verdict == "healthy" and (not is_auto(best.policy) or best.clip_rate <= SELDOM):
+        return None
     if best.clip_rate > SELDOM:
         return _higher(best, others)
-    return None if best.verdict == "healthy" else _lower(best, others)
+    return _lower(best, others)
 
 
 def _higher(best: Arm, others: Sequence[Arm]) -> float | None:
@@ -230,10 +238,10 @@ def _one_each(arms: Sequence[Arm]) -> list[Arm]:
 
     The loss of several records of a policy is their mean, and their verdict is that of the worst.
     """
-    groups: dict[str, list[Arm]] = {}
+    groups: dict[object, list[Arm]] = {}
     for arm in arms:
         if arm.verdict not in ASIDE or len(arms) == 1:
-            groups.setdefault(arm.policy, []).append(arm)
+            groups.setdefault(meant(arm.policy), []).append(arm)
     return [_mean(group) for group in groups.values()] or [arms[-1]]
 
 

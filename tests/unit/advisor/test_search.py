@@ -82,7 +82,10 @@ def test_after_auto_comes_its_median_norm_and_then_the_best() -> None:
     third = decide(tried)
     assert (third.policy, third.settled, third.best) == ("norm:1.0", False, "auto")
     better = decide([*tried, arm("norm:1.0", 0.5, clip_rate=0.5)])
-    assert (better.policy, better.settled) == ("norm:3.0", False), "it rose, so go on"
+    assert (better.policy, better.settled) == ("norm:1.0", True), "a healthy run is not left"
+    assert better.trial == 3.0
+    held = decide([*tried, arm("norm:1.0", 0.5, "held back", clip_rate=1.0)])
+    assert (held.policy, held.settled) == ("norm:3.0", False)
     worse = decide([*tried, arm("norm:1.0", 1.5)])
     assert (worse.policy, worse.settled) == ("norm:0.55", False), "between auto's limit and it"
     last = decide([*tried, arm("norm:1.0", 1.5), arm("norm:0.55", 1.2)])
@@ -90,10 +93,10 @@ def test_after_auto_comes_its_median_norm_and_then_the_best() -> None:
 
 
 def test_a_worse_limit_bounds_the_step() -> None:
-    tried = [arm("norm:1.0", 1.0, clip_rate=0.9), arm("norm:2.0", 1.2)]
-    assert decide(tried).policy == "norm:1.4"
-    close = [arm("norm:1.0", 1.0, clip_rate=0.9), arm("norm:1.4", 1.2)]
-    assert decide(close) == decide(close)._replace(policy="norm:1.0", settled=True)
+    held = arm("norm:1.0", 1.0, "held back", clip_rate=1.0)
+    assert decide([held, arm("norm:2.0", 1.2)]).policy == "norm:1.4"
+    close = decide([held, arm("norm:1.4", 1.2)])
+    assert (close.policy, close.settled) == ("norm:1.0", True)
 
 
 def test_no_clipping_that_goes_wrong_but_is_best_is_bounded() -> None:
@@ -124,6 +127,7 @@ def test_several_records_of_one_policy_are_one() -> None:
     twice = [arm("norm:1.0", 0.3), arm("norm:1.0", 0.9), arm("none", 0.5)]
     assert decide(twice).policy == "none"
     assert decide(twice[:2]).policy == "norm:1.0"
+    assert decide([arm("norm:1", 0.3), *twice[1:]]).policy == "none", "norm:1 is norm:1.0"
 
 
 def test_a_record_without_a_loss_is_not_compared() -> None:
