@@ -62,7 +62,7 @@ def follow(start: str, perform: Callable[[str], Run]) -> Course:
 def train_advised(setting: Setting) -> Figures:
     """Return the figures of a run with the policy that the record without clipping advises.
 
-    "rest" has the figures of the run at which the advice is at rest.
+    "again" has the figures of the run at which the advice is at rest, if asked again and again.
     """
     known: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,4 +77,4 @@ def train_advised(setting: Setting) -> Figures:
     kept = ("loss", "test_loss", "test_error", "diverged", "solved", "clip_rate")
     rest = {name: known[last][name] for name in kept if name in known[last]}
     rest |= {"policy": last, "askings": course.askings}
-    return {**known[first], "policy": first, "rest": rest}
+    return {**known[first], "policy": first, "again": rest}

@@ -39,9 +39,9 @@ CASES = {
 }
 """Each task at a learning rate at which it fails without clipping, and at one at which it works."""
 
-REST = "at rest"
+AGAIN = "asked again"
 ONE = "one limit, in hindsight"
-ARMS = (NONE, ADVISED, REST, ONE, "norm:1")
+ARMS = (NONE, ADVISED, AGAIN, ONE, "norm:1")
 
 
 def sweep(case: Setting) -> list[Setting]:
@@ -82,7 +82,7 @@ def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
     if not runs[ADVISED]:
         return None
     losses = {name: [loss_of(run) for run in arm] for name, arm in runs.items()}
-    losses[REST] = [loss_of({**run, **run["rest"]}) for run in runs[ADVISED]]
+    losses[AGAIN] = [loss_of({**run, **run["again"]}) for run in runs[ADVISED]]
     hindsight = min(swept, key=lambda name: mean(losses[name]))
     losses[ONE] = losses[hindsight]
     losses["best"] = [min(column) for column in zip(*(losses[n] for n in swept), strict=True)]
@@ -122,7 +122,7 @@ def section(store: Store) -> str:
                 name = f"{word} regret, {label}"
                 sums.append([name, "", *(f"**{value:.1%}**" for value in values)])
     head = ["task, learning rate, seeds", "best of each seed"]
-    table = markdown([*head, "unclipped", "advised", REST, ONE, "always 1"], rows + sums)
+    table = markdown([*head, "unclipped", "advised", AGAIN, ONE, "always 1"], rows + sums)
     return "\n\n".join([table, *noise(store)])
 
 
@@ -132,14 +132,13 @@ def noise(store: Store) -> list[str]:
     for name, case in CASES.items():
         for seed in SEEDS:
             advised = store.get(case.with_(seed=seed, policy=ADVISED))
-            rest = {} if advised is None else advised["rest"]
-            if advised is None or not rest["policy"].startswith("norm:"):
+            if advised is None or not advised["policy"].startswith("norm:"):
                 continue
-            limit = float(rest["policy"].removeprefix("norm:"))
+            limit = float(advised["policy"].removeprefix("norm:"))
             near = min(THRESHOLDS, key=lambda swept: abs(math.log(swept / limit)))
             other = store.get(case.with_(seed=seed, policy=f"norm:{near:g}"))
             if other is not None and 1 < max(near / limit, limit / near) <= ALIKE:
-                loss, swept = loss_of({**advised, **rest}), loss_of(other)
+                loss, swept = loss_of(advised), loss_of(other)
                 gap = abs(loss - swept) / advised["trivial"]
                 pairs.append((gap, name, seed, limit, loss, near, swept))
     if not pairs:
