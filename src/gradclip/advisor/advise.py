@@ -11,12 +11,12 @@ from ..errors import PolicyError, RecordError
 from ..method.policy import AnyPolicy
 from ..method.recipes import by_norm
 from ..record import Run, Trace, traces_of
-from .advice import Advice, Replayed
+from .advice import Advice, Arm, Replayed
 from .arm import arm_of, own_limit
 from .choose import choose
 from .grid import current_policy, policies_for
-from .material import MOST_STEPS, Material, material_of, scores
-from .search import FAILED, decide
+from .material import LARGEST, MOST_STEPS, Material, material_of, scores
+from .search import ASIDE, FAILED, decide
 
 __all__ = ["advise"]
 
@@ -78,41 +78,26 @@ def advise(
     if not given:
         raise RecordError("there is no record to advise on: give at least one")
     traces = [_trace(run, optimizer) for run in given]
+    for trace in traces:
+        _refuse_empty(trace)
     caveats = _comparable(traces)
     found = [diagnose_trace(trace) for trace in traces]
-    arms = [arm_of(trace, findings) for trace, findings in zip(traces, found, strict=True)]
-    ran = [
-        int(trace.seen("loss").sum())
-        for trace, arm in zip(traces, arms, strict=True)
-        if arm.verdict not in FAILED and arm.loss is not None
-    ]
-    if ran and min(ran) < ALIKE * max(ran):
-        caveats.append(
-            f"The records have {min(ran):,} to {max(ran):,} losses: they are compared after "
-            f"{min(ran):,}."
-        )
-        arms = [arm_of(trace, f, min(ran)) for trace, f in zip(traces, found, strict=True)]
-    if len(arms) > 1:
-        caveats += [
-            f"{arm.record} has no loss, so it cannot be compared with the others."
-            for arm in arms
-            if arm.loss is None and arm.verdict not in FAILED
-        ]
+    arms = _arms(traces, found, caveats)
     decision = decide(arms)
     shown = next((i for i, arm in enumerate(arms) if arm.policy == decision.best), len(arms) - 1)
-    trace, findings = traces[shown], found[shown]
-    material = _material(trace, findings)
-    limit, rows = decision.trial, list[Replayed]()
+    trace = traces[shown]
+    explosion = next((f for f in found[shown] if "reached_at" in f.evidence), None)
+    material = material_of(trace, explosion)
+    rows = list[Replayed]()
     if material is not None and replays:
-        rows = scores(_grid(trace, material, limit), material)
-    trial = None if limit is None else str(by_norm(limit))
+        rows = scores(_grid(trace, material, decision.trial), material)
+    trial = None if decision.trial is None else str(by_norm(decision.trial))
     if trial is None and len(arms) == 1 and arms[0].verdict == "healthy":
         trial = None if trace.marked("clipped").any() else choose(rows)
     steps = 0 if material is None else len(material.norm)
     own = own_limit(trace)
-    caveats += _caveats(trace, findings, rows, steps)
-    if own is not None:
-        caveats.append(_replacing(decision.policy, own))
+    caveats += _caveats(trace, found[shown], rows, steps)
+    caveats += [] if own is None else [_replacing(decision.policy, own)]
     return Advice(
         decision.policy,
         decision.reason,
@@ -126,6 +111,36 @@ def advise(
         best=decision.best,
         trial=trial,
     )
+
+
+def _arms(traces: Sequence[Trace], found: list[list[Finding]], caveats: list[str]) -> list[Arm]:
+    """Return an arm for each record, with losses that can be compared.
+
+    Args:
+        traces: the records; not mutated.
+        found: the diagnosis of each; not mutated.
+        caveats: gets a sentence for each limit of the comparison.
+    """
+    pairs = list(zip(traces, found, strict=True))
+    arms = [arm_of(trace, findings) for trace, findings in pairs]
+    ran = [
+        int(trace.seen("loss").sum())
+        for trace, arm in zip(traces, arms, strict=True)
+        if arm.verdict not in FAILED and arm.loss is not None
+    ]
+    if ran and min(ran) < ALIKE * max(ran):
+        caveats.append(
+            f"The records have {min(ran):,} to {max(ran):,} losses: they are compared after "
+            f"{min(ran):,}."
+        )
+        arms = [arm_of(trace, findings, min(ran)) for trace, findings in pairs]
+    if len(arms) > 1:
+        caveats += [
+            f"{arm.record} has no loss, so it cannot be compared with the others."
+            for arm in arms
+            if arm.loss is None and arm.verdict not in (*FAILED, *ASIDE)
+        ]
+    return arms
 
 
 def _trace(run: Run, optimizer: int | None) -> Trace:
@@ -183,20 +198,14 @@ def _rate(trace: Trace) -> float:
     return float(rate.max()) if len(rate) else float("nan")
 
 
-def _material(trace: Trace, findings: list[Finding]) -> Material | None:
-    """Return the material of the replay; None if every norm is non-finite.
-
-    Raises:
-        RecordError: the record has no gradient at all, so that there is nothing to advise on.
-    """
-    explosion = next((f for f in findings if "reached_at" in f.evidence), None)
-    material = material_of(trace, explosion)
-    if material is None and not trace.nonfinite.any():
+def _refuse_empty(trace: Trace) -> None:
+    """Raise if a record has no gradient at all, so that it says nothing about its policy."""
+    norm = trace.column("norm")
+    if not trace.nonfinite.any() and not ((norm > 0) & (norm <= LARGEST)).any():
         raise RecordError(
             f"{trace.run.path} has no finite norm above zero to replay: record a run whose "
             "gradients are finite (`gradclip diagnose` says where they were not)"
         )
-    return material
 
 
 def _grid(trace: Trace, material: Material, limit: float | None) -> list[AnyPolicy]:

@@ -11,7 +11,7 @@ from .advice import Arm
 from .arm import is_fixed, meant
 from .grid import rounded
 
-__all__ = ["AUTO", "Decision", "decide"]
+__all__ = ["ASIDE", "AUTO", "FAILED", "Decision", "decide"]
 
 AUTO = "auto"
 """The policy that explores: it clips from the first step on, and needs no limit."""

@@ -262,6 +262,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     wide = write(tmp_path / "c.jsonl", falling(0.5), shapes=[("w", (8, 8), "float32")])
     with pytest.raises(RecordError, match="models with different parameters: give records of one"):
         advise([one, wide])
+    empty = write(tmp_path / "d.jsonl", np.ones(3), np.zeros(3))
+    with pytest.raises(RecordError, match=r"d\.jsonl has no finite norm above zero"):
+        advise([one, empty])
     with pytest.raises(RecordError, match="no record to advise on: give at least one"):
         advise([])
 
