@@ -226,9 +226,19 @@ def paths_part() -> str:
         for row in worst
     ]  # fmt: skip
     return "\n\n".join(
-        [markdown(head, table), "The ten worst paths:",
+        [markdown(head, table), _left(rows), "The ten worst paths:",
          markdown(["case", "path", "at rest", "regret"], each, numbers=False)]
     )  # fmt: skip
+
+
+def _left(rows: Sequence[_Row]) -> str:
+    """Return a sentence on the healthy runs that the advice left although they were the best."""
+    auto = sum("auto" in row.path["left"] for row in rows)
+    others = sum(any(policy != "auto" for policy in row.path["left"]) for row in rows)
+    return (
+        f"The advice left a healthy best run, for one more run, in {auto} paths under `auto` and in "
+        f"{others} paths under another policy."
+    )
 
 
 def _summary(rows: Sequence[_Row]) -> list[str]:
