@@ -236,8 +236,8 @@ def _left(rows: Sequence[_Row]) -> str:
     auto = sum("auto" in row.path["left"] for row in rows)
     others = sum(any(policy != "auto" for policy in row.path["left"]) for row in rows)
     return (
-        f"The advice left a healthy best run, for one more run, in {auto} paths under `auto` and in "
-        f"{others} paths under another policy."
+        f"The advice left a healthy best run, for one more run, in {auto} paths under `auto` and "
+        f"in {others} paths under another policy."
     )
 
 
