@@ -324,3 +324,21 @@ def test_a_training_that_follows_the_advice_rests_and_is_not_worse(
     alone = advise(made[-1], replays=False)
     if alone.arms[0].verdict == "healthy":
         assert alone.recommended == alone.arms[0].policy, "and the latest record alone agrees"
+
+
+def test_the_command_takes_several_records(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from gradclip.cli import app
+
+    paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    write(Path(paths[0]), falling(2), noisy(), 0.01)
+    write(Path(paths[1]), falling(0.5), noisy(), 1.1)
+    told = CliRunner().invoke(app, ["advise", *paths], env={"COLUMNS": "80"})
+    assert told.exit_code == 0
+    assert "the records" in told.stdout
+    assert "norm:1.1 ←" in told.stdout
+    assert "held back" in told.stdout
+    one = CliRunner().invoke(app, ["advise", paths[0]], env={"COLUMNS": "80"})
+    assert "Recommended: auto" in one.stdout
+    assert f"gradclip advise {paths[0]} {tmp_path / 'a-auto.jsonl'}" in one.stdout
