@@ -6,7 +6,8 @@ empty folder with the repository's examples. The block of text after it is the o
     <!-- run -->                                  runs the commands, and shows all of the output
     <!-- run; show 9 lines -->                    shows the first nine lines, then a line with …
     <!-- run; show 9 lines and from Word -->      and the lines from the first that begins with Word
-    <!-- run as advised into runs/a.jsonl -->     writes the command that the last output advised
+    <!-- run as advised -->                       runs the command that the last output advised
+    <!-- run as told -->                          runs the last command to ask with that it told
     <!-- run; numbers vary -->                    is the output of a diverging run, which is chaos:
                                                   rounding alone changes its numbers severalfold
 """
@@ -28,13 +29,16 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorial.md"
 
 _BLOCK = re.compile(
-    r"<!-- run(?: as advised into (?P<record>\S+))?"
+    r"<!-- run(?: as (?P<source>advised|told))?"
     r"(?:; show (?P<count>\d+) lines(?: and from (?P<word>\w+))?)?"
     r"(?P<varies>; numbers vary)? -->\n"
     r"```bash\n(?P<commands>.*?)```\n\n```text\n(?P<shown>.*?)```\n",
     re.DOTALL,
 )
-_ADVISED = re.compile(r"^Next: (gradclip run .*)$", re.MULTILINE)
+_SOURCES = {
+    "advised": re.compile(r"^Next: (gradclip run .*)$", re.MULTILINE),
+    "told": re.compile(r"^  (gradclip advise .*)$", re.MULTILINE),
+}
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -73,16 +77,15 @@ def with_outputs(page: str, blocks: int | None = None) -> str:
 
 
 def _run(page: str, folder: Path) -> Iterator[Output]:
-    last = ""
+    last: dict[str, str] = {}
     for one in _BLOCK.finditer(page):
         commands = one["commands"]
-        if one["record"]:
-            advised = _ADVISED.search(last)
-            assert advised, f"no command is advised before {commands}"
-            record = f"gradclip run --record {one['record']} "
-            commands = advised[1].replace("gradclip run ", record, 1) + "\n"
-        last = "".join(_output(line, folder) for line in commands.splitlines())
-        yield Output(commands, _shortened(last, one["count"], one["word"]), bool(one["varies"]))
+        if one["source"]:
+            assert one["source"] in last, f"no command is {one['source']} before {commands}"
+            commands = last[one["source"]] + "\n"
+        shown = "".join(_output(line, folder) for line in commands.splitlines())
+        last |= {name: found[-1] for name, how in _SOURCES.items() if (found := how.findall(shown))}
+        yield Output(commands, _shortened(shown, one["count"], one["word"]), bool(one["varies"]))
 
 
 def _output(line: str, folder: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .evidence import advisor_part, evidence_page
 from .figures import draw_all
 from .page import insert
+from .paths import paths_part
 from .store import Store
 from .studies import auto, tune
 
@@ -23,7 +24,11 @@ def pages(store: Store, root: Path, alts: dict[str, str]) -> dict[Path, str]:
         root / "docs/evidence.md": evidence_page(store, alts, NOTES.read_text("utf-8")),
         auto_page: insert(auto_page.read_text("utf-8"), "auto", auto.section(store)),
         tuning: insert(tuning.read_text("utf-8"), "tune", tune.section(store)),
-        advisor: insert(advisor.read_text("utf-8"), "advisor", advisor_part(store, alts)),
+        advisor: insert(
+            insert(advisor.read_text("utf-8"), "advisor", advisor_part(store, alts)),
+            "paths",
+            paths_part(),
+        ),
     }
 
 

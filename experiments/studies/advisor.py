@@ -70,6 +70,8 @@ class Told(NamedTuple):
     hindsight: str
     """The policy with the smallest mean loss."""
     seeds: int
+    regrets: dict[str, list[float]]
+    """Each arm's loss over the seed's best, in losses without skill, seed by seed."""
 
 
 def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
@@ -90,7 +92,12 @@ def compare(store: Store, case: Setting, seeds: Iterable[int]) -> Told | None:
         for name, column in losses.items()
     }
     means = {name: mean(column) for name, column in losses.items()}
-    return Told(means, near, hindsight.removeprefix("norm:"), len(runs[ADVISED]))
+    scale = runs[ADVISED][0]["trivial"]
+    over = {
+        name: [(a - b) / scale for a, b in zip(column, losses["best"], strict=True)]
+        for name, column in losses.items()
+    }
+    return Told(means, near, hindsight.removeprefix("norm:"), len(runs[ADVISED]), over)
 
 
 def section(store: Store) -> str:
@@ -107,6 +114,13 @@ def section(store: Store) -> str:
             count = sum(told.seeds for told in done.values())
             near = [sum(told.near[arm] for told in done.values()) for arm in ARMS]
             sums.append([f"all, {label}", "", *(f"**{n}/{count}**" for n in near)])
+            for word, reduce in (("mean", mean), ("worst", max)):
+                values = [
+                    reduce([over for told in done.values() for over in told.regrets[arm]])
+                    for arm in ARMS
+                ]
+                name = f"{word} regret, {label}"
+                sums.append([name, "", *(f"**{value:.1%}**" for value in values)])
     head = ["task, learning rate, seeds", "best of each seed"]
     table = markdown([*head, "unclipped", "advised", AGAIN, ONE, "always 1"], rows + sums)
     return "\n\n".join([table, *noise(store)])

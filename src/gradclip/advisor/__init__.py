@@ -1,6 +1,6 @@
-"""Recommend a clipping policy for a run from its recorded norms."""
+"""Recommend a clipping policy for a run from its recorded norms and losses."""
 
-from .advice import Advice, Replayed
+from .advice import Advice, Arm, Replayed
 from .advise import advise
 
-__all__ = ["Advice", "Replayed", "advise"]
+__all__ = ["Advice", "Arm", "Replayed", "advise"]

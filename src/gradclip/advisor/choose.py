@@ -1,54 +1,34 @@
-"""Choose one of the replayed policies."""
+"""Choose one of the replayed limits as a safety net."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from .advice import Replayed
+from .arm import is_fixed
 
 __all__ = ["choose"]
 
 ALARMS = 0.1
 """The largest share of false alarms among the ordinary steps."""
 
-SLACK = 0.02
-"""A fixed threshold may have a share of false alarms that is this much larger than the share of the
-best adaptive policy, because a fixed threshold is easier to understand and to reproduce."""
 
+def choose(rows: Sequence[Replayed]) -> str | None:
+    """Return the fixed limit that catches most spikes and cuts few ordinary steps, or None.
 
-def choose(rows: Sequence[Replayed]) -> tuple[Replayed, str]:
-    """Return the policy to recommend, and the reason.
-
-    The choice has four steps: keep the policies with few false alarms; keep the policies that
-    catch the most spikes, with spikes before a spike of the loss first; keep the fixed thresholds,
-    unless an adaptive policy has clearly fewer false alarms; take the policy that removes least.
+    Of the limits with few false alarms those remain that catch the most spikes, with spikes before
+    a spike of the loss first; the one that removes least is the choice. A replay does not show
+    which policy trains better, so that the choice is only a limit to try, and a policy that
+    follows the norms is never chosen.
 
     Args:
-        rows: the replay of each policy, at least one; not mutated.
+        rows: the replay of each policy; not mutated.
     """
-    calm = [row for row in rows if row.false_alarm_rate <= ALARMS]
-    pool = calm or [min(rows, key=lambda row: row.false_alarm_rate)]
+    pool = [row for row in rows if is_fixed(row.policy) and row.false_alarm_rate <= ALARMS]
+    if not pool:
+        return None
     most = max((row.loss_spikes_caught, row.spikes_caught) for row in pool)
+    if most == (0, 0):
+        return None
     pool = [row for row in pool if (row.loss_spikes_caught, row.spikes_caught) == most]
-    least = min(row.false_alarm_rate for row in pool)
-    pool = [row for row in pool if row.false_alarm_rate <= least + SLACK]
-    fixed = [row for row in pool if row.policy.startswith("norm:")]
-    best = min(fixed or pool, key=lambda row: (row.removed, row.false_alarm_rate))
-    return best, _reason(best, bool(fixed))
-
-
-def _reason(best: Replayed, fixed: bool) -> str:
-    if best.spikes:
-        caught = f"The policy catches {best.spikes_caught} of {best.spikes} spikes"
-        if best.loss_spikes:
-            caught += (
-                f" ({best.loss_spikes_caught} of the {best.loss_spikes} spikes before a spike of "
-                "the loss)"
-            )
-    else:
-        caught = "The run has no spikes, so the policy is a safety net"
-    kind = "no adaptive policy does clearly better" if fixed else "no fixed threshold does as well"
-    return (
-        f"{caught}, clips {best.clip_rate:.1%} of the steps, cuts {best.false_alarm_rate:.1%} of "
-        f"the ordinary steps noticeably, and removes {best.removed:.1%} of the norm; {kind}."
-    )
+    return min(pool, key=lambda row: (row.removed, row.false_alarm_rate)).policy

@@ -1,4 +1,4 @@
-"""`gradclip advise`: recommend a policy for a recorded run."""
+"""`gradclip advise`: recommend a policy for a recorded run, or for several of one script."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..advisor import Advice, Replayed
+from ..advisor import Advice, Arm, Replayed
 from ..advisor import advise as advice_on
 from ..diagnosis import Verdict
 from ..record import read_run
@@ -23,39 +23,76 @@ __all__ = ["advise"]
 
 @exit_on_user_error
 def advise(
-    run: Annotated[Path, typer.Argument(help="A record that `gradclip run --record` wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Records that `gradclip run --record` wrote, of one script."),
+    ],
     optimizer: Annotated[
         int | None,
         typer.Option(help="The id of an optimizer. Default: the one with the most steps."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
-    """Apply many policies to a run's gradient norms, and recommend one of them."""
-    advice = advice_on(read_run(run), optimizer=optimizer)
+    """Recommend the policy for the next run, from one record or from several of one script."""
+    advice = advice_on([read_run(run) for run in runs], optimizer=optimizer)
     says = _verdict(advice)
     if json:
         say_json({**says.to_dict(), **advice.to_dict()})
         return
     say_verdict(says)
     console = Console(highlight=False, markup=False)
-    console.print(_table(advice.policies, advice.recommended, advice.steps))
-    recommended, reason, code, command = map(
-        printable, (advice.recommended, advice.reason, advice.code, advice.command)
-    )
+    if advice.policies:
+        console.print(_replays(advice.policies, advice.recommended, advice.steps))
+    if len(advice.arms) > 1:
+        console.print(_arms(advice.arms, advice.best))
+    recommended, reason = map(printable, (advice.recommended, advice.reason))
     console.print(f"Recommended: {recommended}\n{reason}\n", soft_wrap=True)
     for caveat in advice.caveats:
         console.print(f"- {printable(caveat)}", soft_wrap=True)
-    console.print(f"\n  {code}\n  {command}", soft_wrap=True)
+    console.print("\n" + "\n".join(f"  {printable(line)}" for line in _lines(advice)),
+                  soft_wrap=True)  # fmt: skip
 
 
 def _verdict(advice: Advice) -> Verdict:
     """Return the recommendation in one sentence, and the command that follows it."""
-    row = next(row for row in advice.policies if row.policy == advice.recommended)
-    share = f"{row.clip_rate:.1%} of the steps" if row.clip_rate else "no step"
-    return Verdict(f"Use {row.policy}: it clips {share} of this record.", advice.command)
+    sentence = advice.reason.partition(". ")[0].rstrip(".")
+    if not sentence.startswith("Keep "):
+        again = "" if advice.settled else ", and ask again"
+        sentence = f"Use {advice.recommended}{again}: {sentence[:1].lower()}{sentence[1:]}"
+    return Verdict(f"{sentence}.", advice.command)
 
 
-def _table(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
+def _lines(advice: Advice) -> list[str]:
+    """Return the lines to paste."""
+    lines = [advice.code, advice.command]
+    if advice.ask_again is not None:
+        lines.append(advice.ask_again)
+    if advice.try_out is not None:
+        lines += [f"# to find out whether {advice.trial} is better:", *advice.try_out]
+    return lines
+
+
+def _arms(arms: tuple[Arm, ...], best: str | None) -> Table:
+    table = Table(title="the records", box=box.SIMPLE_HEAD)
+    table.add_column("record")
+    table.add_column("policy", no_wrap=True)
+    for heading in ("final loss", "clipped"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for arm in arms:
+        is_best = arm.policy == best
+        table.add_row(
+            printable(Path(arm.record).name),
+            printable(arm.policy) + " ←" * is_best,
+            "–" if arm.loss is None else f"{arm.loss:.4g}",
+            f"{arm.clip_rate:.1%}",
+            arm.verdict,
+            style="bold" if is_best else "",
+        )
+    return table
+
+
+def _replays(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
     table = Table(title=f"{steps:,} steps, replayed", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
     for heading in ("clipped", "removed", "if clipped", "spikes caught", "false alarms"):

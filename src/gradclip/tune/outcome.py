@@ -5,35 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from ..diagnosis import Finding, diagnose_trace
-from ..diagnosis.spikes import first_of, rises
+from ..diagnosis import diagnose_trace
+from ..diagnosis.stability import STATUSES, Status, stability_of
 from ..record import Run, traces_of
-from ..record.rows import Floats
 from ..record.values import WrongValue, number_of, text_of, whole_of
 
 __all__ = ["STATUSES", "Outcome", "Status", "judge"]
-
-Status = Literal["stable", "unstable", "diverged", "failed"]
-STATUSES: tuple[Status, ...] = ("stable", "unstable", "diverged", "failed")
-"""The statuses, the best first."""
-
-LAST = 0.2
-"""The final loss is the median loss over this last share of the run."""
-
-MIN_LOSSES = 10
-"""The smallest number of losses in this median, if the run has as many."""
-
-ROSE = 0.5
-"""A run diverged if the final loss exceeds the first loss by more than this share of the first
-loss. A run was unstable if its loss rose by as much on the way."""
-
-WIDTH = 3
-"""The number of losses in a median on the way, so that one hard batch is not an instability."""
 
 
 @dataclass(frozen=True)
@@ -115,47 +95,14 @@ def judge(run: Run, failure: str | None = None) -> Outcome:
     """
     trace = max(traces_of([run]), key=lambda trace: len(trace.steps))
     loss = trace.column("loss")[trace.seen("loss")]
-    last = loss[-max(MIN_LOSSES, math.ceil(LAST * len(loss))) :]
-    final = float(np.median(last)) if len(last) and np.isfinite(last).all() else math.inf
-    first, rates = first_of(loss), trace.column("lr")[np.isfinite(trace.column("lr"))]
-    status, why = _status(final, first, _rise(loss), diagnose_trace(trace))
-    if failure is not None:
-        status, why = "failed", failure
+    rates = trace.column("lr")[np.isfinite(trace.column("lr"))]
+    found = stability_of(loss, diagnose_trace(trace))
     return Outcome(
-        status=status,
-        loss=final,
-        first_loss=first,
+        status=found.status if failure is None else "failed",
+        loss=found.loss,
+        first_loss=found.first_loss,
         steps=len(trace.steps),
         lr=float(rates.max()) if len(rates) else None,
         clip_rate=float(trace.marked("clipped").mean()) if len(trace.steps) else 0.0,
-        why=why,
+        why=found.why if failure is None else failure,
     )
-
-
-def _rise(loss: Floats) -> float:
-    """Return the largest rise of the loss over its lowest earlier level; levels are medians."""
-    kept = loss[np.isfinite(loss)]
-    if len(kept) < 2 * WIDTH:
-        return 0.0
-    level = np.median(sliding_window_view(kept, WIDTH), axis=1)
-    return max(float(rises(level).max()), 0.0)
-
-
-def _status(final: float, first: float, rise: float, findings: list[Finding]) -> tuple[Status, str]:
-    if final == math.inf:
-        return "diverged", "the loss is not finite at the end"
-    if final - first > ROSE * abs(first):
-        return "diverged", f"the loss rose from {first:.4g} to {final:.4g}"
-    for finding in findings:
-        if finding.severity != "note" and _shakes(finding):
-            return "unstable", finding.sentence
-    if rise > ROSE * abs(first):
-        return "unstable", f"the level of the loss rose by {rise:.4g} on the way"
-    return "stable", ""
-
-
-def _shakes(finding: Finding) -> bool:
-    """Return whether the finding shows an instability over time, not over depth."""
-    if finding.kind == "exploding":
-        return "reached_at" in finding.evidence
-    return finding.kind in ("loss-spike", "skipped")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..advisor import Advice
 from ..advisor.grid import rounded
+from ..advisor.search import AUTO
 
 __all__ = [
     "AUTO",
@@ -25,9 +26,6 @@ __all__ = [
 
 UNCLIPPED = "none"
 """The policy of a run without clipping."""
-
-AUTO = "auto"
-"""The policy with nothing to choose, which every tuning tries."""
 
 KEEP = 3
 """One in this many trials continues in the next rung, which is this many times as long."""
@@ -120,11 +118,13 @@ def candidates(advice: Advice) -> tuple[str, ...]:
 
     The first two are no clipping and `auto`. The others are the fixed thresholds of the advice, and
     half and a quarter of the smallest, since clipping lowers the norms. A threshold is left out if
-    its ratio to a smaller one is under `APART`.
+    its ratio to a smaller one is under `APART`. A run without a finite norm names no threshold.
     """
     texts = (row.policy for row in advice.policies)
     limits = [float(text[len("norm:") :]) for text in texts if text.startswith("norm:")]
     limits += [rounded(min(limits) / 2), rounded(min(limits) / 4)] if limits else []
+    if not limits:
+        return UNCLIPPED, AUTO
     kept: list[float] = []
     for limit in sorted(limit for limit in limits if limit > 0):
         if not kept or limit >= APART * kept[-1]:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from gradclip import read_run
+
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # The experiments are no part of what is installed.
 
@@ -20,6 +22,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 from experiments import run, train  # noqa: E402
+from experiments.advised import follow  # noqa: E402
 from experiments.docs import pages  # noqa: E402
 from experiments.evidence import TEXTS  # noqa: E402
 from experiments.figures import FOLDER, draw_all  # noqa: E402
@@ -132,6 +135,26 @@ def test_a_key_names_one_setting() -> None:
         base.with_(sums=True),
     ]
     assert len({setting.key for setting in (base, *changed)}) == 11
+
+
+# ---- The courses that follow the advice
+
+
+def test_a_course_follows_the_advice_to_its_rest(tmp_path: Path) -> None:
+    setting = Setting("adding", 0.03, steps=60, options=(("length", 5),))
+    asked: list[str] = []
+
+    def perform(policy: str) -> Any:
+        asked.append(policy)
+        file = tmp_path / f"{len(asked)}.jsonl"
+        train.train(setting.with_(policy=policy), file)
+        return read_run(file)
+
+    course = follow("norm:0.01", perform)
+    assert course.policies == asked
+    assert asked[:2] == ["norm:0.01", "auto"], "the limit takes most of the gradient"
+    assert course.kept in asked
+    assert course.askings == len(asked) <= 4
 
 
 # ---- The intervals

@@ -92,6 +92,11 @@ def test_candidates_come_from_the_advice_and_lie_apart(tmp_path: Path) -> None:
     assert len(limits) >= 5
 
 
+def test_a_run_without_a_finite_norm_leaves_auto(tmp_path: Path) -> None:
+    run = record(tmp_path, [math.nan] * 5, norm=[math.inf] * 5)
+    assert candidates(advise(run)) == (UNCLIPPED, "auto")
+
+
 # ---- How a run went
 
 
