@@ -25,7 +25,7 @@ COLLECTING = (
     "gradclip.record",
     "gradclip.sinks",
 )
-DEFINING = ("gradclip.errors", "gradclip.numpy")
+DEFINING = ("gradclip.errors", "gradclip.numpy", "gradclip.integrations.lightning")
 PUBLIC = COLLECTING + DEFINING
 
 

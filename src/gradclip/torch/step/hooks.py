@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
+from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
 from .fused import (
@@ -91,6 +92,7 @@ class StepHooks:
         self._gate = Gate(optimizer, self)
         self._leave_class = keep(optimizer, self)
         self._stop_waiting = wait_for_a_step(repr(clipper))
+        self._ask_above = ask_once()
         self.scaled_because: str | None = None
         self.refresh(optimizer)
         clipper.set_attachment(self)
@@ -186,6 +188,7 @@ class StepHooks:
         self._weights = self._clipped = None
         self._now = step = Step(closure_of((self, *args), kwargs), frame)
         self._stop_waiting()
+        self._ask_above(frame)
         self._clear(optimizer)
         if self._may_need_whole(optimizer, step):
             step.whole = Whole(optimizer)

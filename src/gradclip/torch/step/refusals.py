@@ -20,11 +20,16 @@ def refuse_what_is_no_optimizer(optimizer: object) -> None:
         PolicyError: names the type.
     """
     # A wrapper may inherit from Optimizer and yet have no hooks: the one inside has them. One
-    # that passes on all attributes has them in name only.
+    # that passes on all attributes, as Lightning's and Fabric's, has them in name only.
     is_one = issubclass(type(optimizer), torch.optim.Optimizer)
-    if not is_one or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        remedy = "give a torch.optim.Optimizer; of a wrapper, the one inside (often .optimizer)"
-        raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+    if is_one and "_optimizer_step_pre_hooks" in vars(optimizer):
+        return
+    inside = getattr(optimizer, "optimizer", None)
+    where = "(often .optimizer)"
+    if issubclass(type(inside), torch.optim.Optimizer):
+        where = f"(its .optimizer, of class {type(inside).__name__})"
+    remedy = f"give a torch.optim.Optimizer; of a wrapper, the one inside {where}"
+    raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
 
 def refuse_model(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module | None) -> None:

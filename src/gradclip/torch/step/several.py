@@ -18,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
+from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
@@ -25,7 +26,7 @@ from .hooks import Named
 from .interrupts import Held
 from .onlookers import others_may_change, tell_onlookers
 from .refusals import refuse_policy
-from .running import GradVersions
+from .running import GradVersions, makes_gradients
 from .unseen import wait_for_a_step
 
 __all__ = ["SharedSteps", "why_alone"]
@@ -90,6 +91,7 @@ class SharedSteps:
         self._clipped: dict[int, GradVersions] = {}
         self._skipped = False
         self._stop_waiting = wait_for_a_step(repr(clipper))
+        self._ask_above = ask_once()
         self._together = False
         clipper.set_attachment(self)
 
@@ -156,6 +158,7 @@ class SharedSteps:
     def _begin_round(self, frame: FrameType) -> None:
         """Clip all gradients there are."""
         self._stop_waiting()
+        self._ask_above(frame)
         self._stepped, clipper = set(), self._clipper
         found = self._named(self._alive())
         if [id(p) for _, p in found] != self._known:
@@ -240,7 +243,8 @@ class Member:
         tell_onlookers(optimizer, args, kwargs)
         if not self._shared.is_on:
             return False
-        closure = any(map(callable, (*args, *kwargs.values())))
+        given = [each for each in (*args, *kwargs.values()) if callable(each)]
+        closure = any(map(makes_gradients, given))
         if not self._shared.enter(optimizer, frame, closure=closure):
             return False
         self._frame = frame
