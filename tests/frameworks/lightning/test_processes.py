@@ -45,7 +45,7 @@ def told(text: str) -> dict[str, list[str]]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
     """Return the folder of a training, and what its processes say."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, told(run(folder, "zclip", "resume"))
+    return folder, told(run(folder, "auto", "resume"))
 
 
 def test_both_clip_alike_resume_and_leave_one_record(
@@ -68,7 +68,7 @@ def test_under_gradclip_run_the_callback_clips_and_run_records(
 ) -> None:
     """`--clip` is left out in favour of the callback, in both processes."""
     options = ("--clip", "norm:0.001", "--record", "outer.jsonl")
-    said = told(run(tmp_path, "zclip", runner=("-m", "gradclip", "run", *options)))
+    said = told(run(tmp_path, "auto", runner=("-m", "gradclip", "run", *options)))
     assert said["weights"] == alone[1]["weights"]
     outer, inner = read_run(tmp_path / "outer.jsonl"), read_run(tmp_path / "run.jsonl")
     assert list(outer.column("norm")) == list(inner.column("norm"))
