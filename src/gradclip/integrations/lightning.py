@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ _DIVIDED = "Lightning divided each by accumulate_grad_batches"
 class _EitherCallback:
     """Stands for the class Callback of both packages, until it is known which one is in use."""
 
-    def __new__(cls, *_args: object, **_named: object) -> _EitherCallback:
+    def __new__(cls, *_args: object, **_named: object) -> Self:
         """Make the class below this one a callback of each package that is imported by now."""
         if not any(name in sys.modules for name in _PACKAGES):
             try:

@@ -44,7 +44,8 @@ def train(clip: GradClip, epochs: int, save: bool = False, path: str | None = No
         callbacks=[clip],
     )
     values = torch.randn(32, 8, generator=torch.Generator().manual_seed(1)) * 3
-    trainer.fit(module, torch.utils.data.DataLoader(values, batch_size=4), ckpt_path=path)
+    loader: Any = torch.utils.data.DataLoader(values, batch_size=4)  # type: ignore[arg-type]
+    trainer.fit(module, loader, ckpt_path=path)
     if save:
         trainer.save_checkpoint("half.ckpt")
     return module

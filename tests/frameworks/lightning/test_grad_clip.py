@@ -127,7 +127,7 @@ def test_tensorboard_gets_the_rate_of_the_steps_so_far(tmp_path: Path) -> None:
     fit(Net(), clip, logger=logger, log_every_n_steps=2)
     logged: dict[str, dict[int, float]] = {}
     for raw in _events(next(Path(logger.log_dir).glob("events*"))):
-        event = event_pb2.Event.FromString(raw)
+        event = event_pb2.Event.FromString(raw)  # type: ignore[attr-defined]
         for value in event.summary.value:
             logged.setdefault(value.tag, {})[event.step] = value.simple_value
     assert list(logged["grad_norm/pre"]) == [1, 3, 5, 7]

@@ -59,7 +59,9 @@ def test_a_scaler_is_taken_off_before_the_norm_is_measured(make: Any, tmp_path: 
         norms.append(torch.as_tensor(run.column("norm")))
         losses.append(torch.as_tensor(run.column("loss")))
         found.append(weights(module))
-        torch.testing.assert_close(losses[-1].float(), torch.tensor(module.losses), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            losses[-1].float(), torch.tensor(module.losses), rtol=1e-3, atol=0
+        )
     torch.testing.assert_close(*norms, rtol=1e-2, atol=0)
     torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
@@ -76,7 +78,9 @@ def test_a_step_that_the_scaler_leaves_out_is_no_skip_of_ours(make: Any, tmp_pat
     assert all(p.isfinite().all() for p in module.parameters())
     kept = [loss for i, loss in enumerate(module.losses) if i != 2]
     seen = [x for x in read_run(tmp_path / "a.jsonl").column("loss") if abs(x) < float("inf")]
-    torch.testing.assert_close(torch.tensor(seen), torch.tensor(kept), rtol=1e-3, atol=0, check_dtype=False)
+    torch.testing.assert_close(
+        torch.tensor(seen), torch.tensor(kept), rtol=1e-3, atol=0, check_dtype=False
+    )
 
 
 def test_a_scaler_and_two_optimizers() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from gradclip.errors import GradclipWarning, PolicyError
 from gradclip.integrations.lightning import GradClip
@@ -74,6 +75,25 @@ def test_a_sum_of_batches_and_two_optimizers(tmp_path: Path) -> None:
     resumed, again = Net(), GradClip("zclip")
     trainer(again, max_epochs=2, accumulate_grad_batches=2).fit(resumed, data(), ckpt_path=path)
     assert again.clippers[0].steps == 8
+    assert same(weights(whole), weights(resumed))
+    assert same(clip.state_dict(), again.state_dict())
+
+
+class After(SingleDeviceStrategy):
+    """Loads a checkpoint when the fit has started, as strategies of sharded models do."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+def test_a_strategy_may_load_when_the_clipper_is_attached(tmp_path: Path) -> None:
+    whole, clip = Net(scale=10.0), GradClip("auto")
+    path = uninterrupted(whole, clip, tmp_path)
+    resumed, again = Net(scale=10.0), GradClip("auto")
+    used = trainer(again, max_epochs=2, strategy=After(torch.device("cpu")))
+    used.fit(resumed, data(), ckpt_path=path)
+    assert resumed.batches == 8
     assert same(weights(whole), weights(resumed))
     assert same(clip.state_dict(), again.state_dict())
 

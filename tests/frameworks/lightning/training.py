@@ -116,7 +116,7 @@ class Gan(pl.LightningModule):
 def data(count: int = 8, size: int = 4) -> DataLoader[Any]:
     """Return so many batches, always the same."""
     values = torch.randn(count * size, 8, generator=torch.Generator().manual_seed(1))
-    return DataLoader(values, batch_size=size)
+    return DataLoader(values, batch_size=size)  # type: ignore[arg-type]
 
 
 def trainer(*callbacks: Any, **arguments: Any) -> Any:
