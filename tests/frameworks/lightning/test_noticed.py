@@ -20,9 +20,13 @@ pytestmark = QUIET
 
 
 class ByHand(Net):
+    def __init__(self, policy: str | None = "norm:1.0") -> None:
+        super().__init__()
+        self.policy = policy
+
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
-        self.clipper = attach(optimizer, "norm:1.0", model=self)
+        self.clipper = attach(optimizer, self.policy, model=self)
         return optimizer
 
 
@@ -33,13 +37,35 @@ def test_gradient_clip_val_beside_attach_is_said_once() -> None:
     assert "Trainer(gradient_clip_val=0.5) clips the gradients before gradclip does" in text
 
 
-def test_without_it_nothing_is_said() -> None:
+@pytest.mark.parametrize(
+    ("policy", "arguments"),
+    [("norm:1.0", {}), (None, {"gradient_clip_val": 0.5})],
+    ids=["no other clipping", "only measured"],
+)
+def test_else_nothing_is_said(policy: str | None, arguments: dict[str, Any]) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        module = ByHand()
-        trainer().fit(module, data())
-    assert module.clipper.clipped == 8
+        module = ByHand(policy)
+        trainer(**arguments).fit(module, data())
+    assert module.clipper.steps == 8
     assert [each for each in said if each.category is GradclipWarning] == []
+
+
+def test_gradclip_run_says_it_in_its_own_way(tmp_path: Path) -> None:
+    """It sees the calls themselves, and may have taken them over."""
+    from gradclip.record import RecordWriter
+    from gradclip.torch.script.patches import watch
+    from gradclip.torch.script.session import Session
+
+    writer = RecordWriter(tmp_path / "a.jsonl")
+    session = Session("norm:1.0", writer=writer)
+    with warnings.catch_warnings(record=True) as said, watch(session):
+        warnings.simplefilter("always")
+        trainer(gradient_clip_val=0.5).fit(Net(), data())
+    session.close("ok")
+    assert [each for each in said if each.category is GradclipWarning] == []
+    assert session.notices.keys() == {"clip_grad_norm_"}
+    assert session.steps == 8
 
 
 def test_a_wrapper_of_a_trainer_names_the_optimizer_inside() -> None:

@@ -41,9 +41,13 @@ _PRECISION = ("lightning.pytorch.plugins.precision", "pytorch_lightning.plugins.
 _CALLERS = (_Caller(_PRECISION, "optimizer_step", _by_lightning),)
 
 
-def ask_once() -> Callable[[FrameType], None]:
-    """Return what is to be called with the frame of each step; the first one is looked at."""
-    asks = [True]
+def ask_once(*, asks_at_all: bool) -> Callable[[FrameType], None]:
+    """Return what is to be called with the frame of each step; the first one is looked at.
+
+    Args:
+        asks_at_all: False where somebody else sees what the framework does.
+    """
+    asks = [True] * asks_at_all
 
     def ask(frame: FrameType) -> None:
         if asks:

@@ -62,6 +62,7 @@ class StepHooks:
             can be freed.
         named: returns the optimizer's named parameters, which may have become more.
         on: "gradient", or "update": what the step did to the parameters is clipped after it.
+        asks: whether to say so if a framework that makes the steps clips by itself.
 
     Attributes:
         scaled_because: why the gradients of the last step, or of the next, are multiplied in a pass
@@ -74,6 +75,8 @@ class StepHooks:
         optimizer: torch.optim.Optimizer,
         named: Callable[[torch.optim.Optimizer], Named],
         on: str = "gradient",
+        *,
+        asks: bool = False,
     ) -> None:
         self._clipper = clipper
         self._owner = weakref.ref(optimizer)
@@ -92,7 +95,7 @@ class StepHooks:
         self._gate = Gate(optimizer, self)
         self._leave_class = keep(optimizer, self)
         self._stop_waiting = wait_for_a_step(repr(clipper))
-        self._ask_above = ask_once()
+        self._ask_above = ask_once(asks_at_all=asks)
         self.scaled_because: str | None = None
         self.refresh(optimizer)
         clipper.set_attachment(self)

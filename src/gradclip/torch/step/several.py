@@ -60,6 +60,7 @@ class SharedSteps:
         part: called with the reason if they turn out not to step together: one steps that had no
             part in the round before, while no round ever had two; or one is given a closure. It
             detaches the clipper. Without it the first is fine, and the second is refused.
+        asks: see `StepHooks`.
 
     Raises:
         PolicyError: an optimizer's gradients are not ready before its step, see `why_alone`.
@@ -76,6 +77,8 @@ class SharedSteps:
         optimizers: Sequence[torch.optim.Optimizer],
         named: Callable[[Sequence[torch.optim.Optimizer]], Named],
         part: Callable[[str], None] | None = None,
+        *,
+        asks: bool = False,
     ) -> None:
         self._clipper = clipper
         self._named = named
@@ -91,7 +94,7 @@ class SharedSteps:
         self._clipped: dict[int, GradVersions] = {}
         self._skipped = False
         self._stop_waiting = wait_for_a_step(repr(clipper))
-        self._ask_above = ask_once()
+        self._ask_above = ask_once(asks_at_all=asks)
         self._together = False
         clipper.set_attachment(self)
 
