@@ -62,6 +62,8 @@ PARTS: dict[str, tuple[str | None, set[str]]] = {
     "sinks.wandb": ("wandb", {"wandb"}),
     "sinks.mlflow": ("mlflow", {"mlflow"}),
     "sinks.trackio": ("trackio", {"trackio"}),
+    "integrations.files": ("torch", {"torch"}),
+    "integrations.lightning": ("lightning", {"lightning", "torch"}),
     "integrations.transformers": ("transformers", {"torch", "transformers"}),
 }
 """A part, the extra of pyproject that it needs (None: the core), and what it may import."""
@@ -79,6 +81,7 @@ FRAMEWORKS = {
     "optax",
     "pandas",
     "pyarrow",
+    "pytorch_lightning",
     "tensorboardX",
     "tensorflow",
     "torch",

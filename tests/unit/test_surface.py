@@ -25,7 +25,14 @@ COLLECTING = (
     "gradclip.record",
     "gradclip.sinks",
 )
-DEFINING = ("gradclip.errors", "gradclip.numpy", "gradclip.integrations.transformers")
+DEFINING = (
+    "gradclip.errors",
+    "gradclip.numpy",
+    "gradclip.integrations.fastai",
+    "gradclip.integrations.keras",
+    "gradclip.integrations.lightning",
+    "gradclip.integrations.transformers",
+)
 PUBLIC = COLLECTING + DEFINING
 
 

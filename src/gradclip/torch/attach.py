@@ -130,6 +130,7 @@ def attach(
         max_skips=max_skips,
         groups=groups,
         verify=verify,
+        asks=policy is not None,
     )
     for each in optimizers:
         _attached[each] = weakref.ref(clipper)
@@ -176,11 +177,13 @@ def clip_steps(
     groups: GroupsLike | None = None,
     verify: Literal["first-step"] | None = None,
     part: Callable[[str], None] | None = None,
+    asks: bool = False,
 ) -> Clipper:
     """Do what `attach` does, but leave the optimizers free to be attached to by someone else.
 
     Args:
         part: see `SharedSteps`.
+        asks: see `StepHooks`.
     """
     if policy is not None:
         for optimizer in optimizers:
@@ -190,9 +193,11 @@ def clip_steps(
         named, policy, nonfinite=nonfinite, max_skips=max_skips, groups=groups, verify=verify
     )
     if len(optimizers) > 1:
-        SharedSteps(clipper, optimizers, lambda live: named_together(live, model), part)
+        SharedSteps(clipper, optimizers, lambda live: named_together(live, model), part, asks=asks)
     else:
-        StepHooks(clipper, optimizers[0], lambda owner: named_parameters(owner, model), on)
+        StepHooks(
+            clipper, optimizers[0], lambda owner: named_parameters(owner, model), on, asks=asks
+        )
     return clipper
 
 

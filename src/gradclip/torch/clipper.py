@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arrays import Flag, Memory
+from ..arrays import Flag, Memory, Scalar
 from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite, run
@@ -254,6 +254,14 @@ class Clipper:
     def steps(self) -> int:
         """How many steps there were."""
         return self._tally.steps
+
+    @property
+    def rate(self) -> Scalar:
+        """The share of the steps that the policy changed, 0 before the first.
+
+        Stays on the device: a tensor on an accelerator.
+        """
+        return self._tally.rate
 
     @property
     def clipped(self) -> int:

@@ -41,6 +41,11 @@ class Tally:
         self._recent: deque[Tensor] = deque(maxlen=max_skips + 1)
 
     @property
+    def rate(self) -> Scalar:
+        """The share of the steps that were clipped, 0 before the first; stays on the device."""
+        return self._clipped / max(self.steps, 1)
+
+    @property
     def clipped(self) -> int:
         """How many steps were clipped; reads the device."""
         return int(self._clipped)

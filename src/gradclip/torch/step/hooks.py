@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
+from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
 from .fused import (
@@ -61,6 +62,7 @@ class StepHooks:
             can be freed.
         named: returns the optimizer's named parameters, which may have become more.
         on: "gradient", or "update": what the step did to the parameters is clipped after it.
+        asks: whether to say so if a framework that makes the steps clips by itself.
 
     Attributes:
         scaled_because: why the gradients of the last step, or of the next, are multiplied in a pass
@@ -73,6 +75,8 @@ class StepHooks:
         optimizer: torch.optim.Optimizer,
         named: Callable[[torch.optim.Optimizer], Named],
         on: str = "gradient",
+        *,
+        asks: bool = False,
     ) -> None:
         self._clipper = clipper
         self._owner = weakref.ref(optimizer)
@@ -91,6 +95,7 @@ class StepHooks:
         self._gate = Gate(optimizer, self)
         self._leave_class = keep(optimizer, self)
         self._stop_waiting = wait_for_a_step(repr(clipper))
+        self._ask_above = ask_once(asks_at_all=asks)
         self.scaled_because: str | None = None
         self.refresh(optimizer)
         clipper.set_attachment(self)
@@ -186,6 +191,7 @@ class StepHooks:
         self._weights = self._clipped = None
         self._now = step = Step(closure_of((self, *args), kwargs), frame)
         self._stop_waiting()
+        self._ask_above(frame)
         self._clear(optimizer)
         if self._may_need_whole(optimizer, step):
             step.whole = Whole(optimizer)

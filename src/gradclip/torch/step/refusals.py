@@ -63,7 +63,7 @@ def _has_hooks(optimizer: object) -> bool:
     attributes has them in name only.
     """
     is_one = issubclass(type(optimizer), torch.optim.Optimizer)
-    return is_one and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return is_one and "_optimizer_step_pre_hooks" in vars(optimizer)
 
 
 def refuse_model(optimizers: list[torch.optim.Optimizer], model: torch.nn.Module | None) -> None:

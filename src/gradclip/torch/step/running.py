@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
@@ -16,7 +17,7 @@ from .decision import Decision
 from .gate import Args, Kwargs
 from .whole import Whole
 
-__all__ = ["GradVersions", "Step", "asks_first", "closure_of", "is_number"]
+__all__ = ["GradVersions", "Step", "asks_first", "closure_of", "is_number", "makes_gradients"]
 
 
 @dataclass
@@ -93,6 +94,15 @@ def closure_of(args: Args, kwargs: Kwargs) -> Callable[..., object] | None:
     """Return the closure in the arguments of a step, the optimizer being the first of them."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     return closure if callable(closure) else None
+
+
+def makes_gradients(closure: Callable[..., object]) -> bool:
+    """Whether a closure may make gradients.
+
+    Lightning gives one to each step; under manual optimization it only calls hooks.
+    """
+    inner = closure.args[-1:] if isinstance(closure, functools.partial) else ()
+    return [getattr(each, "__name__", "") for each in inner] != ["do_nothing_closure"]
 
 
 def asks_first(optimizer: torch.optim.Optimizer) -> bool:

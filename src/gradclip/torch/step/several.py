@@ -18,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
+from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
@@ -25,7 +26,7 @@ from .hooks import Named
 from .interrupts import Held
 from .onlookers import others_may_change, tell_onlookers
 from .refusals import refuse_policy
-from .running import GradVersions
+from .running import GradVersions, makes_gradients
 from .unseen import wait_for_a_step
 
 __all__ = ["SharedSteps", "why_alone"]
@@ -59,6 +60,7 @@ class SharedSteps:
         part: called with the reason if they turn out not to step together: one steps that had no
             part in the round before, while no round ever had two; or one is given a closure. It
             detaches the clipper. Without it the first is fine, and the second is refused.
+        asks: see `StepHooks`.
 
     Raises:
         PolicyError: an optimizer's gradients are not ready before its step, see `why_alone`.
@@ -75,6 +77,8 @@ class SharedSteps:
         optimizers: Sequence[torch.optim.Optimizer],
         named: Callable[[Sequence[torch.optim.Optimizer]], Named],
         part: Callable[[str], None] | None = None,
+        *,
+        asks: bool = False,
     ) -> None:
         self._clipper = clipper
         self._named = named
@@ -90,6 +94,7 @@ class SharedSteps:
         self._clipped: dict[int, GradVersions] = {}
         self._skipped = False
         self._stop_waiting = wait_for_a_step(repr(clipper))
+        self._ask_above = ask_once(asks_at_all=asks)
         self._together = False
         clipper.set_attachment(self)
 
@@ -156,6 +161,7 @@ class SharedSteps:
     def _begin_round(self, frame: FrameType) -> None:
         """Clip all gradients there are."""
         self._stop_waiting()
+        self._ask_above(frame)
         self._stepped, clipper = set(), self._clipper
         found = self._named(self._alive())
         if [id(p) for _, p in found] != self._known:
@@ -240,7 +246,8 @@ class Member:
         tell_onlookers(optimizer, args, kwargs)
         if not self._shared.is_on:
             return False
-        closure = any(map(callable, (*args, *kwargs.values())))
+        given = [each for each in (*args, *kwargs.values()) if callable(each)]
+        closure = any(map(makes_gradients, given))
         if not self._shared.enter(optimizer, frame, closure=closure):
             return False
         self._frame = frame
