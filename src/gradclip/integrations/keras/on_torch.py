@@ -13,8 +13,9 @@ from ...method.policy import AnyPolicy
 from ...torch.clipper import Clipper
 from ...torch.step.parameters import empty_like_units
 from ...torch.tensors.gradients import Gradients
-from .side import NUMBERS, Optimizer, Settings, Store, Variable
+from .side import NUMBERS, Optimizer, Settings, Store, Variable, refuse_other_rules
 from .stored import load_nested, save_nested
+from .units import units_last
 
 __all__ = ["OnTorch", "make"]
 
@@ -58,7 +59,7 @@ class OnTorch:
         self.present: Sequence[int] = ()
         self.clipper = Clipper(
             [(name, v.value) for name, v in zip(names, variables, strict=True)],
-            settings.policy,
+            units_last(settings.policy),
             nonfinite=settings.nonfinite,
             max_skips=settings.max_skips,
         )
@@ -140,6 +141,8 @@ class OnTorch:
         """See `Side`."""
         saved = load_nested(store)
         if saved is not None:
+            refuse_other_rules(self.clipper.policy, saved["names"], self.names)
+            saved["names"] = list(self.names)
             self.clipper.load_state_dict(_changed(saved, np.ndarray, torch.from_numpy))
 
 

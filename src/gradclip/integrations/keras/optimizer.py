@@ -140,13 +140,13 @@ class Clipped:
         """The counters `steps`, `clipped_steps`, `skipped_steps`, and the numbers of the last step.
 
         The numbers are those of `ClipResult`; `clipped` and `skipped` are 0 or 1. Reads the
-        device. On JAX `fit` keeps the values to itself until `model.jax_state_sync()`, which
+        device; after loading they are there from the next step on. On JAX `fit` keeps the values to itself until `model.jax_state_sync()`, which
         it calls at the end of an epoch.
         """
         if self._side is None:
             return {"steps": 0, "clipped_steps": 0, "skipped_steps": 0}
         counts = self._side.counts()
-        return {**counts, **(self._side.last() if counts["steps"] else {})}
+        return {**counts, **((self._side.last() or {}) if counts["steps"] else {})}
 
     @property
     def side(self) -> Side | None:

@@ -8,9 +8,12 @@ from typing import Any, Protocol, TypeAlias
 
 from ...arrays import Values
 from ...engine.run import NonFinite
+from ...errors import PolicyError
+from ...method.plan import plan
 from ...method.policy import AnyPolicy
 
-__all__ = ["NUMBERS", "Optimizer", "Settings", "Side", "Store", "Variable", "unique_names"]
+__all__ = ["NUMBERS", "Optimizer", "Settings", "Side", "Store", "Variable"]
+__all__ += ["refuse_other_rules", "unique_names"]
 
 Optimizer: TypeAlias = Any
 """A Keras optimizer."""
@@ -91,3 +94,19 @@ def unique_names(variables: Sequence[Variable]) -> list[str]:
         again = sum(name == path or name.startswith(f"{path}#") for name in found)
         found.append(f"{path}#{again + 1}" if again else path)
     return found
+
+
+def refuse_other_rules(policy: AnyPolicy, saved: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a memory whose variables fell under other rules: paths differ from model to model.
+
+    Raises:
+        PolicyError: the number of variables, or a variable's rule, is another one now.
+    """
+    if len(saved) != len(names):
+        raise PolicyError.of("names", list(saved), f"the variables are {list(names)} now")
+    if plan(policy, saved) != plan(policy, names):
+        remedy = (
+            f"the variables are called {list(names)} now, and other rules hold for them: Keras "
+            "puts a model's name before a path or not, so begin each pattern with *"
+        )
+        raise PolicyError.of("names", list(saved), remedy)
