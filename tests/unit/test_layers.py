@@ -62,6 +62,11 @@ PARTS: dict[str, tuple[str | None, set[str]]] = {
     "sinks.wandb": ("wandb", {"wandb"}),
     "sinks.mlflow": ("mlflow", {"mlflow"}),
     "sinks.trackio": ("trackio", {"trackio"}),
+    "integrations.keras": ("keras", {"keras"}),
+    "integrations.keras.on_torch": ("torch", {"torch"}),
+    "integrations.keras.on_jax": ("jax", {"jax"}),
+    "integrations.keras.on_tensorflow": ("tensorflow", {"tensorflow"}),
+    "integrations.fastai": ("fastai", {"fastai"}),
 }
 """A part, the extra of pyproject that it needs (None: the core), and what it may import."""
 

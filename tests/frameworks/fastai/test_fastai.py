@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -127,13 +126,13 @@ def test_too_many_skips_stop_the_fit() -> None:
         _fit(_learner(GradClip("skip_above:0.0", max_skips=2)))
 
 
-
 def test_a_run_that_was_saved_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def make() -> Learner:
         return _learner(GradClip("zclip:z=0.5,warmup=3"), opt=Adam, folder=tmp_path)
 
     whole, half = make(), make()
-    _fit(whole), _fit(whole)
+    _fit(whole)
+    _fit(whole)
     _fit(half)
     half.save("half")
     torch.save(half.grad_clip.state_dict(), tmp_path / "clip.pt")

@@ -25,7 +25,7 @@ def test_the_cases_pass(backend: str) -> None:
         env={**os.environ, **about},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

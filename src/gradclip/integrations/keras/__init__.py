@@ -5,7 +5,9 @@ from ..._publish import publish as _publish
 try:
     import keras as _keras  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-    remedy = "gradclip.integrations.keras needs Keras 3 and its backend: pip install 'gradclip[keras]'"
+    remedy = (
+        "gradclip.integrations.keras needs Keras 3 and its backend: pip install 'gradclip[keras]'"
+    )
     raise ImportError(f"{remedy} ({error})") from error
 
 from .log import LogClipping

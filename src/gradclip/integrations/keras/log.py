@@ -102,7 +102,8 @@ class LogClipping(keras.callbacks.Callback):
             self._writer = None
 
     def _optimizer(self) -> Any:
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        model: Any = self.model
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if not isinstance(optimizer, Clipped):
             remedy = "compile the model with clipped(keras.optimizers.Adam, policy)(1e-3)"
             raise PolicyError.of("model.optimizer", type(optimizer).__name__, remedy)
@@ -123,8 +124,8 @@ class LogClipping(keras.callbacks.Callback):
         self._steps = int(numbers["steps"])
         self._bad += not math.isfinite(numbers["total_norm"])
         row = self._row(optimizer, numbers)
-        counts = (int(numbers[name]) for name in ("steps", "clipped_steps", "skipped_steps"))
-        self._values = scalars(row, Counts(*counts, self._bad))
+        clipped, skipped = int(numbers["clipped_steps"]), int(numbers["skipped_steps"])
+        self._values = scalars(row, Counts(self._steps, clipped, skipped, self._bad))
         if self._writer is not None:
             if not self._id:
                 self._describe()
@@ -137,10 +138,11 @@ class LogClipping(keras.callbacks.Callback):
         """Return what `RecordWriter.step` takes of the last step."""
         norms = optimizer.side.norms()
         bad = [n for n, v in zip(optimizer.side.names, norms, strict=True) if not math.isfinite(v)]
+        rate: Any = keras.ops.convert_to_numpy(optimizer.learning_rate)
         same = ("clipped_norm", "coef", "removed", "cosine")
         return {
             "step": self._steps,
-            "lr": float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+            "lr": float(rate),
             "norm": numbers["total_norm"],
             "limit": None if math.isnan(numbers["limit"]) else numbers["limit"],
             "clipped": bool(numbers["clipped"]),

@@ -35,9 +35,8 @@ class OnJax:
         self.names = tuple(names)
         self.present: Sequence[int] = ()
         self._may_skip = settings.nonfinite == "skip" or traits_of(settings.policy).skips
-        self._transform = clip(
-            settings.policy, nonfinite=settings.nonfinite, max_skips=settings.max_skips
-        )
+        nonfinite: Any = settings.nonfinite  # `clipped` has refused "raise".
+        self._transform = clip(settings.policy, nonfinite=nonfinite, max_skips=settings.max_skips)
         # Of the dictionaries only this one keeps its order in JAX; names may sort otherwise later.
         zeros = OrderedDict((n, jnp.zeros(v.shape, v.dtype)) for n, v in self._variables.items())
         state = self._transform.init(zeros)
@@ -57,7 +56,8 @@ class OnJax:
         given = {self.names[i]: g for i, g in zip(self.present, grads, strict=True)}
         weights = OrderedDict((n, v.value) for n, v in self._variables.items())
         tree = OrderedDict((n, given.get(n, jnp.zeros_like(w))) for n, w in weights.items())
-        clipped, state = self._transform.update(tree, self._now(), weights)
+        done: tuple[Any, Any] = self._transform.update(tree, self._now(), weights)  # pyright: ignore
+        clipped, state = done
         for variable, value in zip(self._state, jax.tree.leaves(state), strict=True):
             variable.assign(value)
         return [clipped[self.names[i]] for i in self.present]

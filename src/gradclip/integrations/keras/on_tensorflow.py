@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf  # pyright: ignore[reportMissingImports]
+import tensorflow as tf  # pyright: ignore
 from tensorflow.python.ops import control_flow_util  # pyright: ignore[reportMissingImports]
 
 from ... import numpy as numpy_side
@@ -63,7 +63,9 @@ class OnTensorflow:
             )
             raise PolicyError.of("jit_compile", True, remedy)
         dense = [tf.convert_to_tensor(grad) for grad in grads]
-        weights = [tf.convert_to_tensor(v) for v in self._variables] if self._looks_at_weights else []
+        weights = (
+            [tf.convert_to_tensor(v) for v in self._variables] if self._looks_at_weights else []
+        )
         present = list(self.present)
 
         def on_host(*arrays: np.ndarray) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -88,19 +88,22 @@ def clipped(
     backend = keras.backend.backend()
     choice("keras.backend.backend()", backend, tuple(_SIDES))
     known_answers = ("skip", "zero", "raise", "propagate")
-    choice("nonfinite", nonfinite, tuple(a for a in known_answers if (a, backend) != ("raise", "jax")))
+    choice(
+        "nonfinite", nonfinite, tuple(a for a in known_answers if (a, backend) != ("raise", "jax"))
+    )
     if traits_of(settings.policy).loss:
         remedy = "it looks at the loss, which a Keras optimizer never has: take one that does not"
         raise PolicyError.of("policy", str(settings.policy), remedy)
     return _made(_written(optimizer), settings)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _made(plain: type[Optimizer], settings: Settings) -> type[Optimizer]:
     # On torch Keras makes an object of a faster class of the one that is written.
-    fast = type(plain.__new__(plain)) if keras.backend.backend() == "torch" else plain
+    fast: Any = type(plain.__new__(plain)) if keras.backend.backend() == "torch" else plain
     fields = {"plain": plain, "settings": settings, "__module__": __package__}
-    found = type(f"Clipped{plain.__name__}", (Clipped, fast), fields)
+    bases: Any = (Clipped, fast)
+    found: Any = type(f"Clipped{plain.__name__}", bases, fields)
     return keras.saving.register_keras_serializable("gradclip", "Clipped")(found)
 
 
@@ -140,7 +143,8 @@ class Clipped:
         """The counters `steps`, `clipped_steps`, `skipped_steps`, and the numbers of the last step.
 
         The numbers are those of `ClipResult`; `clipped` and `skipped` are 0 or 1. Reads the
-        device; after loading they are there from the next step on. On JAX `fit` keeps the values to itself until `model.jax_state_sync()`, which
+        device. After a model was loaded on torch or TensorFlow the numbers are there from the next
+        step on. On JAX `fit` keeps the values to itself until `model.jax_state_sync()`, which
         it calls at the end of an epoch.
         """
         if self._side is None:
@@ -215,15 +219,14 @@ class Clipped:
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Optimizer:
         """Make an optimizer from what `get_config` returned; not mutated."""
         inner = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
-        kind = clipped(
+        kind: Any = clipped(
             type(inner),
             from_dict(config["policy"]),
             nonfinite=config["nonfinite"],
             max_skips=config["max_skips"],
         )
-        return super(Clipped, kind).from_config(  # pyright: ignore[reportAttributeAccessIssue]
-            inner.get_config() | {"name": config["name"]}
-        )
+        plain: Any = super(Clipped, kind)
+        return plain.from_config(inner.get_config() | {"name": config["name"]})
 
 
 def _refuse_own(optimizer: Optimizer) -> None:
@@ -232,4 +235,3 @@ def _refuse_own(optimizer: Optimizer) -> None:
         if getattr(optimizer, name) is not None:
             remedy = "the policy clips in its place: leave it out, or chain policies"
             raise PolicyError.of(name, getattr(optimizer, name), remedy)
-

@@ -7,14 +7,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 from gradclip import PolicyError, read_run
 from gradclip.integrations.keras import LogClipping, clipped
 
-from .training import BACKEND, apply, arrays, data, fit, inner, model, variable, weights
+from .training import BACKEND, apply, arrays, data, fit, inner, keras, model, variable, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -57,7 +56,7 @@ def test_compiled_by_xla_it_works_on_jax_and_is_refused_on_tensorflow() -> None:
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
 def test_several_replicas_of_tensorflow_are_refused() -> None:
-    import tensorflow as tf
+    import tensorflow as tf  # pyright: ignore
 
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
     with tf.distribute.MirroredStrategy(names).scope():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-import keras  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-BACKEND = keras.backend.backend()
+keras: Any = import_module("keras")
+BACKEND: str = keras.backend.backend()
 
 
 def model(optimizer: Any, **kwargs: Any) -> Any:
@@ -53,7 +54,9 @@ def inner(made: Any) -> Any:
 def apply(optimizer: Any, variables: Any, *steps: Any) -> None:
     """Apply gradients by hand, step by step."""
     for grads in steps:
-        optimizer.apply([None if g is None else keras.ops.convert_to_tensor(g) for g in grads], variables)
+        optimizer.apply(
+            [None if g is None else keras.ops.convert_to_tensor(g) for g in grads], variables
+        )
 
 
 def variable(value: Any, name: str) -> Any:
