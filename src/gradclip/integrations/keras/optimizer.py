@@ -101,7 +101,7 @@ def clipped(
 def _made(plain: type[Optimizer], settings: Settings) -> type[Optimizer]:
     # On torch Keras makes an object of a faster class of the one that is written.
     fast: Any = type(plain.__new__(plain)) if keras.backend.backend() == "torch" else plain
-    fields = {"plain": plain, "settings": settings, "__module__": __package__}
+    fields: Any = {"plain": plain, "settings": settings, "__module__": __package__}
     bases: Any = (Clipped, fast)
     found: Any = type(f"Clipped{plain.__name__}", bases, fields)
     return keras.saving.register_keras_serializable("gradclip", "Clipped")(found)
