@@ -100,11 +100,18 @@ def clipped(
 @cache
 def _made(plain: type[Optimizer], settings: Settings) -> type[Optimizer]:
     # On torch Keras makes an object of a faster class of the one that is written.
-    fast: Any = type(plain.__new__(plain)) if keras.backend.backend() == "torch" else plain
+    fast: Any = plain
+    if keras.backend.backend() == "torch":
+        fast = _made_of(plain)
     fields: Any = {"plain": plain, "settings": settings, "__module__": __package__}
     bases: Any = (Clipped, fast)
     found: Any = type(f"Clipped{plain.__name__}", bases, fields)
     return keras.saving.register_keras_serializable("gradclip", "Clipped")(found)
+
+
+def _made_of(kind: Any) -> type[Optimizer]:
+    """Return the class of the objects that a class makes."""
+    return type(kind.__new__(kind))
 
 
 def _written(kind: type[Optimizer]) -> type[Optimizer]:
@@ -112,7 +119,7 @@ def _written(kind: type[Optimizer]) -> type[Optimizer]:
     if keras.backend.backend() != "torch":
         return kind
     bases = [base for base in kind.__mro__[1:] if issubclass(base, keras.optimizers.Optimizer)]
-    return next((base for base in bases if type(base.__new__(base)) is kind), kind)
+    return next((base for base in bases if _made_of(base) is kind), kind)
 
 
 @keras.saving.register_keras_serializable("gradclip", "Clipped")
