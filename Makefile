@@ -101,12 +101,15 @@ $(VENV)/.data: constraints.txt
 
 .PRECIOUS: build/frameworks/%/.done
 # One environment for each framework, over the one of the tests, so that torch is not installed again.
+# What stands in no-deps.txt is installed alone: fastai asks for a torchvision that would bring another torch.
 build/frameworks/%/.done: $(VENV)/.test tests/frameworks/%/requirements.txt
 	$(BIN)/python -m venv --without-pip build/frameworks/$*
 	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
 	  > $$(build/frameworks/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/under.pth
 	$(BIN)/python -m pip -q --python build/frameworks/$*/bin/python install -c constraints.txt \
 	  -r tests/frameworks/$*/requirements.txt
+	test ! -e tests/frameworks/$*/no-deps.txt || $(BIN)/python -m pip -q \
+	  --python build/frameworks/$*/bin/python install --no-deps -c constraints.txt -r tests/frameworks/$*/no-deps.txt
 	touch $@
 
 # One stamp for each extra: an editable install with that extra, of pinned versions.

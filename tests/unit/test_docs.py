@@ -87,7 +87,8 @@ def test_python_snippets_with_a_framework_run(snippet: Snippet) -> None:
 
 def test_only_heavy_frameworks_may_be_missing() -> None:
     needed = {name for snippet in snippets() for name in snippet.needs}
-    assert needed == {"accelerate", "keras", "lightning", "transformers"}
+    others = {"fastai", "ignite", "keras", "schedulefree", "skorch"}
+    assert needed == others | {"accelerate", "lightning", "transformers"}
     assert importlib.util.find_spec("keras") is not None
     marks = sum(page.read_text().count("<!-- needs:") for page in PAGES)
     assert marks == sum(bool(snippet.needs) for snippet in snippets()), "a mark above no block"

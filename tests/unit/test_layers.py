@@ -62,7 +62,12 @@ PARTS: dict[str, tuple[str | None, set[str]]] = {
     "sinks.wandb": ("wandb", {"wandb"}),
     "sinks.mlflow": ("mlflow", {"mlflow"}),
     "sinks.trackio": ("trackio", {"trackio"}),
+    "integrations.fastai": ("fastai", {"fastai"}),
     "integrations.files": ("torch", {"torch"}),
+    "integrations.keras": ("keras", {"keras"}),
+    "integrations.keras.on_torch": ("torch", {"torch"}),
+    "integrations.keras.on_jax": ("jax", {"jax"}),
+    "integrations.keras.on_tensorflow": ("tensorflow", {"tensorflow"}),
     "integrations.lightning": ("lightning", {"lightning", "torch"}),
     "integrations.transformers": ("transformers", {"torch", "transformers"}),
 }

@@ -1,0 +1,18 @@
+"""gradclip for Keras 3: any Keras optimizer, clipped by a policy, on torch, JAX and TensorFlow."""
+
+from ..._publish import publish as _publish
+
+try:
+    import keras as _keras  # noqa: F401  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    remedy = (
+        "gradclip.integrations.keras needs Keras 3 and its backend: pip install 'gradclip[keras]'"
+    )
+    raise ImportError(f"{remedy} ({error})") from error
+
+from .log import LogClipping
+from .optimizer import Clipped, clipped
+
+__all__ = ["Clipped", "LogClipping", "clipped"]
+
+_publish(__name__, __all__, globals())
