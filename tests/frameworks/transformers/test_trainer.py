@@ -364,3 +364,22 @@ def test_the_example_of_a_docstring_runs(
     exec(textwrap.dedent(example), names)
     steps = [row for row in names["trainer"].state.log_history if "clip/coef" in row]
     assert steps or (tmp_path / "runs" / "a.html").exists()
+
+
+# ---- attach by hand ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.0])
+def test_attach_says_once_that_the_trainer_clips_too(tmp_path: Path, limit: float) -> None:
+    model = gpt2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    clipper = attach(optimizer, "norm:0.3", model=model)
+    given = arguments(tmp_path, max_grad_norm=limit)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Trainer(model, given, train_dataset=text(), optimizers=(optimizer, None)).train()
+    assert clipper.steps == STEPS
+    found = [str(each.message) for each in said if each.category is GradclipWarning]
+    assert len(found) == (limit > 0)
+    if found:
+        assert "TrainingArguments(max_grad_norm=1.0) clips the gradients before" in found[0]

@@ -37,8 +37,20 @@ def _by_lightning(seen: Mapping[str, Any]) -> str | None:
     return f"Trainer(gradient_clip_val={limit!r})" if limit else None
 
 
+def _by_trainer(seen: Mapping[str, Any]) -> str | None:
+    trainer = seen.get("self")
+    limit = getattr(getattr(trainer, "args", None), "max_grad_norm", None)
+    # gradclip's own callback puts another function in the place of the Trainer's clipping.
+    is_replaced = "clip_grad_norm_" in vars(getattr(trainer, "accelerator", None) or object)
+    return None if is_replaced or not limit else f"TrainingArguments(max_grad_norm={limit!r})"
+
+
 _PRECISION = ("lightning.pytorch.plugins.precision", "pytorch_lightning.plugins.precision")
-_CALLERS = (_Caller(_PRECISION, "optimizer_step", _by_lightning),)
+_CALLERS = (
+    _Caller(_PRECISION, "optimizer_step", _by_lightning),
+    _Caller(("transformers.trainer",), "_run_epoch", _by_trainer),
+    _Caller(("transformers.trainer",), "_inner_training_loop", _by_trainer),
+)
 
 
 def ask_once(*, asks_at_all: bool) -> Callable[[FrameType], None]:
@@ -69,7 +81,7 @@ def _warn(frame: FrameType) -> None:
                 if setting is not None:
                     text = (
                         f"{setting} clips the gradients before gradclip does, and the lower limit "
-                        "wins: leave that argument out"
+                        "wins: turn that off"
                     )
                     warnings.warn(text, GradclipWarning, stacklevel=2)
                 return
