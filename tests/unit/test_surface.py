@@ -28,8 +28,6 @@ COLLECTING = (
 DEFINING = (
     "gradclip.errors",
     "gradclip.numpy",
-    "gradclip.integrations.fastai",
-    "gradclip.integrations.keras",
     "gradclip.integrations.lightning",
     "gradclip.integrations.transformers",
 )

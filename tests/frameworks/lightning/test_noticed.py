@@ -87,8 +87,11 @@ def test_a_list_of_wrappers_is_refused_before_anything_is_attached() -> None:
             with pytest.raises(PolicyError, match=r"its \.optimizer, of class SGD"):
                 attach([first.optimizer, second], "norm:0.5", model=self)
             attach(first.optimizer, "norm:0.5").detach()
+            self.reached = True
 
-    trainer().fit(Attaches(), data())
+    module = Attaches()
+    trainer().fit(module, data())
+    assert module.reached
 
 
 # ---- Fabric ----------------------------------------------------------------------------------

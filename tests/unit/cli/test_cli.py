@@ -491,9 +491,10 @@ def test_diagnose_advise_and_report_open_with_the_verdict(
     page = (tmp_path / "report.html").read_text("utf-8")
     assert lines[0] in page.partition("<h1>")[0]
     advised = invoke("advise", "a b.jsonl")[1].splitlines()
-    policy = re.match(r"Use (\S+): it clips ", advised[0])
-    assert policy
-    assert advised[1] == f"Next: gradclip run --clip '{policy[1]}' 'my train.py' --lr 1"
+    assert advised[0].startswith("Use auto, and ask again: ")
+    assert advised[1] == (
+        "Next: gradclip run --clip 'auto' --record 'a b-auto.jsonl' 'my train.py' --lr 1"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -547,7 +548,10 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
         "report ok.jsonl --json": {"verdicts", "report", "runs"},
         "export ok.jsonl --json": {"figure", "runs", "panels"},
         "diagnose ok.jsonl --json": {"verdict", "next", "run", "findings"},
-        "advise ok.jsonl --json": {"verdict", "next", "recommended", "reason", "policies"},
+        "advise ok.jsonl --json": {
+            *("verdict", "next", "recommended", "settled", "best", "trial", "reason", "command"),
+            *("ask_again", "arms", "policies"),
+        },
         "explain --json": {"kinds"},
         "explain plateau --json": {"kinds"},
         "methods --json": {"methods"},
