@@ -180,7 +180,10 @@ class GradClipCallback(_base):
         part.replace(folder / name)
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """Close the record, and write its page."""
+        """Give the Trainer its own clipping back, close the record, and write its page."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None:
+            _give_back_clipping(trainer.accelerator)
         recorder = self._end_record("ok")
         if recorder is None or self._report is None:
             return
@@ -373,6 +376,12 @@ def _leave_out_clipping(accelerator: Any) -> None:
 
     vars(clip_grad_norm_)["is_left_out"] = True
     accelerator.clip_grad_norm_ = clip_grad_norm_
+
+
+def _give_back_clipping(accelerator: Any) -> None:
+    """Undo `_leave_out_clipping`: a later training may be without gradclip."""
+    if hasattr(accelerator.clip_grad_norm_, "is_left_out"):
+        del accelerator.clip_grad_norm_
 
 
 def _state_file(clipper: Clipper, args: Any) -> tuple[str, bool]:

@@ -366,6 +366,19 @@ def test_the_example_of_a_docstring_runs(
     assert steps or (tmp_path / "runs" / "a.html").exists()
 
 
+def test_a_trainer_without_the_callback_clips_by_itself_again(tmp_path: Path) -> None:
+    callback = GradClipCallback("norm:0.3", take_over=True)
+    one = trainer(tmp_path, callback, max_grad_norm=1.0)
+    one.train()
+    assert "clip_grad_norm_" not in vars(one.accelerator)
+    assert one.remove_callback(callback) is None
+    callback.clipper.detach()
+    before = callback.clipper.steps
+    one.train()
+    assert callback.clipper.steps == before
+    assert one.state.log_history[0]["grad_norm"] > 0  # The Trainer has measured.
+
+
 # ---- attach by hand ---------------------------------------------------------------------------
 
 
