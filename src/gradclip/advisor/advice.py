@@ -150,6 +150,8 @@ class Advice:
 
     def _command(self, policy: str, *, records: bool) -> str:
         option = " --take-over" if self.replaces else ""
+        if any(arm.verdict == "lost to a step" and arm.policy == policy for arm in self.arms):
+            option += " --nonfinite skip"
         record = f" --record {shlex.quote(self._next_record(policy))}" if records else ""
         script = shlex.join(self.script) or "script.py"
         return f"gradclip run --clip '{policy}'{option}{record} {script}"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradclip import Run, advise, parse, read_run
-from gradclip.advisor import Arm
+from gradclip.advisor import Advice, Arm
 from gradclip.advisor.search import MOST_POLICIES, decide
 from gradclip.errors import RecordError
 from gradclip.record import RecordWriter
@@ -342,3 +342,10 @@ def test_the_command_takes_several_records(tmp_path: Path) -> None:
     one = CliRunner().invoke(app, ["advise", paths[0]], env={"COLUMNS": "80"})
     assert "Recommended: auto" in one.stdout
     assert f"gradclip advise {paths[0]} {tmp_path / 'a-auto.jsonl'}" in one.stdout
+
+
+def test_the_command_after_one_bad_step_skips_such_steps() -> None:
+    lost = arm("none", verdict="lost to a step")
+    one = Advice("none", "", (), (), 50, script=("t.py",), arms=(lost,))
+    assert one.command == "gradclip run --clip 'none' --nonfinite skip t.py"
+    assert "--nonfinite" not in Advice("auto", "", (), (), 50, arms=(lost,)).command
