@@ -9,8 +9,9 @@ import numpy as np
 from ..diagnosis import Finding
 from ..diagnosis.piles import find_pile, script_limit
 from ..diagnosis.ruin import ruin_of
-from ..diagnosis.spikes import began_at
+from ..diagnosis.spikes import began_at, norm_spikes
 from ..diagnosis.stability import final_loss, stability_of
+from ..diagnosis.window import usual_before
 from ..errors import PolicyError
 from ..method.policy import Policy
 from ..method.read import parse
@@ -29,6 +30,15 @@ STOOD_STILL = 0.8
 
 HARMS = {"always-binds", "removes-most"}
 """The findings on a limit that takes most of the gradient away."""
+
+RARELY = 0.1
+"""Up to this share of clipped steps a limit acts on outliers only."""
+
+FREQUENT = 0.02
+"""The smallest share of steps with spikes of the norm for a heavy tail."""
+
+LARGE = 6.0
+"""The smallest ratio of the largest spike of a heavy tail to the usual norm."""
 
 NO_LIMIT = ("batch", "skipped", "rate")
 """The causes of a lost run that no limit prevents."""
@@ -139,6 +149,8 @@ def _judge(trace: Trace, findings: list[Finding], loss: Floats, usable: Floats) 
         return _Judged("unstable", found.why)
     if still := _stands_still(trace, findings, loss):
         return _Judged("stuck", still)
+    if tail := _heavy_tail(trace):
+        return _Judged("unstable", tail)
     if held := next((faults[kind] for kind in sorted(HARMS) if kind in faults), None):
         return _Judged("held back", held.sentence)
     return _Judged("healthy", _course(loss))
@@ -156,6 +168,24 @@ def _stands_still(trace: Trace, findings: list[Finding], loss: Floats) -> str:
     if len(loss) >= 5 * MIN_NORMS and 0 < LEARNT * began_at(loss) <= final_loss(loss):
         return f"the loss is {final_loss(loss):.4g} at the end and was {began_at(loss):.4g}"
     return ""
+
+
+def _heavy_tail(trace: Trace) -> str:
+    """Return a sentence on frequent and large spikes of the norm that no limit cuts, or "".
+
+    The losses of such runs are better with a limit near the median norm than without one.
+    """
+    norm = trace.column("norm")
+    spikes = norm_spikes(norm)
+    if not len(norm) or spikes.mean() < FREQUENT or _clip_rate(trace, norm) > RARELY:
+        return ""
+    largest = float(np.nanmax((norm / usual_before(norm).median)[spikes]))
+    if not largest >= LARGE:
+        return ""
+    return (
+        f"the norms have a heavy tail: {spikes.mean():.1%} of them are spikes, and the largest is "
+        f"{largest:.3g} times the usual norm"
+    )
 
 
 def _course(loss: Floats) -> str:
