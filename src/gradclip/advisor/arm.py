@@ -25,7 +25,7 @@ from .start import LEARNT, MIN_NORMS, stuck_since, went_wrong
 
 __all__ = ["arm_of", "is_fixed", "meant", "own_limit"]
 
-STOOD_STILL = 0.8
+STOOD_STILL = 0.5
 """A loss without progress for this share of the run, at its end, shows no learning."""
 
 HARMS = {"always-binds", "removes-most"}
