@@ -68,7 +68,7 @@ batch normalization, by the limit of the global norm.""",
     "Thresholds from 0.01 to 100": """\
 The mean difference in loss from each seed's best fixed threshold, in units of the loss without
 skill. Bold: within 2 %. A value below 0 is better than all fixed thresholds of the sweep.
-`advised` is the advice of [the advisor](advisor.md)'s earlier rules on an unclipped record.""",
+`advised` is the first advice of [the advisor](advisor.md), on an unclipped record.""",
     "The loss of information, and error feedback": """\
 The first table is about the parabola x²/2 with a noise of +9 in a tenth of the steps and −1 in the
 others, 0 in the mean: an unbiased method comes to rest at 0. The second table is about the language
