@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..checks import choice, number
 from ..errors import NonFiniteError, PolicyError
 from ..method.read import PolicyLike, as_policy
+from .samples.alone import refuse_mixed
 from .samples.batch import Batch, clipped_batch
 from .samples.forms import toward_zero
 from .samples.gathered import gather, refuse_other_sum
@@ -40,7 +41,12 @@ class PerSampleResult:
             sample's weight; 0 for a sample that was left out.
         clipped: how many samples the policy changed.
         removed: 1 - Σ(norms after)/Σ(norms before), over the samples that count.
-        sensitivity: the most by which one sample can move `.grad`; see `PerSample.sensitivity`.
+        sensitivity: the most by which one sample, added or removed, moves `.grad` before its last
+            rounding. It is C for the sum, C/`expected_batch_size` for the mean with that, else
+            2·C/samples, since a sample moves the divisor too. C is what the norm of a sample is at
+            most: the limit of a global norm, √(Σ limits²) of several norms, inf if a rule sets no
+            upper limit or a parameter has no rule. One sample in place of another moves `.grad` by
+            2·C, 2·C/`expected_batch_size`, or 2·C/samples.
         nonfinite: shape (samples,), whether a sample was left out because it held inf or NaN.
         ran: the way of each module, by name: "ghost", from a formula; "vmap", by `torch.func`;
             "loop", one sample after the other; "rows", parameters whose uses were written out and
@@ -93,6 +99,7 @@ class PerSample:
         self.names = tuple(trained)
         self.steps = 0
         self._parameters = tuple(trained.values())
+        self._model = model
         self._index: dict[Tensor, int] = {p: i for i, p in enumerate(self._parameters)}
         self._rules = rules_of(self.policy, self.names)
         self._limits = self._rules.begin(self._parameters[0])
@@ -117,6 +124,34 @@ class PerSample:
     ) -> None:
         """Remove the hooks."""
         self.detach()
+
+    def check(self, loss: Callable[..., Tensor], *batch: Tensor) -> None:
+        """Refuse a loss that is not the sum or mean of one term for each sample.
+
+        Runs the loss on two samples together and on each alone, in evaluation mode. One call before
+        the training finds what no gradient tells: the wrong `reduction`, and a model or a loss that
+        mixes samples.
+
+        Args:
+            loss: from the batch to the loss that is trained on, shape ().
+            batch: tensors whose first axis counts two samples or more; the first two are taken. Not
+                mutated, and neither is `.grad`.
+
+        Raises:
+            PolicyError: the loss does not fit the reduction, or mixes samples.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1)
+            >>> clipper = per_sample(model, "norm:1.0", reduction="mean")
+            >>> clipper.check(lambda x: model(x).square().mean(), torch.ones(2, 2))
+        """
+        self._kept.paused = True
+        try:
+            with torch.enable_grad():
+                refuse_mixed(self._model, self._parameters, self.reduction, loss, batch)
+        finally:
+            self._kept.paused = False
 
     @torch.no_grad()
     def accumulate(self, weights: Tensor | None = None) -> None:
@@ -258,8 +293,8 @@ def per_sample(
 ) -> PerSample:
     """Watch a model so that `clip_` can clip the gradient of each sample of a batch.
 
-    The loss must be a sum or mean of one term for each sample, which is the sample's alone: nobody
-    can see from the gradients whether another sample's values are in the term.
+    The loss must be a sum or mean of one term for each sample, which is the sample's alone. The
+    gradients do not tell whether it is: `check` does.
 
     Args:
         model: its modules get hooks, until `detach`. The first axis of each module's input is the
@@ -267,8 +302,8 @@ def per_sample(
         policy: about the gradient of one sample: scope "global", all parameters that the policy
             covers, or "tensor", each parameter. The threshold is a number, a ramp or an online
             quantile, which all samples share; the response rescales, smooths, normalises or zeroes.
-        reduction: whether the loss is the "mean" or the "sum" over the samples. The clipper cannot
-            see which; the wrong one shifts all norms by the size of the batch.
+        reduction: whether the loss is the "mean" or the "sum" over the samples. The wrong one
+            shifts all norms by the size of the batch.
         nonfinite: "leave-out" counts a sample with inf or NaN as 0 and names it in the result;
             "raise" stops before `.grad` changes.
         expected_batch_size: for the mean, > 0, what to divide the sum by in place of the number of

@@ -563,3 +563,57 @@ def test_weights_come_with_their_batch() -> None:
     with pytest.raises(PolicyError, match=r"give them to accumulate\(\)"):
         clipper.clip_(torch.ones(4))
     clipper.clip_()
+
+
+# ---- the check on two samples -----------------------------------------------------------------
+
+
+LOSSES: dict[str, tuple[Any, Any, str | None]] = {
+    "mean": (lambda losses, _out: losses.mean(), "mean", None),
+    "sum": (lambda losses, _out: losses.sum(), "sum", None),
+    "sum for mean": (lambda losses, _out: losses.sum(), "mean", "give reduction='sum'"),
+    "mean for sum": (lambda losses, _out: losses.mean(), "sum", "give reduction='mean'"),
+    "contrast": (lambda _, out: (out @ out.T).logsumexp(1).mean(), "mean", "mixes samples"),
+    "not one": (lambda losses, _out: losses, "mean", r"loss\.shape=\(2,\).*give one number"),
+    "zero": (lambda losses, _out: 0 * losses.sum(), "sum", "finite and not all zero"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_samples_tell_what_the_loss_is(name: str) -> None:
+    reduced, reduction, says = LOSSES[name]
+    model, (x, y) = net(), data(6)
+    model.append(nn.Dropout(0.5))
+    clipper = per_sample(model, "norm:1.0", reduction)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        out = model(x)
+        return reduced(((out - y) ** 2).sum(1), out)
+
+    if says is None:
+        clipper.check(loss, x, y)
+    else:
+        with pytest.raises(PolicyError, match=says):
+            clipper.check(loss, x, y)
+    assert grads(model) == {}
+    assert all(part.training for part in model.modules())
+    assert not clipper._kept.uses
+    assert not clipper._kept.paused
+
+
+def test_two_samples_tell_that_the_model_mixes() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    model, (x, y) = nn.Sequential(Centred(), net()), data(4)
+    clipper = per_sample(model, "norm:1.0", "sum")
+    with pytest.raises(PolicyError, match="mixes samples"):
+        clipper.check(lambda x, y: loss_of(model, x, y).sum(), x, y)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 2), ()])
+def test_the_check_needs_two_samples(sizes: tuple[int, ...]) -> None:
+    clipper = per_sample(net(), "norm:1.0")
+    with pytest.raises(PolicyError, match="two samples or more"):
+        clipper.check(lambda *_: torch.zeros(()), *(torch.zeros(n, 3) for n in sizes))
