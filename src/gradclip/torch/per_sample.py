@@ -16,7 +16,7 @@ from ..method.read import PolicyLike, as_policy
 from .samples.alone import refuse_mixed
 from .samples.batch import Batch, clipped_batch
 from .samples.forms import toward_zero
-from .samples.gathered import gather, refuse_other_sum
+from .samples.gathered import gather, refuse_other_batch, refuse_other_sum
 from .samples.kept import Kept, units_of
 from .samples.refusals import refuse_model
 from .samples.rules import rules_of
@@ -129,8 +129,8 @@ class PerSample:
         """Refuse a loss that is not the sum or mean of one term for each sample.
 
         Runs the loss on two samples together and on each alone, in evaluation mode. One call before
-        the training finds what no gradient tells: the wrong `reduction`, and a model or a loss that
-        mixes samples.
+        the training finds what no gradient tells: the wrong `reduction`, a model or a loss that
+        mixes samples, and a module whose input begins with another axis than the batch.
 
         Args:
             loss: from the batch to the loss that is trained on, shape ().
@@ -138,7 +138,8 @@ class PerSample:
                 mutated, and neither is `.grad`.
 
         Raises:
-            PolicyError: the loss does not fit the reduction, or mixes samples.
+            PolicyError: the loss does not fit the reduction, or mixes samples; or a module's input
+                does not begin with the batch.
 
         Example:
             >>> import torch
@@ -150,8 +151,13 @@ class PerSample:
         try:
             with torch.enable_grad():
                 refuse_mixed(self._model, self._parameters, self.reduction, loss, batch)
+                self._kept.clear()
+                self._kept.paused = False
+                loss(*(each[:2] for each in batch))
+            refuse_other_batch(self._kept.uses, 2, "samples that check() took")
         finally:
             self._kept.paused = False
+            self._kept.clear()
 
     @torch.no_grad()
     def accumulate(self, weights: Tensor | None = None) -> None:

@@ -473,13 +473,13 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
     "positions": (
         Positions,
         lambda: torch.randint(0, 5, (4, 6)),
-        r"places\.input.*\(6,\).*expand what all samples share",
+        r"places\.input.*=6 .*expand what all samples share",
     ),
     "random": (Random, lambda: torch.randn(4, 3), r"Random \(Random\).*without dropout"),
     "time first": (
         lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten(0, 1), nn.Linear(3, 3)),
         lambda: torch.randn(4, 5, 3),
-        r"2\.input.*\(20,\).*must be the batch, of \(4,\)",
+        r"2\.input.*=20 .*must be the batch, of 4 as for \'0\'",
     ),
     "no batch": (lambda: nn.Linear(3, 2), lambda: torch.randn(3), "has no batch axis"),
     "no batch, conv": (lambda: nn.Conv1d(3, 2, 1), lambda: torch.randn(3, 4), "has no batch axis"),
@@ -610,6 +610,17 @@ def test_two_samples_tell_that_the_model_mixes() -> None:
     clipper = per_sample(model, "norm:1.0", "sum")
     with pytest.raises(PolicyError, match="mixes samples"):
         clipper.check(lambda x, y: loss_of(model, x, y).sum(), x, y)
+
+
+def test_an_axis_that_happens_to_be_as_long_as_the_batch_is_found() -> None:
+    model = Positions()
+    clipper = per_sample(model, "norm:1.0", "sum")
+    words = torch.randint(0, 5, (6, 6))
+    model(words).pow(2).sum().backward()
+    clipper.clip_()  # Here nothing tells that the 6 positions are not the 6 samples.
+    with pytest.raises(PolicyError, match=r"places\.input.*=6 .*of 2 samples that check\(\) took"):
+        clipper.check(lambda x: model(x).pow(2).sum(), words)
+    assert not clipper._kept.uses
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 2), ()])

@@ -14,7 +14,7 @@ from .ghost import refuse_no_batch
 from .kept import Kept, Use
 from .vmapped import tensors_in, vmapped
 
-__all__ = ["Gathered", "gather", "refuse_other_sum"]
+__all__ = ["Gathered", "gather", "refuse_other_batch", "refuse_other_sum"]
 
 _SEVERAL = (
     "two backward passes came before this call: call accumulate() after each; with checkpoints, "
@@ -85,27 +85,36 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
     return Gathered(batch, joint, ran, eps, tensors_in(uses[0].grads)[0].device)
 
 
+def refuse_other_batch(uses: Sequence[Use], batch: int, why: str) -> None:
+    """Refuse a call whose input does not begin with the batch.
+
+    Args:
+        uses: not mutated.
+        batch: how many samples there are.
+        why: where this number is from.
+
+    Raises:
+        PolicyError: names the module.
+    """
+    for use in uses:
+        size = use.first_axis
+        if size != batch:
+            remedy = (
+                f"the first axis of its input must be the batch, of {batch} {why}: expand what all "
+                "samples share, such as positions, to (batch, …), and give batch_first=True"
+            )
+            raise PolicyError.of(f"{use.unit.name}.input.shape[:1]", size, remedy)
+
+
 def _batch(uses: list[Use]) -> int:
     """Return how many samples there are, on which all uses must agree."""
-    first = uses[0]
     for use in uses:
-        given = tensors_in((use.args, use.kwargs))
-        if not given:
-            remedy = "it was called without a tensor, whose first axis would be the batch"
-            raise PolicyError.of("module", use.unit.name, remedy)
         if use.unit.ghost is not None:
-            refuse_no_batch(use.unit.name, use.unit.module, given[0])
+            refuse_no_batch(use.unit.name, use.unit.module, use.first)
         use.refuse_overwritten()
-    sizes = [tensors_in((use.args, use.kwargs))[0].shape[:1] for use in uses]
-    for use, size in zip(uses, sizes, strict=True):
-        if size != sizes[0] or not size:
-            remedy = (
-                f"the first axis of its input must be the batch, of {tuple(sizes[0])} as for "
-                f"{first.unit.name!r}: expand what all samples share, such as positions, to "
-                "(batch, …), and give batch_first=True"
-            )
-            raise PolicyError.of(f"{use.unit.name}.input.shape[:1]", tuple(size), remedy)
-    return sizes[0][0]
+    batch = uses[0].first_axis
+    refuse_other_batch(uses, batch, f"as for {uses[0].unit.name!r}")
+    return batch
 
 
 def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
@@ -114,8 +123,7 @@ def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     if unit.ghost is not None:
         (grad,) = use.grads
         assert grad is not None
-        given = tensors_in((use.args, use.kwargs))[0]
-        return "ghost", unit.ghost(unit.module, given, grad)
+        return "ghost", unit.ghost(unit.module, use.first, grad)
     # torch.func has no rule for recurrent layers.
     in_turn = any(isinstance(part, nn.RNNBase) for part in unit.module.modules())
     try:

@@ -51,6 +51,20 @@ class Use:
     versions: list[int]
     grads: list[Tensor | None]
 
+    @property
+    def first(self) -> Tensor:
+        """The first tensor that the unit was called with."""
+        given = tensors_in((self.args, self.kwargs))
+        if not given:
+            remedy = "it was called without a tensor, whose first axis would be the batch"
+            raise PolicyError.of("module", self.unit.name, remedy)
+        return given[0]
+
+    @property
+    def first_axis(self) -> int:
+        """The length of the first axis of this tensor, which must be the batch; 0 of a number."""
+        return self.first.shape[0] if self.first.dim() else 0
+
     def refuse_overwritten(self) -> None:
         """Refuse an input that somebody has changed in place since the call."""
         now = [tensor._version for tensor in tensors_in((self.args, self.kwargs))]
