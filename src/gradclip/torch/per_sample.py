@@ -153,7 +153,8 @@ class PerSample:
                 refuse_mixed(self._model, self._parameters, self.reduction, loss, batch)
                 self._kept.clear()
                 self._kept.paused = False
-                loss(*(each[:2] for each in batch))
+                value = loss(*(each[:2] for each in batch))
+                torch.autograd.grad(value, self._parameters, allow_unused=True)
             refuse_other_batch(self._kept.uses, 2, "samples that check() took")
         finally:
             self._kept.paused = False
@@ -203,7 +204,8 @@ class PerSample:
             coefficient of a sample is rounded down by a bound on all errors in its norm: the exact
             norm of cᵢ·gᵢ, for the tensors that the passes left, never exceeds the limit. A sample
             within some 1e-14 of the limit, or 1e-10 where its terms cancel, may be scaled by as
-            much. Norms from 1e-140 to 1e150 are safe.
+            much. Values whose squares leave float64 are not looked after; no value of a narrower
+            dtype is one.
         """
         if self._kept.uses or not self._batches:
             self.accumulate(weights)

@@ -365,6 +365,7 @@ def test_a_pass_without_gradients_is_not_kept() -> None:
     with torch.no_grad():
         model(x)
     model(x)  # Nobody differentiates this.
+    assert not clipper._kept.uses
     assert len(step(clipper, model, x, y).sample_norms) == 3
     assert not clipper._kept.uses
 

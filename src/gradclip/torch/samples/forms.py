@@ -90,13 +90,11 @@ class Outer:
     shape: torch.Size
 
     def squares(self) -> Squares:
-        """Return the squared norms: Σₛₜ (leftₛ·leftₜ)(rightₛ·rightₜ), or by rows if that is less.
+        """Return the squared norms: Σₛₜ (leftₛ·leftₜ)(rightₛ·rightₜ).
 
         Source: Goodfellow 2015, arXiv:1510.01799 (T = 1); Li et al. 2022, arXiv:2110.05679.
         """
-        times, outs, ins = self.left.shape[2], self.left.shape[3], self.right.shape[3]
-        if times * times > outs * ins:
-            return self.rows().squares()
+        outs, ins = self.left.shape[3], self.right.shape[3]
         products = self.left @ self.left.mT
         products *= self.right @ self.right.mT
         size = self.size
@@ -117,7 +115,7 @@ class Outer:
     @property
     def size(self) -> Tensor:
         """Σ ‖left‖·‖right‖ of each sample: the norm, if all terms had one direction."""
-        return (self.left.norm(dim=3) * self.right.norm(dim=3)).sum((1, 2))
+        return (_norms(self.left) * _norms(self.right)).sum((1, 2))
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class Lookup:
     @property
     def size(self) -> Tensor:
         """Σ ‖values‖ of each sample: the norm, if all terms had one direction."""
-        return self.values.norm(dim=2).sum(1)
+        return _norms(self.values).sum(1)
 
 
 Form = Outer | Lookup | Rows
@@ -166,18 +164,29 @@ Form = Outer | Lookup | Rows
 def summed(terms: Tensor, shape: torch.Size) -> Rows:
     """Return the rows that are sums over the second axis of terms, shape (B, T, …)."""
     terms = terms.flatten(2)
-    size = terms.norm(dim=2).sum(1)
+    size = _norms(terms).sum(1)
     return Rows(terms.sum(1).reshape(-1, *shape), size, terms.shape[1])
 
 
 def joined(forms: Sequence[Form]) -> Form:
     """Return the sum of what several uses of one parameter give, so that no cross term is lost.
 
-    Uses of one kind stay in their form, with more terms; uses of several kinds are written out.
+    Uses of one kind stay in their form, with more terms; uses of several kinds are written out, and
+    so are outer products of more pairs of terms than values.
 
     Args:
         forms: at least one, over the same samples.
     """
+    form = _joined(forms)
+    if (
+        isinstance(form, Outer)
+        and form.left.shape[2] ** 2 > form.left.shape[3] * form.right.shape[3]
+    ):
+        return form.rows()
+    return form
+
+
+def _joined(forms: Sequence[Form]) -> Form:
     first, *others = forms
     if not others:
         return first
@@ -193,6 +202,11 @@ def joined(forms: Sequence[Form]) -> Form:
     values = torch.stack([row.values for row in rows]).sum(0)
     size = torch.stack([row.size for row in rows]).sum(0)
     return Rows(values, size, sum(row.terms for row in rows))
+
+
+def _norms(values: Tensor) -> Tensor:
+    """Return the norms over the last axis; torch's own function is slow over a short one."""
+    return (values * values).sum(-1).sqrt()
 
 
 def _alive(values: Tensor, weights: Tensor) -> Tensor:

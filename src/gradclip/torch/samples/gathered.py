@@ -53,7 +53,7 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
         PolicyError: nothing was kept, or of more than one backward pass; a module has another
             batch than the first, or cannot be taken apart; an input was overwritten.
     """
-    uses = [use for use in kept.uses if any(grad is not None for grad in use.grads)]
+    uses = kept.uses[::-1]  # Nearly in the order of the calls.
     if not uses:
         remedy = "run the model forward and loss.backward() first, after per_sample(model, …)"
         raise PolicyError.of("backward passes", 0, remedy)

@@ -80,8 +80,10 @@ class Use:
 class Kept:
     """Hooks on all units, and the uses since the last `clear`.
 
+    Only what a backward pass has met is here: other calls are freed with their graphs.
+
     Attributes:
-        uses: in the order of the calls.
+        uses: in the order in which gradients came.
         passes: the backward passes that gave something.
         paused: whether a call is to be ignored.
     """
@@ -119,7 +121,6 @@ class Kept:
             args, kwargs = tree_map_only(Tensor, torch.detach, (args, kwargs))
             versions = [tensor._version for tensor in tensors_in((args, kwargs))]
             use = Use(unit, args, kwargs, versions, [None] * len(outputs))
-            self.uses.append(use)
             for place, each in enumerate(outputs):
                 if each.requires_grad:
                     each.register_hook(self._collector(use, place))
@@ -128,6 +129,10 @@ class Kept:
 
     def _collector(self, use: Use, place: int) -> Callable[[Tensor], None]:
         def collect(grad: Tensor) -> None:
+            if self.paused:
+                return
+            if all(each is None for each in use.grads):
+                self.uses.append(use)
             old, grad = use.grads[place], grad.detach()
             use.grads[place] = grad if old is None else old + grad
             self.passes.add(torch._C._current_graph_task_id())
