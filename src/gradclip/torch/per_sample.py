@@ -256,7 +256,7 @@ class PerSample:
     def _take(self, weights: Tensor | None) -> Batch:
         """Return what the policy makes of the batch that was kept."""
         gathered = gather(self._kept, self._index, self.names)
-        if not self._checked and not self._batches:
+        if not self._checked:
             self._checked = refuse_other_sum(gathered, self._parameters, self.names)
         each = _weights(weights, gathered.batch, gathered.device)
         scale = float(gathered.batch) if self.reduction == "mean" else 1.0

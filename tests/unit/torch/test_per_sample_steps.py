@@ -131,6 +131,58 @@ def test_an_empty_batch_leaves_zeros(reduction: Any) -> None:
     assert torch.equal(clipper.state_dict()["limits"][0], before)
 
 
+def test_an_empty_batch_of_a_module_that_no_formula_knows_leaves_zeros() -> None:
+    model = nn.ConvTranspose1d(3, 2, 1)
+    clipper = per_sample(model, "norm:1.0", "sum")
+    for batch in (0, 2):
+        model.zero_grad()
+        model(torch.ones(batch, 3, 4)).sum().backward()
+        assert clipper.clip_().sample_norms.shape == (batch,)
+        assert all(bool(grad.any()) == (batch > 0) for grad in grads(model).values())
+
+
+def test_what_is_compared_is_the_first_step_with_samples() -> None:
+    model = net()
+    clipper = per_sample(model, "norm:1.0", "sum")
+    step(clipper, model, *data(0))
+    backward(clipper, model, *data(3))
+    grad = next(model.parameters()).grad
+    assert grad is not None
+    grad += 1.0
+    with pytest.raises(PolicyError, match="do not add up"):
+        clipper.clip_()
+    step(clipper, model, *data(3))
+    backward(clipper, model, *data(3))  # On top of what clip_() left, which is replaced.
+    clipped = [oracle.rescaled(g, 1.0) for g in samples_of(model, *data(3))]
+    clipper.clip_()
+    assert_close(model, oracle.added(clipped))
+
+
+class Branches(nn.Module):
+    """Uses one of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, *, right: bool = False) -> Tensor:
+        return self.right(x) if right else self.left(x)
+
+
+def test_a_parameter_that_took_no_part_keeps_no_old_gradient() -> None:
+    model, (x, _) = Branches(), data(3)
+    clipper = per_sample(model, "norm:1.0", "sum")
+    model(x).square().sum().backward()
+    clipper.clip_()
+    assert model.right.weight.grad is None
+    model(x, right=True).square().sum().backward()  # Nobody has cleared .grad.
+    result = clipper.clip_()
+    assert result.ran == {"ghost": ("right",)}
+    assert model.left.weight.grad is not None
+    assert not model.left.weight.grad.any()
+    assert model.right.weight.grad is not None
+
+
 def test_weights_leave_out_padded_samples() -> None:
     model, (x, y) = net(), data(5)
     weights = [1.0, 0.0, 0.5, 1.0, 0.0]
@@ -368,6 +420,28 @@ def test_a_pass_without_gradients_is_not_kept() -> None:
     assert not clipper._kept.uses
     assert len(step(clipper, model, x, y).sample_norms) == 3
     assert not clipper._kept.uses
+
+
+def test_a_paused_hook_keeps_nothing() -> None:
+    model, (x, y) = net(), data(3)
+    clipper = per_sample(model, "norm:1.0", "sum")
+    clipper._kept.paused = True
+    backward(clipper, model, x, y)
+    assert not clipper._kept.uses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rms_norm_has_the_eps_of_its_own_dtype(dtype: torch.dtype) -> None:
+    model = nn.RMSNorm(4, dtype=dtype)
+    x = torch.rand(3, 4, dtype=dtype) * 1e-4  # Of squares that are small beside eps.
+    model(x).sum().backward()
+    assert model.weight.grad is not None
+    expected = model.weight.grad.clone()
+    model.zero_grad()
+    clipper = per_sample(model, "norm:1e6", "sum")
+    model(x).sum().backward()
+    assert int(clipper.clip_().clipped) == 0
+    torch.testing.assert_close(model.weight.grad, expected)
 
 
 def test_a_checkpointed_part_counts_once() -> None:

@@ -153,7 +153,7 @@ def refuse_other_sum(
     Reads the device.
 
     Returns:
-        Whether there was something to compare: sums that are not finite say nothing.
+        Whether there was something to compare: samples, and sums that are finite.
 
     Raises:
         PolicyError: they differ by more than rounding; names the parameter.
@@ -177,4 +177,4 @@ def refuse_other_sum(
                 "no random numbers"
             )
             raise PolicyError.of("parameter", name, remedy)
-    return bool(torch.isfinite(apart).all())
+    return gathered.batch > 0 and bool(torch.isfinite(apart).all())

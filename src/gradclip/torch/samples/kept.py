@@ -129,12 +129,9 @@ class Kept:
 
     def _collector(self, use: Use, place: int) -> Callable[[Tensor], None]:
         def collect(grad: Tensor) -> None:
-            if self.paused:
-                return
             if all(each is None for each in use.grads):
                 self.uses.append(use)
-            old, grad = use.grads[place], grad.detach()
-            use.grads[place] = grad if old is None else old + grad
+            use.grads[place] = grad.detach()
             self.passes.add(torch._C._current_graph_task_id())
 
         return collect
