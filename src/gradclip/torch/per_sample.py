@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checks import choice, number
 from ..errors import NonFiniteError, PolicyError
 from ..method.read import PolicyLike, as_policy
-from .samples.alone import refuse_mixed
+from .samples.alone import alone, refuse_mixed
 from .samples.batch import Batch, clipped_batch
 from .samples.forms import toward_zero
 from .samples.gathered import gather, refuse_other_batch, refuse_other_sum
@@ -153,8 +153,7 @@ class PerSample:
                 refuse_mixed(self._model, self._parameters, self.reduction, loss, batch)
                 self._kept.clear()
                 self._kept.paused = False
-                value = loss(*(each[:2] for each in batch))
-                torch.autograd.grad(value, self._parameters, allow_unused=True)
+                alone(self._model, self._parameters, loss, [each[:2] for each in batch])
             refuse_other_batch(self._kept.uses, 2, "samples that check() took")
         finally:
             self._kept.paused = False
@@ -197,8 +196,9 @@ class PerSample:
         Raises:
             PolicyError: there was no backward pass, or there were two; the batch is not the first
                 axis; a module cannot run on one sample; in the first step, the samples' gradients
-                do not add up to `.grad`; the weights are not usable. `.grad` is as it was.
-            NonFiniteError: a sample holds inf or NaN, and nonfinite="raise". `.grad` is as it was.
+                do not add up to `.grad`; the weights are not usable. `.grad` is as it was, and
+                what was accumulated for this step is forgotten.
+            NonFiniteError: a sample holds inf or NaN, and nonfinite="raise"; likewise.
 
         Numerics: everything is float64 until the last rounding, which goes toward zero. The
             coefficient of a sample is rounded down by a bound on all errors in its norm: the exact
@@ -208,7 +208,11 @@ class PerSample:
             dtype is one.
         """
         if self._kept.uses or not self._batches:
-            self.accumulate(weights)
+            try:
+                self.accumulate(weights)
+            except Exception:
+                self._batches = []  # What was accumulated is not for the next step.
+                raise
         elif weights is not None:
             raise PolicyError.of("weights", weights, "give them to accumulate(): it took the batch")
         batches, self._batches = self._batches, []
@@ -275,9 +279,13 @@ class PerSample:
             mine = [each for each in (batch[place] for batch in sums) if each is not None]
             if mine:
                 total = mine[0] if len(mine) == 1 else torch.stack(mine).sum(0)
-                parameter.grad = toward_zero(total / divisor, parameter.dtype)
-            elif parameter.grad is not None:
-                parameter.grad = torch.zeros_like(parameter)
+                value = toward_zero(total / divisor, parameter.dtype)
+            else:
+                value = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                parameter.grad.copy_(value)  # In place: it may be a view of something larger.
+            elif mine:
+                parameter.grad = value
 
     def _moved(self, batches: list[Batch]) -> list[Tensor | None]:
         """Return the limits of the next step: each moves once a step, by the mean of its moves."""

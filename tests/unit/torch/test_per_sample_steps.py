@@ -241,6 +241,33 @@ def test_raise_names_the_samples_and_changes_nothing() -> None:
     assert len(step(clipper, model, *data(4)).sample_norms) == 4
 
 
+def test_a_step_that_fails_leaves_no_micro_batch_for_the_next() -> None:
+    model, (x, y) = net(), data(4)
+    clipper = per_sample(model, "norm:1.0", "sum", nonfinite="raise")
+    backward(clipper, model, x, y)
+    clipper.accumulate()
+    backward(clipper, model, x * math.nan, y)
+    with pytest.raises(NonFiniteError):
+        clipper.clip_()
+    assert len(step(clipper, model, x, y).sample_norms) == 4
+    assert clipper.steps == 1
+
+
+def test_grad_stays_the_tensor_that_it_was() -> None:
+    model, (x, y) = net(), data(4)
+    flat = torch.zeros(sum(p.numel() for p in model.parameters()))
+    offset = 0
+    for p in model.parameters():
+        p.grad = flat[offset : offset + p.numel()].view_as(p)
+        offset += p.numel()
+    clipper = per_sample(model, "norm:1.0", "sum")
+    backward(clipper, model, x, y)
+    before = flat.clone()
+    clipper.clip_()
+    assert torch.equal(flat, torch.cat([g.flatten() for g in grads(model).values()]))
+    assert not torch.equal(flat, before)
+
+
 # ---- policies --------------------------------------------------------------------------------
 
 
@@ -539,6 +566,19 @@ class Random(nn.Module):
         return nn.functional.dropout(x * self.scale, 0.5)
 
 
+class Picky(nn.Module):
+    """Refuses a batch of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise ValueError("one is too few")
+        return x * self.scale
+
+
 WRONG: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
     "functional": (
         Functional,
@@ -551,6 +591,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
         r"places\.input.*=6 .*expand what all samples share",
     ),
     "random": (Random, lambda: torch.randn(4, 3), r"Random \(Random\).*without dropout"),
+    "picky": (Picky, lambda: torch.randn(4, 3), r"Picky \(Picky\).*one is too few"),
     "time first": (
         lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten(0, 1), nn.Linear(3, 3)),
         lambda: torch.randn(4, 5, 3),
@@ -666,7 +707,9 @@ def test_two_samples_tell_what_the_loss_is(name: str) -> None:
         return reduced(((out - y) ** 2).sum(1), out)
 
     if says is None:
+        state = torch.get_rng_state()
         clipper.check(loss, x, y)
+        assert torch.equal(torch.get_rng_state(), state), "nothing was drawn"
     else:
         with pytest.raises(PolicyError, match=says):
             clipper.check(loss, x, y)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import PolicyError
 
-__all__ = ["refuse_mixed"]
+__all__ = ["alone", "refuse_mixed"]
 
 
 def refuse_mixed(
@@ -21,10 +21,8 @@ def refuse_mixed(
 ) -> None:
     """Compare the gradient of two samples with the gradients of each alone; reads the device.
 
-    The model is in evaluation mode meanwhile, without dropout; `.grad` stays as it is.
-
     Args:
-        model: what `loss` runs; its modes are put back.
+        model: what `loss` runs, in evaluation mode, without dropout; its modes are put back.
         parameters: the parameters that are trained.
         reduction: "mean" or "sum", what the two alone must make together.
         loss: from the batch to the loss, shape ().
@@ -36,16 +34,10 @@ def refuse_mixed(
     sizes = {tuple(each.shape[:1]) for each in batch}
     if len(sizes) != 1 or min(sizes) < (2,):
         raise PolicyError.of("batch", sorted(sizes), "give tensors of two samples or more")
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        both, one, two = (
-            _gradient(loss(*(each[part] for each in batch)), parameters)
-            for part in (slice(0, 2), slice(0, 1), slice(1, 2))
-        )
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    both, one, two = (
+        alone(model, parameters, loss, [each[part] for each in batch])
+        for part in (slice(0, 2), slice(0, 1), slice(1, 2))
+    )
     size = one.norm() + two.norm()
     if not bool((size > 0) & size.isfinite()):
         remedy = "the gradients of the two samples must be finite and not all zero: give others"
@@ -65,12 +57,24 @@ def refuse_mixed(
     raise PolicyError.of("loss", getattr(loss, "__name__", loss), remedy)
 
 
-def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Return the gradient of a loss, flat, in float64."""
-    if loss.dim():
-        remedy = "give one number, as backward() takes it: the sum or mean over the samples"
-        raise PolicyError.of("loss.shape", tuple(loss.shape), remedy)
-    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+def alone(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    loss: Callable[..., Tensor],
+    batch: Sequence[Tensor],
+) -> Tensor:
+    """Return the gradient of the loss of a batch, flat, in float64, in evaluation mode."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        value = loss(*batch)
+        if value.dim():
+            remedy = "give one number, as backward() takes it: the sum or mean over the samples"
+            raise PolicyError.of("loss.shape", tuple(value.shape), remedy)
+        found = torch.autograd.grad(value, list(parameters), allow_unused=True)
+    finally:
+        for part, mode in modes:
+            part.training = mode
     pairs = zip(found, parameters, strict=True)
     whole = [torch.zeros_like(p) if g is None else g for g, p in pairs]
     return torch.cat([each.detach().double().flatten() for each in whole])

@@ -128,12 +128,12 @@ def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     in_turn = any(isinstance(part, nn.RNNBase) for part in unit.module.modules())
     try:
         forms = vmapped(unit.module, use.args, use.kwargs, use.grads, in_turn=in_turn)
-    except RuntimeError as fault:
+    except Exception as fault:  # The module may be anybody's code.
         raise _not_apart(unit.name, unit.module, fault) from fault
     return ("loop" if in_turn else "vmap"), forms
 
 
-def _not_apart(name: str, module: nn.Module, fault: RuntimeError) -> PolicyError:
+def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
     """Return the error about a module that cannot run on one sample alone."""
     kind = type(module).__name__
     first = str(fault).strip().partition("\n")[0]

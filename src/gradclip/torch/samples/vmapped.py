@@ -43,7 +43,8 @@ def vmapped(
         in_turn: take one sample after the other, for a module that `torch.func.vmap` cannot map.
 
     Raises:
-        RuntimeError: the module cannot be mapped: it draws random numbers, or looks at values.
+        Exception: whatever the module raises on one sample; a RuntimeError if it draws random
+            numbers or looks at values.
     """
     leaves, spec = tree_flatten((args, dict(kwargs)))
     batch = next(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor))
