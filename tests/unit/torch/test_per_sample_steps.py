@@ -481,6 +481,33 @@ def test_a_checkpointed_part_counts_once() -> None:
     assert_close(model, oracle.added([oracle.rescaled(g, 1.0) for g in samples]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("times", [3, 4])
+def test_a_mask_over_time_is_for_all_samples(times: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    mask = nn.Transformer.generate_square_subsequent_mask(times)
+    padding = torch.zeros(4, times)
+    padding[1, -1] = -math.inf
+    x, index = torch.randn(4, times, 4), torch.arange(4)
+
+    def loss(m: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        out = m(x, mask=mask.to(x), src_key_padding_mask=padding[index].to(x))
+        return ((out - 1) ** 2).flatten(1).sum(1)
+
+    samples = oracle.sample_gradients(model, loss, x, index)
+    limit = sorted(map(oracle.norm, samples))[1]
+    clipper = per_sample(model, by_norm(limit), "sum")
+    loss(model, x, index).sum().backward()
+    result = clipper.clip_()
+    assert result.ran["vmap"] == ("layers.0.self_attn", "layers.1.self_attn")
+    total = oracle.added([oracle.rescaled(g, limit) for g in samples])
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad.double(), total[name], rtol=1e-4, atol=1e-5 * limit)
+
+
 def test_autocast_leaves_the_limit_in_force() -> None:
     model, (x, y) = net(), data(6)
     clipper = per_sample(model, "norm:1.0", "sum")
@@ -566,6 +593,17 @@ class Random(nn.Module):
         return nn.functional.dropout(x * self.scale, 0.5)
 
 
+class Recurrent(nn.Module):
+    """Returns the outputs of a recurrent layer."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)[0]
+
+
 class Picky(nn.Module):
     """Refuses a batch of one."""
 
@@ -592,6 +630,11 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
     ),
     "random": (Random, lambda: torch.randn(4, 3), r"Random \(Random\).*without dropout"),
     "picky": (Picky, lambda: torch.randn(4, 3), r"Picky \(Picky\).*one is too few"),
+    "random in turn": (
+        lambda: Recurrent(nn.GRU(3, 2, 2, dropout=0.5, batch_first=True)),
+        lambda: torch.randn(4, 5, 3),
+        r"part \(GRU\).*draws random numbers",
+    ),
     "time first": (
         lambda: nn.Sequential(nn.Linear(3, 3), nn.Flatten(0, 1), nn.Linear(3, 3)),
         lambda: torch.randn(4, 5, 3),

@@ -37,9 +37,8 @@ def vmapped(
         args: what the module was called with; a tensor whose first axis has the length of the
             batch is mapped, everything else is given to each sample. The batch is the first axis
             of the first tensor. Not mutated.
-        kwargs: as args, by name.
+        kwargs: as args, by name; an `attn_mask` of two axes is for all samples.
         grads: the gradient of each tensor in the module's output; None where there is none.
-
         in_turn: take one sample after the other, for a module that `torch.func.vmap` cannot map.
 
     Raises:
@@ -48,7 +47,9 @@ def vmapped(
     """
     leaves, spec = tree_flatten((args, dict(kwargs)))
     batch = next(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor))
-    places = [i for i, leaf in enumerate(leaves) if _is_batched(leaf, batch)]
+    mask = kwargs.get("attn_mask")
+    shared = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    places = [i for i, x in enumerate(leaves) if x is not shared and _is_batched(x, batch)]
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
     wanted = [i for i, grad in enumerate(grads) if grad is not None]
     if batch == 0:
@@ -82,10 +83,15 @@ def _in_turn(
     mapped: list[Tensor],
     pulled: list[Tensor],
 ) -> dict[str, Tensor]:
+    device = mapped[0].device
+    random = torch if device.type == "cpu" else torch.get_device_module(device)
+    before = random.get_rng_state()
     found = [
         one([each[i] for each in mapped], [each[i] for each in pulled])
         for i in range(len(mapped[0]))
     ]
+    if not torch.equal(random.get_rng_state(), before):
+        raise RuntimeError("it draws random numbers, others than in the forward pass")
     return {name: torch.stack([rows[name] for rows in found]) for name in found[0]}
 
 
