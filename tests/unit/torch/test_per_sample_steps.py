@@ -471,6 +471,30 @@ def test_rms_norm_has_the_eps_of_its_own_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(model.weight.grad, expected)
 
 
+def test_hooks_of_others_change_nothing() -> None:
+    model, (x, y) = net(), data(4)
+    model[0].register_forward_hook(lambda _m, _a, out: torch.mul(out, 3.0))
+    model[0].register_forward_pre_hook(lambda _m, args: (args[0] * 2.0,))
+    model[3].register_full_backward_hook(lambda _m, grads, _o: (grads[0] * 0.5,))
+    clipper = per_sample(model, "norm:1e6", "sum")
+    backward(clipper, model, x, y)
+    expected = {name: grad.double() for name, grad in grads(model).items()}
+    assert int(clipper.clip_().clipped) == 0
+    assert_close(model, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_layer_with_other_parameters_than_its_kind_is_not_taken_for_it() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(nn.Linear(3, 4), nn.utils.weight_norm(nn.Linear(4, 2))), data(4)
+    clipper = per_sample(model, "norm:1e6", "sum")
+    backward(clipper, model, x, y)
+    expected = {name: grad.double() for name, grad in grads(model).items()}
+    assert clipper.clip_().ran == {"ghost": ("0",), "vmap": ("1",)}
+    assert_close(model, expected)
+
+
 def test_a_checkpointed_part_counts_once() -> None:
     model, (x, y) = net(), data(4)
     samples = samples_of(model, x, y)

@@ -25,7 +25,8 @@ Ghost = Callable[[nn.Module, Tensor, Tensor], dict[str, Form]]
 
 def ghost_of(module: nn.Module) -> Ghost | None:
     """Return the function for a module; None if the module computes anything but its kind does."""
-    if parametrize.is_parametrized(module):
+    own = {name for name, _ in module.named_parameters()}
+    if parametrize.is_parametrized(module) or not own <= {"weight", "bias"}:
         return None
     for kind, ghost in _GHOSTS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:

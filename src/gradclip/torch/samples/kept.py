@@ -97,7 +97,9 @@ class Kept:
         """Put a hook on each unit."""
         for unit in units:
             hook = self._hook_of(unit)
-            self._handles.append(unit.module.register_forward_hook(hook, with_kwargs=True))
+            # First of all hooks, to see the output before another hook changes it.
+            handle = unit.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+            self._handles.append(handle)
 
     def detach(self) -> None:
         """Remove all hooks."""
