@@ -473,7 +473,11 @@ def test_rms_norm_has_the_eps_of_its_own_dtype(dtype: torch.dtype) -> None:
 
 def test_hooks_of_others_change_nothing() -> None:
     model, (x, y) = net(), data(4)
-    model[0].register_forward_hook(lambda _m, _a, out: torch.mul(out, 3.0))
+
+    def tripled(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        return out * 3.0
+
+    model[0].register_forward_hook(tripled)
     model[0].register_forward_pre_hook(lambda _m, args: (args[0] * 2.0,))
     model[3].register_full_backward_hook(lambda _m, grads, _o: (grads[0] * 0.5,))
     clipper = per_sample(model, "norm:1e6", "sum")
