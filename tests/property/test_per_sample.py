@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradclip import Policy, by_name, by_norm, normalise, smooth
 from gradclip.torch import per_sample
+from gradclip.torch.samples.forms import Form, Lookup, Outer, joined, summed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Exact = list[list[Fraction]]
@@ -24,7 +25,7 @@ class Pair(nn.Module):
 
     def __init__(self, first: torch.dtype, second: torch.dtype) -> None:
         super().__init__()
-        self.a = nn.Linear(2, 3, dtype=first)
+        self.a = nn.Linear(6, 7, dtype=first)  # For so many values no row is written out.
         self.b = nn.Linear(3, 2, bias=False, dtype=second)
         self.c = nn.Embedding(3, 2, dtype=first)
 
@@ -48,20 +49,14 @@ def drawn(seed: int, batch: int, times: int, spread: float, near: float, model: 
         x *= 10 ** (spread * torch.rand(batch, times, 1, generator=gen, dtype=torch.float64))
         return x.to(dtype)
 
-    def cancelling(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        x = values(width, dtype)
-        half = times // 2
-        x[:, half : 2 * half] = x[:, :half]
-        return x, x[:, :half]
-
     first, second = model.a.weight.dtype, model.b.weight.dtype
-    inputs = [cancelling(2, first)[0], cancelling(3, second)[0]]
-    inputs.append(torch.randint(0, 2, (batch, times), generator=gen))
-    pulls = [values(3, first), values(2, second), values(2, first)]
+    words = torch.randint(0, 2, (batch, times), generator=gen)
+    inputs = [values(6, first), values(3, second), words]
+    pulls = [values(7, first), values(2, second), values(2, first)]
     half = times // 2
-    for pull in pulls:
+    for x, pull in zip(inputs, pulls, strict=True):
+        x[:, half : 2 * half] = x[:, :half]
         pull[:, half : 2 * half] = -pull[:, :half] * (1 - near)
-    inputs[2][:, half : 2 * half] = inputs[2][:, :half]
     return Data(inputs, pulls)
 
 
@@ -179,3 +174,41 @@ def test_one_sample_moves_the_gradient_by_no_more_than_the_sensitivity(
     assert float((more - less).norm()) <= most * (1 + 1e-5)  # Sums are rounded to float32.
     whole = math.hypot(limits[0], limits[1], limits[1])
     assert most == pytest.approx(whole * (2 / batch if reduction == "mean" else 1), rel=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    times=st.integers(1, 6),
+    near=st.sampled_from([1.0, 1e-3, 1e-9, 0.0]),
+    kind=st.sampled_from(["outer", "outer rows", "lookup", "lookup rows", "summed", "joined"]),
+)
+def test_the_exact_squared_norm_is_within_the_slack(
+    seed: int, times: int, near: float, kind: str
+) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(1, 2 * times, w, generator=gen).double() for w in (3, 2))
+    right[:, times:] = right[:, :times]
+    left[:, times:] = -left[:, :times] * (1 - near)
+    words = torch.randint(0, 3, (1, 2 * times), generator=gen)
+    words[:, times:] = words[:, :times]
+    chosen = nn.functional.one_hot(words, 3).double()
+    outer = Outer(right[:, None], left[:, None], torch.Size((2, 3)))
+    lookup = Lookup(words, left, torch.Size((3, 3)))
+    wide = Outer(chosen[:, None], left[:, None], torch.Size((3, 3)))
+    forms: dict[str, tuple[Form, list[tuple[Tensor, Tensor]]]] = {
+        "outer": (outer, [(right, left)]),
+        "outer rows": (outer.rows(), [(right, left)]),
+        "lookup": (lookup, [(chosen, left)]),
+        "lookup rows": (lookup.rows(), [(chosen, left)]),
+        "summed": (summed(left, torch.Size((3,))), [(torch.ones(1, 2 * times, 1), left)]),
+        "joined": (joined([lookup, wide]), [(chosen, left), (chosen, left)]),
+    }
+    form, terms = forms[kind]
+    squares = form.squares()
+    first, second = (torch.cat([pair[i][0] for pair in terms]) for i in (0, 1))
+    exact = _square(_fractions(first), _fractions(second))
+    value, slack = Fraction(float(squares.values)), Fraction(float(squares.slack))
+    assert exact <= value + slack
+    assert value <= exact + slack
+    assert float(slack) <= 1e-12 * float(form.size) ** 2
