@@ -5,11 +5,14 @@ from .attach import attach
 from .clipper import Clipper
 from .functional import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from .in_backward import InBackward, attach_in_backward
+from .per_sample import PerSample, PerSampleResult, per_sample
 from .recorder import Recorder, record
 
 __all__ = [
     "Clipper",
     "InBackward",
+    "PerSample",
+    "PerSampleResult",
     "Recorder",
     "attach",
     "attach_in_backward",
@@ -17,6 +20,7 @@ __all__ = [
     "clip_grad_value_",
     "clip_grads_with_norm_",
     "get_total_norm",
+    "per_sample",
     "record",
 ]
 
