@@ -71,7 +71,7 @@ def test_gradclip_run_says_it_in_its_own_way(tmp_path: Path) -> None:
 def test_a_wrapper_of_a_trainer_names_the_optimizer_inside() -> None:
     class Attaches(Net):
         def on_train_start(self) -> None:
-            with pytest.raises(PolicyError, match=r"LightningSGD.*its \.optimizer, of class SGD"):
+            with pytest.raises(PolicyError, match=r"LightningSGD.*which is \.optimizer, of class SGD"):
                 attach(self.optimizers(), "norm:0.5", model=self)
             self.clipper = attach(self.optimizers().optimizer, "norm:0.5", model=self)
 
@@ -84,7 +84,7 @@ def test_a_list_of_wrappers_is_refused_before_anything_is_attached() -> None:
     class Attaches(Gan):
         def on_train_start(self) -> None:
             first, second = self.optimizers()
-            with pytest.raises(PolicyError, match=r"its \.optimizer, of class SGD"):
+            with pytest.raises(PolicyError, match=r"which is \.optimizer, of class SGD"):
                 attach([first.optimizer, second], "norm:0.5", model=self)
             attach(first.optimizer, "norm:0.5").detach()
             self.reached = True
@@ -129,7 +129,7 @@ def test_a_wrapper_of_fabric_names_the_optimizer_inside() -> None:
     fabric = Fabric(accelerator="cpu", devices=1)
     module = torch.nn.Linear(8, 1)
     model, optimizer = fabric.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
-    with pytest.raises(PolicyError, match=r"FabricSGD.*its \.optimizer, of class SGD"):
+    with pytest.raises(PolicyError, match=r"FabricSGD.*which is \.optimizer, of class SGD"):
         attach(optimizer, "norm:0.5", model=model)
     clipper = attach(optimizer.optimizer, "norm:0.5", model=module)
     fabric.backward(model(torch.ones(2, 8)).square().mean() * 100)

@@ -33,11 +33,11 @@ def refuse_what_is_no_optimizer(optimizer: object) -> None:
     if _has_hooks(optimizer):
         return
     found = find_inside(optimizer)
-    where = "(often .optimizer)"
+    where = " (often .optimizer)"
     if found is not None:
         path, inside = found
-        where = f"which is {path}, of class {type(inside).__name__}"
-    remedy = f"give a torch.optim.Optimizer; of a wrapper, the one inside {where}"
+        where = f", which is {path}, of class {type(inside).__name__}"
+    remedy = f"give a torch.optim.Optimizer; of a wrapper, the one inside{where}"
     raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
 
 
