@@ -147,7 +147,7 @@ def test_a_loss_scaler_of_accelerate(fused: bool) -> None:
 
 def test_the_wrapper_is_refused_and_names_the_one_inside(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
-    with pytest.raises(PolicyError, match=r"the one inside which is \.optimizer, of class AdamW"):
+    with pytest.raises(PolicyError, match=r"the one inside, which is \.optimizer, of class AdamW"):
         attach(loop.optimizer, "norm:1.0")
     nested = AcceleratedOptimizer(loop.optimizer)
     with pytest.raises(PolicyError, match=r"which is \.optimizer\.optimizer, of class AdamW"):

@@ -78,7 +78,7 @@ def test_attach_before_there_is_an_optimizer(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"makes its own in train\(\): use .*install\(trainer"):
         attach(one.optimizer, "norm:1.0")
     one.train()
-    remedy = "'AcceleratedOptimizer' is not usable: .* the one inside which is .optimizer"
+    remedy = "'AcceleratedOptimizer' is not usable: .* the one inside, which is .optimizer"
     with pytest.raises(PolicyError, match=f"{remedy}, of class AdamW"):
         attach(one.optimizer, "norm:1.0")
     attach(one.optimizer.optimizer, "norm:1.0").detach()
