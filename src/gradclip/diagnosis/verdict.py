@@ -12,15 +12,13 @@ from ..record.run import Run
 from ..record.trace import traces_of
 from . import commands
 from .finding import Finding
-from .window import median
+from .spikes import began_at
+from .stability import final_loss
 
 __all__ = ["FEW", "Verdict", "verdict"]
 
 FEW = 50
 """The number of steps under which a run without a fault is not called healthy."""
-
-LOSSES = 10
-"""The number of first and of last losses whose medians are the loss at the start and the end."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def verdict(run: Run, findings: Sequence[Finding], *, path: Path | None = None) 
         ...         record.step(step=step, loss=3 - step / 100, norm=1.0 + step % 7)
         >>> run = read_run(path)
         >>> verdict(run, diagnose(run), path=Path("runs/a.jsonl"))  # doctest: +NORMALIZE_WHITESPACE
-        Verdict(sentence='Healthy: 100 steps, the loss fell from 2.945 to 2.045, nothing to do.',
+        Verdict(sentence='Healthy: 100 steps, the loss fell from 2.945 to 2.095, nothing to do.',
                 command='gradclip report runs/a.jsonl')
     """
     path = run.path if path is None else path
@@ -212,8 +210,7 @@ def _loss_of(run: Run) -> tuple[float, float] | None:
         loss = trace.column("loss")
         loss = loss[np.isfinite(loss)]
         if len(loss):
-            some = max(1, min(LOSSES, len(loss) // 3))
-            return median(loss[:some]), median(loss[-some:])
+            return began_at(loss), final_loss(loss)
     return None
 
 

@@ -482,7 +482,7 @@ def test_diagnose_advise_and_report_open_with_the_verdict(
     assert told["findings"][0]["docs"].endswith("/findings.html#exploding")
     reported = invoke("report", "a b.jsonl", "ok.jsonl")[1].splitlines()
     assert reported[0] == f"a b.jsonl: {lines[0]} {lines[1]}"
-    assert reported[1] == "ok.jsonl: Healthy: 100 steps, the loss fell from 2.945 to 2.045, " + (
+    assert reported[1] == "ok.jsonl: Healthy: 100 steps, the loss fell from 2.945 to 2.095, " + (
         "nothing to do."
     )
     told = json.loads(invoke("report", "a b.jsonl", "ok.jsonl", "--json")[1])

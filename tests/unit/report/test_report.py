@@ -331,7 +331,7 @@ def test_the_page_opens_with_the_verdict_of_each_run(tmp_path):
     body = text.partition("<body>")[2].partition("gradclip report</p>")[0]
     page = Page(body)
     assert (
-        f"{ok}: Healthy: 60 steps, the loss fell from 1.955 to 1.455, nothing to do." in page.text
+        f"{ok}: Healthy: 60 steps, the loss fell from 1.955 to 1.465, nothing to do." in page.text
     )
     assert (
         f"{lost}: The run was lost at step 31: one bad batch made the weights inf or" in page.text
