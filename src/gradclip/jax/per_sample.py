@@ -157,9 +157,6 @@ def _clipped_piece(stages: Sequence[Stage], rows: list[Values], aux: Tree) -> _P
 
 def _over(piece: Callable[[Tree], _Piece], given: Arguments, most: int | None) -> _Piece:
     """Return the piece of a whole batch, of which at most so many samples are taken at a time."""
-    if given.size == 0:
-        shapes = jax.eval_shape(piece, given.batch)
-        return jax.tree.map(_zeros, shapes)
     if most is None or most >= given.size:
         return piece(given.batch)
     count = given.size // most

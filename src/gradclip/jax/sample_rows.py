@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..arrays import Array, Factors, Flag, Values
+from ..arrays import Array, Factors, Flag, Scalar, Values
 from ..engine.samples import EPS, Squares
+from .mesh import explicit
 
 __all__ = ["largest", "rounded_down", "squares_of", "stored_toward_zero", "weighted"]
 
@@ -52,7 +53,26 @@ def squares_of(x: Values, scale: Array) -> Squares:
 def weighted(x: Values, coefs: Factors, sound: Flag) -> Array:
     """Return Σ coefs[i]·x[i] over the sound samples, in float64 and the parameter's shape."""
     kept = jnp.where(_along(sound, x.ndim), x, jnp.zeros_like(x))  # 0·NaN would be NaN.
-    return jnp.sum(kept.astype(jnp.float64) * _along(coefs, x.ndim), axis=0)
+    if x.shape[0] == 0 or explicit([x]) is not None:
+        return _added_up(kept, coefs)
+    return jax.lax.platform_dependent(kept, coefs, cpu=_added_in_turn, default=_added_up)
+
+
+def _added_up(x: Values, coefs: Factors) -> Array:
+    return jnp.sum(x.astype(jnp.float64) * _along(coefs, x.ndim), axis=0)
+
+
+def _added_in_turn(x: Values, coefs: Factors) -> Array:
+    """Return the same, sample by sample: on a CPU, XLA's sum over the first axis takes far longer.
+
+    A loop indexes an axis that may be sharded, which an explicit mesh refuses, or be empty.
+    """
+
+    def add(i: Scalar, total: Array) -> Array:
+        one = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+        return total + one.astype(jnp.float64) * coefs[i]
+
+    return jax.lax.fori_loop(0, x.shape[0], add, jnp.zeros(x.shape[1:], jnp.float64))
 
 
 def rounded_down(values: Array, dtype: DType) -> Array:
