@@ -241,6 +241,21 @@ def test_one_random_key_for_each_sample() -> None:
     assert_array_equal(whole[1].sample_norms, pieces[1].sample_norms)
 
 
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_under_vmap_and_in_a_scan(microbatch: int | None) -> None:
+    params, x, y = drawn()
+    function = per_sample(loss, microbatch=microbatch)
+    alone = [function(params, x * scale, y) for scale in (1.0, 2.0)]
+    both = jnp.stack([x, x * 2])
+    mapped = jax.jit(jax.vmap(function, (None, 0, None)))(params, both, y)
+    _, scanned = jax.lax.scan(lambda carry, x: (carry, function(params, x, y)), None, both)
+    for i, one in enumerate(alone):
+        for found in (mapped, scanned):
+            mine = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+            for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(one), strict=True):
+                assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_micro_batches_need_less_memory() -> None:
     wide = jnp.zeros((256, 256))
     x = jnp.ones((64, 256))
