@@ -97,8 +97,10 @@ def per_sample(
         >>> import jax.numpy as jnp
         >>> clipped = per_sample(lambda w, x: jnp.dot(w, x), "norm:1.0", reduction="sum")
         >>> grads, result = clipped(jnp.zeros(2), jnp.asarray([[3.0, 4.0], [0.3, 0.4]]))
-        >>> print(grads.round(3), result.sample_norms, result.clipped)
-        [0.9 1.2] [5.  0.5] 1
+        >>> result.sample_norms.tolist(), int(result.clipped)
+        ([5.0, 0.5], 1)
+        >>> [f"{value:.4f}" for value in grads.tolist()]
+        ['0.9000', '1.2000']
 
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1, without the noise.
     """
