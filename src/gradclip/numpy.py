@@ -15,14 +15,16 @@ from .checks import choice, integer
 from .engine.backend import Change, Measured, Relative, Spectrum, Units
 from .engine.result import ClipResult
 from .engine.run import NonFinite, init, run
+from .engine.sample_pass import SampleResult
 from .engine.saved import refuse_other_keys, sound_memory
 from .errors import NonFiniteError, PolicyError
 from .method.axes import Axis, unit_axes, unit_shape
 from .method.plan import Plan, WrappedStage, plan
 from .method.policy import AnyPolicy
 from .method.read import PolicyLike, as_policy, is_written
+from .numpy_samples import per_sample
 
-__all__ = ["clip"]
+__all__ = ["SampleResult", "clip", "per_sample"]
 
 Grads = TypeVar("Grads", Sequence[Values], Mapping[str, Values])
 Shapes = dict[str, tuple[int, ...] | None]

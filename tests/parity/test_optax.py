@@ -15,6 +15,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import gradclip.jax
+import gradclip.numpy
 import oracle
 from gradclip import agc, block_rms, by_norm, by_value, normalise, skip_above
 from stream import stream, weights
@@ -220,3 +221,25 @@ def test_units_of_kernels_are_the_same_but_of_three_axes_they_are_not() -> None:
     for name in ("dense", "conv", "deep", "told"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
     assert float(jnp.abs(ours["three"] - theirs["three"]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 30.0])
+def test_per_sample_is_optax_per_example_global_norm_clip(limit: float) -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    rows: Tree = {"w": jax.random.normal(keys[0], (16, 3, 4))}
+    rows["b"] = jax.random.normal(keys[1], (16, 4))
+    theirs: Tree
+    theirs, count = optax.per_example_global_norm_clip(rows, limit)
+
+    def loss(params: Tree, sample: Tree) -> Any:
+        return sum(jnp.vdot(params[name], sample[name]) for name in params)
+
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape[1:]), rows)
+    ours, result = gradclip.jax.per_sample(loss, by_norm(limit), reduction="sum")(params, rows)
+    plain, _ = gradclip.numpy.per_sample(
+        {name: np.asarray(x) for name, x in rows.items()}, by_norm(limit), "sum"
+    )
+    assert int(result.clipped) == int(count)
+    for name in rows:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(plain[name], theirs[name], rtol=1e-6, atol=1e-6)

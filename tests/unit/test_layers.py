@@ -22,7 +22,7 @@ LAYERS = (
     ("method",),
     ("engine",),
     ("kernel",),
-    ("numpy", "jax", "torch.tensors", "torch.processes", "torch.samples"),
+    ("numpy", "numpy_samples", "jax", "torch.tensors", "torch.processes", "torch.samples"),
     (
         "torch.step",
         "torch.clipper",

@@ -197,8 +197,9 @@ def test_a_name_that_never_was_is_refused_as_usual() -> None:
         exec("from gradclip import nothing")
 
 
-def test_the_numpy_surface_is_one_verb() -> None:
-    assert importlib.import_module("gradclip.numpy").__all__ == ["clip"]
+def test_the_numpy_surface_is_two_verbs() -> None:
+    names = ["SampleResult", "clip", "per_sample"]
+    assert importlib.import_module("gradclip.numpy").__all__ == names
 
 
 def test_the_check_for_completeness_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .forms import Squares
+from ...engine.samples import Squares
 from .gathered import Gathered
 from .rules import Rules
 

@@ -10,38 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...engine.samples import EPS, Squares
 
 __all__ = [
     "Form",
     "Lookup",
     "Outer",
     "Rows",
-    "Squares",
     "joined",
     "summed",
-    "together",
     "toward_zero",
-    "upper",
 ]
-
-_EPS = torch.finfo(torch.float64).eps
-"""Twice the error of one rounding, so that what the bounds below leave out has room."""
-
-
-class Squares(NamedTuple):
-    """The squared norm of each sample's gradient.
-
-    Attributes:
-        values: shape (B,), ≥ 0.
-        slack: shape (B,); the exact squared norm is at most values + slack.
-    """
-
-    values: Tensor
-    slack: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,8 +45,8 @@ class Rows:
         """Return the squared norms."""
         flat = self.values.flatten(1)
         values = (flat * flat).sum(1)
-        error = (self.terms + 8) * _EPS * self.size
-        rounding = (flat.shape[1] + 8) * _EPS * values
+        error = (self.terms + 8) * EPS * self.size
+        rounding = (flat.shape[1] + 8) * EPS * values
         return Squares(values, rounding + 2 * values.sqrt() * error + error * error)
 
     def weighted(self, weights: Tensor) -> Tensor:
@@ -98,7 +81,7 @@ class Outer:
         products = self.left @ self.left.mT
         products *= self.right @ self.right.mT
         size = self.size
-        slack = (outs + ins + products[:1].numel() + 8) * _EPS * size * size
+        slack = (outs + ins + products[:1].numel() + 8) * EPS * size * size
         return Squares(products.sum((1, 2, 3)).clamp_min(0), slack)
 
     def weighted(self, weights: Tensor) -> Tensor:
@@ -137,7 +120,7 @@ class Lookup:
         times, width = self.values.shape[1:]
         same = self.index[:, :, None] == self.index[:, None, :]
         products = torch.where(same, self.values @ self.values.mT, 0.0)
-        slack = (width + times * times + 8) * _EPS * self.size * self.size
+        slack = (width + times * times + 8) * EPS * self.size * self.size
         return Squares(products.sum((1, 2)).clamp_min(0), slack)
 
     def weighted(self, weights: Tensor) -> Tensor:
@@ -213,18 +196,6 @@ def _alive(values: Tensor, weights: Tensor) -> Tensor:
     """Return the values with zeros for each sample of weight 0, since 0·NaN is NaN."""
     dead = (weights == 0).reshape(-1, *(1,) * (values.dim() - 1))
     return values.masked_fill(dead, 0.0)
-
-
-def upper(squares: Squares) -> Tensor:
-    """Return a norm that is not under the exact one, nor under what a response makes of it."""
-    return (squares.values + squares.slack).sqrt() * (1 + 32 * _EPS)
-
-
-def together(parts: Sequence[Squares]) -> Squares:
-    """Return the squared norms of several parameters' gradients as one."""
-    values = torch.stack([part.values for part in parts]).sum(0)
-    slack = torch.stack([part.slack for part in parts]).sum(0)
-    return Squares(values, slack + (len(parts) + 1) * _EPS * values)
 
 
 def toward_zero(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,18 +11,12 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from ...errors import PolicyError
+from ...engine.samples import Squares, factors_of, rows_of, stages_of
 from ...method.measure import combine
-from ...method.plan import Stage, plan
-from ...method.policy import AnyPolicy, ByName, Policy
-from ...method.response import Normalise, Rescale, Smooth, Zero
-from ...method.threshold import Context, Fixed, Moving, OnlineQuantile
-from .forms import Squares, together, upper
+from ...method.plan import Stage
+from ...method.policy import AnyPolicy
 
 __all__ = ["Decided", "Rules", "rules_of"]
-
-_THRESHOLDS = (Fixed, Moving, OnlineQuantile)
-_RESPONSES = (Rescale, Smooth, Normalise, Zero)
 
 
 class Decided(NamedTuple):
@@ -89,9 +83,7 @@ class Rules:
         for stage, limit in zip(self.stages, limits, strict=True):
             covered += stage.members
             rows = _rows(stage, parts, counted)
-            norms = torch.stack([row.values.sqrt() for row in rows]) * scale
-            most = torch.stack([upper(row) for row in rows]) * scale
-            factors, high, move = _of_stage(stage, norms, most, limit, counted, step)
+            factors, high, move = _of_stage(stage, rows, scale, limit, counted, step)
             coefs[list(stage.members)] = factors.expand(len(stage.members), -1)
             moves.append(move)
             # A parameter that took no part adds nothing to the norm.
@@ -115,28 +107,7 @@ def rules_of(policy: AnyPolicy, names: Sequence[str]) -> Rules:
         PolicyError: the policy is a chain or has a wrapper, or a part of it does not go with
             samples; says which would.
     """
-    for rule in [each for _, each in policy.rules] if isinstance(policy, ByName) else [policy]:
-        if rule is not None:
-            _refuse(rule)
-    stages = [stage for layer in plan(policy, names) for stage in layer]
-    return Rules(tuple(s for s in stages if isinstance(s, Stage) and s.members), len(names))
-
-
-def _refuse(policy: object) -> None:
-    if not isinstance(policy, Policy):
-        remedy = "for samples, give one policy, such as by_norm(1.0), or one for each name"
-        raise PolicyError.of("policy", policy, remedy)
-    measure = policy.measure
-    if measure.scope not in ("global", "tensor") or measure.relative is not None:
-        remedy = "for samples, give scope='global' or 'tensor', of the gradient of one sample"
-        raise PolicyError.of("policy.measure", measure, remedy)
-    if measure.order != 2.0:
-        raise PolicyError.of("policy.measure.order", measure.order, "for samples, give order=2")
-    for part, kinds in (("threshold", _THRESHOLDS), ("response", _RESPONSES)):
-        if not isinstance(getattr(policy, part), kinds):
-            known = ", ".join(kind.__name__ for kind in kinds)
-            remedy = f"for samples, the {part} is one of {known}"
-            raise PolicyError.of(f"policy.{part}", getattr(policy, part), remedy)
+    return Rules(stages_of(policy, names), len(names))
 
 
 def _limits_of(stage: Stage) -> int:
@@ -145,42 +116,36 @@ def _limits_of(stage: Stage) -> int:
 
 
 def _rows(stage: Stage, parts: Sequence[Squares | None], counted: Tensor) -> list[Squares]:
-    """Return the squared norms that the stage looks at: of each parameter, or of all as one."""
+    """Return the squared norms that the stage looks at; a part that is missing counts as 0."""
     zeros = torch.zeros(len(counted), dtype=torch.float64, device=counted.device)
     mine = [parts[member] or Squares(zeros, zeros) for member in stage.members]
-    return mine if stage.policy.measure.scope == "tensor" else [together(mine)]
+    return rows_of(stage, mine, xp)
 
 
 def _of_stage(
     stage: Stage,
-    norms: Tensor,
-    most: Tensor,
+    rows: Sequence[Squares],
+    scale: float,
     limit: Tensor | None,
     counted: Tensor,
     step: int,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return factors (rows, B), upper limits (rows, 1 or B), and how the memory moves.
-
-    The threshold learns from the norms; the response gets norms that are not under the exact ones,
-    so that what it keeps under a limit stays there.
-    """
-    policy, batch = stage.policy, norms.shape[1]
-    state = {} if limit is None else {"limit": limit.repeat_interleave(batch)}
-    found, new = policy.threshold.update(state, norms.flatten(), Context(step=step), xp)
-    response = policy.response
-    assert isinstance(response, _RESPONSES)
-    factors = response.factors(most.flatten(), found, xp).reshape(norms.shape)
+    """Return factors (rows, B), upper limits (rows, 1 or B), and how the memory moves."""
+    state = {} if limit is None else {"limit": limit.repeat_interleave(len(counted))}
+    factors, found, new = factors_of(stage, rows, scale, state, step, xp)
     move = None
     if limit is not None:
         # The mean of the moves, which are logarithms, is the move by the share of the samples.
-        moves = (new["limit"].reshape(norms.shape) / limit[:, None]).log()
+        moves = (new["limit"].reshape(factors.shape) / limit[:, None]).log()
         move = torch.where(counted, moves, 0.0).sum(1)
-    return factors, _high(found.high, norms, limit), move
+    return factors, _high(found.high, factors, limit), move
 
 
-def _high(high: object, norms: Tensor, limit: Tensor | None) -> Tensor:
+def _high(high: object, factors: Tensor, limit: Tensor | None) -> Tensor:
     """Return the upper limit of each row, shape (rows, 1); inf if there is none."""
     if limit is not None:
         return limit[:, None]
     value = math.inf if high is None else high
-    return torch.as_tensor(value, dtype=torch.float64, device=norms.device).expand(len(norms), 1)
+    return torch.as_tensor(value, dtype=torch.float64, device=factors.device).expand(
+        len(factors), 1
+    )

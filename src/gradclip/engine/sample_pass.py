@@ -1,0 +1,146 @@
+"""One pass of a policy without a memory over the samples of a batch, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .._publish import publish
+from ..arrays import Array, Factors, Flag, Namespace, Norms, Scalar
+from ..errors import PolicyError
+from ..method.plan import Stage
+from ..method.policy import AnyPolicy
+from ..method.threshold import Moving, OnlineQuantile
+from ..method.threshold.limit import Followed, Ramp
+from .samples import Squares, factors_of, rows_of, stages_of
+
+__all__ = ["SampleResult", "Samples", "decide", "numbers_of", "result_of", "stateless_stages"]
+
+
+class SampleResult(NamedTuple):
+    """What `gradclip.numpy.per_sample` and `gradclip.jax.per_sample` did to each sample.
+
+    Attributes:
+        sample_norms: shape (batch,), the norm of each sample's gradient before clipping.
+        sample_coef: shape (batch,), the norm after clipping over the norm before: what the sample
+            was multiplied by; 0 for a sample that was left out.
+        clipped: how many samples the policy changed.
+        removed: 1 - Σ(norms after)/Σ(norms before), over the samples that count.
+        skipped: shape (batch,), whether a sample was left out because it held inf or NaN.
+    """
+
+    sample_norms: Norms
+    sample_coef: Factors
+    clipped: Scalar
+    removed: Scalar
+    skipped: Flag
+
+
+class Samples(NamedTuple):
+    """Numbers about each sample; each array has the shape (batch,).
+
+    Attributes:
+        norms: before clipping.
+        after: the norms after clipping; 0 where a sample was left out.
+        coef: the norms after over those before.
+        changed: whether any coefficient is not 1, in a sample that counts.
+        sound: whether the sample is finite, so that it counts.
+    """
+
+    norms: Norms
+    after: Norms
+    coef: Factors
+    changed: Flag
+    sound: Flag
+
+
+def stateless_stages(policy: AnyPolicy, names: Sequence[str]) -> tuple[Stage, ...]:
+    """Return the stages of a policy about one sample that remembers nothing.
+
+    Raises:
+        PolicyError: see `stages_of`; or the limit depends on earlier calls, or on their number.
+    """
+    stages = stages_of(policy, names)
+    for threshold in (stage.policy.threshold for stage in stages):
+        moving = isinstance(threshold, Moving) and any(
+            isinstance(bound, Ramp) or (isinstance(bound, Followed) and callable(bound.value))
+            for bound in (threshold.high, threshold.low)
+        )
+        if moving or isinstance(threshold, OnlineQuantile):
+            remedy = (
+                "no call knows of earlier ones here: move the limit yourself, from the norms in "
+                "the result, and give by_norm(limit), a number or an array without axes"
+            )
+            raise PolicyError.of("policy.threshold", threshold, remedy)
+    return stages
+
+
+def decide(
+    stages: Sequence[Stage], squares: Sequence[Squares], scale: Array | float, xp: Namespace
+) -> tuple[Factors, Flag]:
+    """Return the coefficients, shape (parameters, B), and which samples are finite, shape (B,).
+
+    Args:
+        stages: from `stateless_stages`.
+        squares: of each parameter; at least one.
+        scale: what the norms of each sample are to be multiplied by first, shape (B,) or ().
+        xp: the array namespace.
+    """
+    coefs = [xp.ones_like(squares[0].values)] * len(squares)
+    for stage in stages:
+        rows = rows_of(stage, [squares[member] for member in stage.members], xp)
+        factors, _, _ = factors_of(stage, rows, scale, {}, 0, xp)
+        for place, member in enumerate(stage.members):
+            coefs[member] = factors[place if len(rows) > 1 else 0]
+    sound = xp.isfinite(_total(squares, xp))
+    stacked = xp.stack(coefs)
+    return xp.where(sound, stacked, xp.zeros_like(stacked)), sound
+
+
+def numbers_of(
+    squares: Sequence[Squares], scale: Array | float, coefs: Factors, sound: Flag, xp: Namespace
+) -> Samples:
+    """Return the numbers about each sample, from the coefficients that were applied.
+
+    Args:
+        squares: as for `decide`.
+        scale: as for `decide`.
+        coefs: shape (parameters, B); 0 for each sample that is not sound.
+        sound: from `decide`.
+        xp: the array namespace.
+    """
+    norms = xp.sqrt(_total(squares, xp))
+    zero = xp.zeros_like(norms)
+    kept = [xp.where(sound, each.values, zero) for each in squares]
+    after = xp.sqrt(xp.sum(coefs * coefs * xp.stack(kept), axis=0))
+    # One coefficient for all parameters is known better than as a quotient of norms.
+    quotient = after / xp.where(norms > 0, norms, xp.ones_like(norms))
+    coef = xp.where(xp.all(coefs == coefs[0], axis=0), coefs[0], quotient)
+    return Samples(
+        norms=norms * scale,
+        after=after * scale,
+        coef=xp.where(sound, coef, zero),
+        changed=xp.any(coefs != 1, axis=0) & sound,
+        sound=sound,
+    )
+
+
+def result_of(samples: Samples, xp: Namespace) -> SampleResult:
+    """Return the result about all samples of a batch."""
+    zero = xp.zeros_like(samples.norms)
+    before = xp.sum(xp.where(samples.sound, samples.norms, zero))
+    some = xp.where(before > 0, before, xp.ones_like(before))
+    return SampleResult(
+        sample_norms=samples.norms,
+        sample_coef=samples.coef,
+        clipped=xp.sum(samples.changed),
+        removed=xp.where(before > 0, 1 - xp.sum(samples.after) / some, xp.zeros_like(before)),
+        skipped=~samples.sound,
+    )
+
+
+def _total(squares: Sequence[Squares], xp: Namespace) -> Array:
+    return xp.sum(xp.stack([each.values for each in squares]), axis=0)
+
+
+publish("gradclip.numpy", ["SampleResult"], globals())
