@@ -71,7 +71,9 @@ def test_gradclip_run_says_it_in_its_own_way(tmp_path: Path) -> None:
 def test_a_wrapper_of_a_trainer_names_the_optimizer_inside() -> None:
     class Attaches(Net):
         def on_train_start(self) -> None:
-            with pytest.raises(PolicyError, match=r"LightningSGD.*which is \.optimizer, of class SGD"):
+            with pytest.raises(
+                PolicyError, match=r"LightningSGD.*which is \.optimizer, of class SGD"
+            ):
                 attach(self.optimizers(), "norm:0.5", model=self)
             self.clipper = attach(self.optimizers().optimizer, "norm:0.5", model=self)
 
