@@ -34,7 +34,7 @@ nitpick_ignore_regex = [
     # Types that users do not name and that the reference does not list.
     (
         "py:class",
-        r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Table|Gradients|Sharded|Decision)",
+        r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Table|Gradients|Sharded|Decision|Rows)",
     ),
 ]
 

@@ -31,8 +31,8 @@ def per_sample(
 
     Args:
         rows: a list or a dictionary of arrays of floats, one for each parameter, shape (batch,
-            *parameter's shape). The keys are the names for rules by name, a list's are "0", "1",
-            …. Not mutated.
+            …), with the parameter's shape after the batch. The keys are the names for rules by
+            name, a list's are "0", "1", …. Not mutated.
         policy: about the gradient of one sample: scope "global", all parameters that the policy
             covers, or "tensor", each. The threshold is a number; the response rescales, smooths,
             normalises or zeroes.

@@ -9,12 +9,11 @@ except ImportError as error:
     remedy = "gradclip.jax needs jax 0.8 or newer and optax: pip install 'gradclip[jax]'"
     raise ImportError(remedy) from error
 
-from ..engine.sample_pass import SampleResult
 from .per_sample import per_sample
 from .saved import restore
 from .state import ClipState
 from .transform import check, clip, guard
 
-__all__ = ["ClipState", "SampleResult", "check", "clip", "guard", "per_sample", "restore"]
+__all__ = ["ClipState", "check", "clip", "guard", "per_sample", "restore"]
 
 _publish(__name__, __all__, globals())

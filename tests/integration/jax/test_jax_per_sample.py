@@ -22,7 +22,8 @@ from gradclip import (
     online_quantile,
     with_feedback,
 )
-from gradclip.jax import SampleResult, per_sample
+from gradclip.jax import per_sample
+from gradclip.numpy import SampleResult
 from gradclip.parts import Ramp
 
 SIZE = 7
