@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 TOLERANCE = 0.1
 """For the numbers of a run that converges. With another instruction set (SSE, AVX2, AVX-512) they
-were the same to the last digit shown; those of the diverging run were up to four times as large."""
+were the same to the last digit shown; those of the diverging run changed up to sevenfold."""
 
 QUICK = 4
 """The first blocks: a run that is recorded, its diagnosis, an explanation and the advice."""

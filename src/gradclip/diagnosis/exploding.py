@@ -105,7 +105,7 @@ def _remedy(trace: Trace) -> str:
             "proposes one) or the learning rate."
         )
     return (
-        "Clip from the first step on (`gradclip advise` proposes a threshold), or lower the "
+        "Clip from the first step on (`gradclip advise` proposes a policy), or lower the "
         "learning rate."
     )
 

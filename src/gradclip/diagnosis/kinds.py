@@ -90,7 +90,7 @@ _TEXTS = (
         "A learning rate that is too high, weights that are too large at the start, or a recurrent "
         "or deep model whose Jacobians stretch: one large step leaves the region in which the "
         "gradient describes the loss.",
-        "Clip from the first step on (`gradclip advise` proposes a limit), or lower the learning "
+        "Clip from the first step on (`gradclip advise` proposes a policy), or lower the learning "
         "rate or warm it up. If the growth is over depth: scale the initialisation down, add "
         "residual connections or normalisation, or clip each layer by itself (`agc`, `adagc`).",
     ),

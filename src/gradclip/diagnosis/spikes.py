@@ -290,7 +290,7 @@ def _of_loss(trace: Trace, spikes: list[LossSpike], lost: int | None) -> Finding
         count = "it" if len(spikes) == 1 else f"{len(led)} of them"
         sentence += f"a spike of the gradient norm came before {count}."
         suggestion = (
-            "Clip: the norm spikes before the loss. `gradclip advise` finds a threshold that "
+            "Clip: the norm spikes before the loss. `gradclip advise` names a limit that "
             "catches such spikes."
         )
     elif together:
