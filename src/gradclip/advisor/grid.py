@@ -17,17 +17,17 @@ QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99)
 """The quantiles of the norms that the advisor tries as fixed thresholds."""
 
 
-def policies_for(norm: Floats, guess: float | None, *, layers: bool) -> list[AnyPolicy]:
+def policies_for(norm: Floats, extra: float | None, *, layers: bool) -> list[AnyPolicy]:
     """Return the policies to try for these norms.
 
     Args:
         norm: finite norms, at least one above zero, whose quantiles are the fixed thresholds; not
             mutated.
-        guess: one more fixed threshold, or None.
+        extra: one more fixed threshold, or None.
         layers: whether the norm of each layer is known at each step.
     """
     limits = [float(value) for value in np.quantile(norm, QUANTILES)]
-    limits += [guess] if guess is not None else []
+    limits += [extra] if extra is not None else []
     fixed = sorted({rounded(limit) for limit in limits if limit > 0})
     adaptive = [
         autoclip(10),
