@@ -10,7 +10,7 @@ FRAMEWORKS := lightning transformers keras fastai others
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-frameworks lint format bench bench-quick experiments experiments-quick \
+.PHONY: help demo test test-slow test-faults test-gpu test-frameworks lint format bench bench-quick bench-gpu experiments experiments-quick \
   docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
@@ -27,6 +27,9 @@ test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 
 test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, faults of disks and processes, in minutes
 	$(BIN)/python -m pytest -q -n auto -m faults
+
+test-gpu: $(VENV)/.test  ## what must hold on a card; without one CPU tensors take its path, and the rest skips
+	$(BIN)/python -m pytest -q -rs tests/gpu
 
 test-frameworks: $(FRAMEWORKS:%=test-framework-%)  ## Lightning, Transformers, Keras, fastai and others, for real
 
@@ -48,6 +51,9 @@ bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes 
 
 bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
 	$(BIN)/python -m benchmarks --quick
+
+bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
+	$(BIN)/python -m benchmarks.gpu
 
 experiments: $(VENV)/.experiments $(VENV)/.data  ## train all that is not trained yet: an hour; goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments
@@ -78,7 +84,10 @@ docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all riva
 docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
 	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
 
-docs-experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table
+docs-bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
+	$(BIN)/python -m benchmarks.gpu
+
+experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table
 	$(BIN)/python -m experiments --docs
 
 build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/

@@ -48,9 +48,8 @@ def many(tensors: int, elements: int) -> ShapeSet:
     return ShapeSet(f"{tensors:,} × {elements}", named, tensors * elements < 1_000_000)
 
 
-def _gpt2_small() -> Named:
-    """GPT-2, 124 M: tied embeddings, so the output layer has no tensor of its own."""
-    width, blocks = 768, 12
+def _gpt2(width: int, blocks: int) -> Named:
+    """GPT-2: tied embeddings, so the output layer has no tensor of its own."""
     named: list[tuple[str, Shape]] = [
         ("wte.weight", (50_257, width)),
         ("wpe.weight", (1024, width)),
@@ -140,7 +139,8 @@ def _lstm(*, tied: bool) -> Named:
 
 
 SETS: Mapping[str, Callable[[], ShapeSet]] = {
-    "gpt2": lambda: ShapeSet("GPT-2-small", _gpt2_small()),
+    "gpt2": lambda: ShapeSet("GPT-2-small", _gpt2(768, 12)),
+    "gpt2-xl": lambda: ShapeSet("GPT-2 XL", _gpt2(1600, 48)),
     "resnet50": lambda: ShapeSet("ResNet-50", _resnet50()),
     "vit": lambda: ShapeSet("ViT-B/16", _vit_b16()),
     "lstm": lambda: ShapeSet("LSTM 2×650, tied", _lstm(tied=True)),

@@ -1,6 +1,8 @@
 /* Finds the memory of many tensors with their library's function for one tensor. */
 #include "exchange.h"
 
+#include <stdlib.h>
+
 #include "gradclip.h"
 
 typedef struct gradclip_description description;
@@ -35,6 +37,41 @@ static int is_run(const description *t, int64_t size) {
     return 1;
 }
 
+typedef struct span {
+    uintptr_t start, end;
+} span;
+
+static int by_start(const void *one, const void *other) {
+    uintptr_t a = ((const span *)one)->start, b = ((const span *)other)->start;
+    return (a > b) - (a < b);
+}
+
+/* Returns whether two of the spans have a byte in common, or there is no memory to find out. */
+static int any_shared(void *const *pointers, const int64_t *sizes, const uint8_t *dtypes,
+                      int64_t n) {
+    static const uint8_t bytes[GRADCLIP_DTYPES] = {4, 8, 2, 2};
+    span *spans = malloc((size_t)n * sizeof *spans);
+    int64_t count = 0;
+    int rising = 1, falling = 1, shared = 0;
+    if (!spans) return n > 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (sizes[i] == 0) continue;
+        uintptr_t start = (uintptr_t)pointers[i];
+        spans[count] = (span){start, start + (uintptr_t)sizes[i] * bytes[dtypes[i]]};
+        if (count > 0) {
+            rising &= spans[count - 1].end <= start;
+            falling &= spans[count].end <= spans[count - 1].start;
+        }
+        count++;
+    }
+    if (!rising && !falling) {
+        qsort(spans, (size_t)count, sizeof *spans, by_start);
+        for (int64_t i = 1; i < count; i++) shared |= spans[i].start < spans[i - 1].end;
+    }
+    free(spans);
+    return shared;
+}
+
 int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
                     void **pointers, int64_t *sizes, uint8_t *dtypes) {
     for (int64_t i = 0; i < n; i++) {
@@ -49,5 +86,5 @@ int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
         sizes[i] = size;
         dtypes[i] = (uint8_t)dtype;
     }
-    return GRADCLIP_OK;
+    return any_shared(pointers, sizes, dtypes, n) ? GRADCLIP_SHARED : GRADCLIP_OK;
 }

@@ -17,7 +17,7 @@
 #define GRADCLIP_API
 #endif
 
-#define GRADCLIP_ABI_VERSION 2
+#define GRADCLIP_ABI_VERSION 3
 
 enum gradclip_dtype {
     GRADCLIP_FLOAT32 = 0,
@@ -32,7 +32,8 @@ enum gradclip_status {
     GRADCLIP_BAD_BUFFER = 1, /* negative size, unknown dtype, or NULL with size > 0 */
     GRADCLIP_BAD_BOUNDS = 2, /* lo > hi, or a NaN bound */
     GRADCLIP_NO_MEMORY = 3,
-    GRADCLIP_UNREADABLE = 4 /* not on the CPU, another dtype, or gaps between the values */
+    GRADCLIP_UNREADABLE = 4, /* not on the CPU, another dtype, or gaps between the values */
+    GRADCLIP_SHARED = 5      /* two objects have a byte in common: one may be listed twice */
 };
 
 typedef struct gradclip_buffers {
@@ -75,7 +76,8 @@ struct gradclip_description;
 typedef int (*gradclip_describe)(void *object, struct gradclip_description *out);
 
 /* Finds the memory of n objects. `describe` comes from the library of the objects; the caller
- * holds the locks that `describe` needs. On GRADCLIP_UNREADABLE the outputs are undefined. */
+ * holds the locks that `describe` needs. On GRADCLIP_UNREADABLE the outputs are undefined; on
+ * GRADCLIP_SHARED they are right. */
 GRADCLIP_API int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
                                  void **pointers, int64_t *sizes, uint8_t *dtypes);
 

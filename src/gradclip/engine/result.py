@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..arrays import Flag, Norms, Scalar
 
-__all__ = ["ClipResult"]
+__all__ = ["ClipResult", "later", "numbers", "said_to_run"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,45 @@ class ClipResult:
         return tuple(
             name for name, norm in zip(self.names, norms, strict=True) if not abs(norm) < _INF
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a number that `later` has put off; make all of them."""
+        make = self.__dict__.pop("_make", None)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.__dict__.update(make(self.__dict__["_numbers"]))
+        return getattr(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, all of them made."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+Make = Callable[[ClipResult], Mapping[str, Any]]
+
+
+def later(found: ClipResult, ran: str, make: Make) -> ClipResult:
+    """Return a result whose fields are made when somebody first looks: few steps are looked at.
+
+    Args:
+        found: a result in plain numbers; not mutated.
+        ran: what did the work.
+        make: from `found` to all fields but `names` and `ran`.
+    """
+    result = object.__new__(ClipResult)
+    result.__dict__.update(names=found.names, ran=ran, _numbers=found, _make=make)
+    return result
+
+
+def numbers(result: ClipResult) -> ClipResult:
+    """Return a result in plain numbers, where it was made from them: to be read without tensors."""
+    return result.__dict__.get("_numbers", result)
+
+
+def said_to_run(result: ClipResult, ran: str) -> ClipResult:
+    """Return the same result with another `ran`."""
+    make = result.__dict__.get("_make")
+    return replace(result, ran=ran) if make is None else later(numbers(result), ran, make)
 
 
 _INF = float("inf")

@@ -14,10 +14,11 @@ from ..method.plan import Plan, Stage
 from .backend import Measured, Reader, Units
 from .ledger import Ledger
 from .memory import init
+from .one_norm import one_norm
 from .result import ClipResult
 from .stages import Pass
 
-__all__ = ["NonFinite", "init", "run"]
+__all__ = ["NonFinite", "in_stages", "init", "run"]
 
 NonFinite = Literal["skip", "zero", "raise", "propagate"]
 
@@ -57,8 +58,26 @@ def run(
     Raises:
         PolicyError: the plan looks at the loss or the weights, and they were not given.
     """
-    count = len(grads.names)
-    order = _common_order(plan, count)
+    quick = one_norm(plan, len(grads.names)) if grads.host else None
+    if quick is not None:
+        return memory, *quick.clip(grads, skips=nonfinite == "skip")
+    return in_stages(
+        plan, memory, grads, nonfinite=nonfinite, step=step, loss=loss, weights=weights
+    )
+
+
+def in_stages(
+    plan: Plan,
+    memory: Memory,
+    grads: Reader,
+    *,
+    nonfinite: NonFinite,
+    step: Scalar | int,
+    loss: Callable[[], Scalar | float | None] | None,
+    weights: Callable[[], Reader] | None,
+) -> tuple[Memory, Factors, ClipResult]:
+    """Do what `run` does, for any plan."""
+    order = _common_order(plan, len(grads.names))
     units = _first_units(plan, grads, order)
     norms, here = _of_units(units, grads) or grads.measure(order)
     ledger = Ledger.start(norms, order, grads.xp)

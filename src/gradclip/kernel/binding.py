@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .buffers import Buffers, DType
-from .library import CBuffers, load, status
+from .library import load, status
 
 BAD_BUFFER, BAD_BOUNDS, NO_MEMORY = 1, 2, 3
 MOST_THREADS = 256
@@ -50,7 +50,7 @@ def norm2(buffers: Buffers, threads: int = 0) -> Floats:
         ...     assert np.isclose(norm[0], 5e200)
     """
     out = np.empty(len(buffers))
-    code = _library().gradclip_norm2(_c(buffers), _threads(threads), out.ctypes.data)
+    code = _library().gradclip_norm2(buffers.c, _threads(threads), _address(out))
     _check(code, buffers)
     return out
 
@@ -72,7 +72,7 @@ def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
         ValueError: a size is negative, a dtype unknown, or an address 0 with a size > 0.
     """
     out = np.empty(len(buffers))
-    code = _library().gradclip_maxabs(_c(buffers), _threads(threads), out.ctypes.data)
+    code = _library().gradclip_maxabs(buffers.c, _threads(threads), _address(out))
     _check(code, buffers)
     return out
 
@@ -102,7 +102,7 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
         raise ValueError(
             f"factors must be one number or ({n},), one a buffer; got shape {each.shape}"
         )
-    code = _library().gradclip_scale(_c(buffers), each.ctypes.data, _threads(threads))
+    code = _library().gradclip_scale(buffers.c, _address(each), _threads(threads))
     _check(code, buffers)
 
 
@@ -130,7 +130,7 @@ def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got lo={lo!r}, hi={hi!r}")
     out = np.empty((len(buffers), 3))
-    code = _library().gradclip_clamp(_c(buffers), lo, hi, _threads(threads), out.ctypes.data)
+    code = _library().gradclip_clamp(buffers.c, lo, hi, _threads(threads), _address(out))
     _check(code, buffers)
     return out
 
@@ -142,13 +142,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _c(buffers: Buffers) -> CBuffers:
-    return CBuffers(
-        buffers.pointers.ctypes.data,
-        buffers.sizes.ctypes.data,
-        buffers.dtypes.ctypes.data,
-        len(buffers),
-    )
+def _address(array: Floats) -> int:
+    """Return the address of an array's memory: `array.ctypes.data`, at half the cost."""
+    return array.__array_interface__["data"][0]
 
 
 def _threads(threads: int) -> int:

@@ -43,22 +43,19 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
 
     Returns:
         The buffers; None if the type has no exchange API, or if a tensor is not on the CPU, is
-        not dense, or has a dtype that the kernel does not read.
+        not dense, has a dtype that the kernel does not read, or shares memory with another: they
+        may be one, listed twice.
     """
     library, describe = load_holding_the_lock(), describe_function(kind)
     if library is None or describe is None:
         return None
     n = len(tensors)
     objects = np.fromiter(tensors, np.object_, n)  # In memory, an array of their addresses.
-    found = Buffers(np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8))
+    found = Buffers.blank(n)
+    c = found.c
     try:
         code = library.gradclip_gather(
-            describe,
-            objects.ctypes.data,
-            n,
-            found.pointers.ctypes.data,
-            found.sizes.ctypes.data,
-            found.dtypes.ctypes.data,
+            describe, objects.__array_interface__["data"][0], n, c.pointers, c.sizes, c.dtypes
         )
     except (BufferError, RuntimeError):  # The library refuses a sparse tensor, for example.
         return None

@@ -9,7 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI_VERSION = 2
+from .buffers import CBuffers
+
+ABI_VERSION = 3
 OFF = ("off", "0", "false", "no")
 NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
 
@@ -31,17 +33,6 @@ class KernelStatus:
     isa: str
     reason: str
     library: str | None
-
-
-class CBuffers(ctypes.Structure):
-    """``gradclip_buffers`` of gradclip.h, with addresses held as integers."""
-
-    _fields_ = (
-        ("pointers", ctypes.c_void_p),
-        ("sizes", ctypes.c_void_p),
-        ("dtypes", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-    )
 
 
 def status() -> KernelStatus:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..arrays import Flag, Memory, Scalar
 from ..checks import choice, integer
-from ..engine.result import ClipResult
+from ..engine.result import ClipResult, numbers, said_to_run
 from ..engine.run import NonFinite, run
 from ..errors import GradclipWarning, NonFiniteError
 from ..method.plan import Plan, Stage, plan
@@ -405,11 +405,12 @@ class Clipper:
 
     def gradients(self) -> Grads:
         """Return the gradients that there are now: the first part of `clip_`."""
-        if self.attachment is None and not self._warned:
-            self._warn_if_empty()
         if self._follows_shapes and self._memory is not None and self._parameters.changed_form():
             self.rebind(list(zip(self.names, self.params, strict=True)))
-        return self._parameters.gradients()
+        found = self._parameters.gradients()
+        if isinstance(found, Gradients) and found.is_empty:
+            self._warn_of_no_gradient()
+        return found
 
     def decide(
         self,
@@ -442,7 +443,9 @@ class Clipper:
                 was not, or the reverse; in all of them.
         """
         self._begin("decide", on)
-        verify, self._verify = self._verify and torch.distributed.is_initialized(), False
+        verify = self._verify and torch.distributed.is_initialized()
+        if self._verify:
+            self._verify = False
         table = checksums(self.names, self.params, self._parameters.layout) if verify else {}
         value = loss.detach() if isinstance(loss, Tensor) else loss
         measures_only, lost = self.measures_only, _lost(overflow, grads)
@@ -548,7 +551,7 @@ class Clipper:
         """
         result, lost = decision.result, decision.lost
         if folded:
-            result = replace(result, ran=f"{result.ran}+fold")
+            result = said_to_run(result, f"{result.ran}+fold")
         kept = self.host, self._memory, self._last, vars(self._tally).copy()
         try:
             self.host = decision.grads.host
@@ -560,7 +563,7 @@ class Clipper:
             raise
         for observe in self.observers:
             observe(result)
-        if self.nonfinite == "raise" and bool(result.skipped > lost) and result.nonfinite:
+        if self.nonfinite == "raise" and bool(numbers(result).skipped > lost) and result.nonfinite:
             raise NonFiniteError(f"{blame(result)}; {_UNTOUCHED}")
         self._tally.refuse_too_many(result, _UNTOUCHED)
         if self.attachment is None and not self._warned:
@@ -612,9 +615,9 @@ class Clipper:
             self._place = place
         return self._memory
 
-    def _warn_if_empty(self) -> None:
+    def _warn_of_no_gradient(self) -> None:
         """Say once that there is nothing to clip, where that is likely to be a mistake."""
-        if self._parameters.layout is not None or any(p.grad is not None for p in self.params):
+        if self.attachment is not None or self._warned:
             return
         self._warned = True
         text = (

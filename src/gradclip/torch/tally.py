@@ -9,7 +9,7 @@ from numbers import Integral
 from torch import Tensor
 
 from ..arrays import Flag, Scalar
-from ..engine.result import ClipResult
+from ..engine.result import ClipResult, numbers
 from ..errors import NonFiniteError, PolicyError
 
 __all__ = ["COUNTERS", "Tally", "blame"]
@@ -65,6 +65,7 @@ class Tally:
                 the clipper, and neither lengthens nor ends a row of them.
         """
         self.steps += 1
+        result = numbers(result)
         clipped, skipped = result.clipped, result.skipped
         if host:
             clipped, skipped = bool(clipped), bool(skipped)

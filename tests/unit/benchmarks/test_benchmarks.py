@@ -29,6 +29,7 @@ from benchmarks.shapes import SETS, many  # noqa: E402
     ("key", "tensors", "count"),
     [
         ("gpt2", 148, 124_439_808),
+        ("gpt2-xl", 580, 1_557_611_200),
         ("resnet50", 161, 25_557_032),
         ("vit", 152, 86_567_656),
         ("lstm", 10, 28_434_378),

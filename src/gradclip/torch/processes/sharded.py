@@ -125,7 +125,8 @@ class Sharded:
         """
         if not self._layout.groups:
             return self._inner.mean_loss(loss)
-        value = one_value("loss", torch.as_tensor(0.0 if loss is None else loss))
+        given = loss if isinstance(loss, Tensor) else torch.tensor(loss or 0.0, dtype=torch.float64)
+        value = one_value("loss", given)
         known = value.new_tensor(float(loss is not None))
         both = torch.stack([value.to(self.device), known.to(self.device)])
         total, count = self._layout.anywhere(both)

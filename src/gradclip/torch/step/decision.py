@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...arrays import Factors, Flag, Memory, Scalar
-from ...engine.result import ClipResult
+from ...engine.result import ClipResult, later
 from ..tensors.gradients import Gradients
 from .parameters import Grads
 
@@ -53,21 +53,17 @@ class Decision(NamedTuple):
 
 def completed(result: ClipResult, grads: Grads) -> ClipResult:
     """Return a result as torch's users see it: it says what ran, and its numbers are tensors."""
-    if not grads.host:
-        return replace(result, ran=grads.ran)
-    # One allocation for all numbers of a kind.
+    return later(result, grads.ran, _tensors) if grads.host else replace(result, ran=grads.ran)
+
+
+def _tensors(result: ClipResult) -> dict[str, Tensor]:
+    """Return plain numbers as tensors, with one allocation for all of a kind."""
     floats = ("total_norm", "clipped_norm", "coef", "removed", "cosine", "limit")
-    values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats]))
+    values = torch.from_numpy(np.asarray([getattr(result, name) for name in floats], np.float64))
     flags = torch.from_numpy(np.asarray([result.clipped, result.skipped], bool))
     clipped, skipped = flags.unbind()
-    return replace(
-        result,
-        **dict(zip(floats, values.unbind(), strict=True)),
-        clipped=clipped,
-        skipped=skipped,
-        norms=torch.from_numpy(result.norms),
-        ran=grads.ran,
-    )
+    made = dict(zip(floats, values.unbind(), strict=True))
+    return {**made, "clipped": clipped, "skipped": skipped, "norms": torch.from_numpy(result.norms)}
 
 
 def unscaled(result: ClipResult, scale: Scalar) -> ClipResult:

@@ -90,6 +90,9 @@ class Parameters:
         found = [param.grad for param in self.tensors]
         if self.layout is not None:
             return Sharded(found, self.tensors, self.layout)
+        there = [grad for grad in found if grad is not None]
+        if len(there) == len(found):
+            return Gradients(there, self.names, self.tensors)
         present = [grad is not None for grad in found]
         pairs = zip(found, self._absent, strict=True)
         tensors = [absent if grad is None else grad for grad, absent in pairs]

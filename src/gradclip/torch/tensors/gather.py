@@ -23,7 +23,6 @@ DTYPES = {
 }
 PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = frozenset(PLAIN)
-_ITEMSIZES = np.asarray([dtype.itemsize for dtype in kernel.DType], np.uint64)
 
 
 def with_gradients(params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
@@ -40,16 +39,7 @@ def runs(tensors: Sequence[Tensor]) -> kernel.Buffers | None:
 
     Tensors that share memory are not taken: they may be one, listed twice.
     """
-    if not _KINDS.issuperset(map(type, tensors)):
-        return None
-    memory = kernel.gather(tensors, Tensor)
-    if memory is None:
-        return None
-    used = memory.sizes > 0
-    starts = memory.pointers[used]
-    ends = starts + memory.sizes[used].astype(np.uint64) * _ITEMSIZES[memory.dtypes[used]]
-    order = np.argsort(starts)
-    return None if (starts[order][1:] < ends[order][:-1]).any() else memory
+    return kernel.gather(tensors, Tensor) if _KINDS.issuperset(map(type, tensors)) else None
 
 
 def is_run(tensor: Tensor) -> bool:

@@ -145,6 +145,11 @@ class Gradients:
         return self._tensors
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is no gradient at all."""
+        return not any(self._present)
+
+    @property
     def has_replacements(self) -> bool:
         """Whether a gradient cannot be written where it is, and will be replaced if it changes."""
         return bool(self._replaced or self._stand_ins)
@@ -157,8 +162,10 @@ class Gradients:
 
     def mean_loss(self, loss: Tensor | float | None) -> Tensor | float | None:
         """Return the loss of the step, from any float dtype, where the decisions are made."""
-        if loss is None or not isinstance(loss, Tensor):
+        if loss is None or (self.host and not isinstance(loss, Tensor)):
             return loss
+        if not isinstance(loss, Tensor):  # Filled on the device: a copy to it could wait.
+            return torch.full((), loss, dtype=widest(self.device), device=self.device)
         value = one_value("loss", loss)
         return float(value) if self.host else value.to(self.device, widest(self.device))
 
@@ -248,7 +255,7 @@ class Gradients:
 
     def scale(self, factors: Factors) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or (); 1 changes no bit."""
-        if not self._tensors or (self.host and np.all(factors == 1)):
+        if not self._tensors or (self.host and _all_one(factors)):
             return
         self._install()
         if not self.host:
@@ -627,6 +634,11 @@ def floats(weight: Tensor) -> Tensor:
 def _stored_values(sparse: Tensor) -> Tensor:
     """Return the values that a sparse tensor holds, as they lie."""
     return sparse._values() if sparse.layout == torch.sparse_coo else sparse.values()
+
+
+def _all_one(factors: Factors) -> bool:
+    """Whether all factors are 1; of one number at a tenth of NumPy's time."""
+    return factors == 1 if isinstance(factors, float) else bool(np.all(factors == 1))
 
 
 def _leaves_zero(limits: Limits) -> bool:
