@@ -40,6 +40,10 @@ __all__ = ["Gradients", "Owner", "floats", "one_value"]
 _SMALL, _LARGE = 1e-75, 1e75
 
 
+Asked = tuple[tuple[int, ...], Axis]
+"""Members and the axis of their units."""
+
+
 class Owner(Protocol):
     """Whatever has the gradients in its `grad`: a parameter, or what stands for one."""
 
@@ -93,6 +97,7 @@ class Gradients:
         self._divisor: Scalar | None = None
         self._aside: Aside | None = None
         self._is_written = False
+        self._units_known: tuple[Asked, kernel.Buffers | None, list[bool]] | None = None
         compiling = torch.compiler.is_compiling()
         usable = not compiling and kernel.available()
         memory = runs(tensors) if usable else None
@@ -114,6 +119,7 @@ class Gradients:
 
     def _divide(self, usable: bool) -> None:
         """Say which tensors the kernel reads, and which are torch's to read."""
+        self._units_known = None
         self._native = [i for i, t in enumerate(self._tensors) if usable and is_run(t)]
         self._rest = sorted(set(range(len(self._tensors))) - set(self._native))
         mine = [self._tensors[i] for i in self._native]
@@ -333,6 +339,14 @@ class Gradients:
         self, members: Sequence[int], counts: list[int], axis: Axis
     ) -> tuple[kernel.Buffers | None, list[bool]]:
         """Return the units' memory as far as the kernel can take it, and of which members."""
+        asked = tuple(members), axis
+        if self._units_known is None or self._units_known[0] != asked:
+            self._units_known = asked, *self._find_units(members, counts, axis)
+        return self._units_known[1:]
+
+    def _find_units(
+        self, members: Sequence[int], counts: list[int], axis: Axis
+    ) -> tuple[kernel.Buffers | None, list[bool]]:
         native = {*self._native}
         mine = [
             i in native and self._present[i] and units.are_runs(self._tensors[i], axis)
@@ -340,6 +354,9 @@ class Gradients:
         ]
         if not any(mine):
             return None, mine
+        if all(mine) and len(mine) == len(self._tensors) == len(self._native):
+            assert self._buffers is not None
+            return units.unit_buffers(self._buffers, counts), mine
         memory = buffers([self._tensors[i] for i, own in zip(members, mine, strict=True) if own])
         own_counts = [count for count, own in zip(counts, mine, strict=True) if own]
         return units.unit_buffers(memory, own_counts), mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ from ...method.axes import Axis, unit_axes, unit_shape
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 
 
-def split(shape: Sequence[int], axis: Axis, name: str = "") -> tuple[int, int]:
+@functools.lru_cache(4096)  # Asked of each gradient at each step.
+def split(shape: torch.Size, axis: Axis, name: str = "") -> tuple[int, int]:
     """Return how many units a tensor of this shape has, and how many values each has.
 
     Raises:
@@ -27,14 +29,17 @@ def split(shape: Sequence[int], axis: Axis, name: str = "") -> tuple[int, int]:
 
 def are_runs(tensor: Tensor, axis: Axis) -> bool:
     """Whether each unit of a dense tensor is one run of its memory, one after the other."""
-    count, size = split(tensor.shape, axis)
+    return _are_runs(tensor.shape, tensor.stride(), axis)
+
+
+@functools.lru_cache(4096)
+def _are_runs(shape: torch.Size, strides: tuple[int, ...], axis: Axis) -> bool:
+    count, size = split(shape, axis)
     if count < 2 or size == 0:
         return True
-    axes, shape = unit_axes(axis, tensor.ndim, ""), tensor.shape
+    axes = unit_axes(axis, len(shape), "")
     first = axes == tuple(range(len(axes)))
-    return first and all(
-        shape[i] == 1 or tensor.stride(i) == math.prod(shape[i + 1 :]) for i in axes
-    )
+    return first and all(shape[i] == 1 or strides[i] == math.prod(shape[i + 1 :]) for i in axes)
 
 
 def unit_buffers(memory: kernel.Buffers, counts: Sequence[int]) -> kernel.Buffers:
