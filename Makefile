@@ -10,7 +10,7 @@ FRAMEWORKS := lightning transformers keras fastai others
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-gpu test-frameworks lint format bench bench-quick bench-gpu experiments experiments-quick \
+.PHONY: help demo test test-slow test-faults test-gpu test-frameworks lint format bench bench-quick bench-grid bench-gpu experiments experiments-quick \
   docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments build clean
 
 help:  ## what there is
@@ -52,6 +52,9 @@ bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes 
 bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
 	$(BIN)/python -m benchmarks --quick
 
+bench-grid: $(VENV)/.bench  ## is a call slower than torch's anywhere? 272 cells in 4 minutes on a quiet machine
+	$(BIN)/python -m benchmarks.grid
+
 bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
 	$(BIN)/python -m benchmarks.gpu
 
@@ -84,7 +87,10 @@ docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all riva
 docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
 	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
 
-docs-bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
+docs-bench-grid: $(VENV)/.bench  ## is a call slower than torch's anywhere? 272 cells in 4 minutes on a quiet machine
+	$(BIN)/python -m benchmarks.grid
+
+bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
 	$(BIN)/python -m benchmarks.gpu
 
 experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table

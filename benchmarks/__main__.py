@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +16,13 @@ from rich.console import Console
 
 from . import table
 from .catalogue import CASES
+from .grid import section
 from .machine import describe, load
 from .page import page
-from .row import Case, Effort, Row
+from .row import QUIET, Case, Effort, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
-QUIET = 0.5
-"""A load above this value means that other processes use the machine."""
 console = Console(highlight=False)
 # Readers need the whole table, so it is not cut when the output goes to a file.
 wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -36,6 +35,9 @@ def main(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the stored results as a page of the docs.")
     ] = False,
+    any_load: Annotated[
+        bool, typer.Option(help="Write the stored table on a busy machine too.")
+    ] = False,
     case: Annotated[str, typer.Option(hidden=True)] = "",
     out: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -46,6 +48,8 @@ def main(
         return
     if markdown:
         print(page(json.loads((RESULTS / "full.json").read_text())), end="")
+        if (RESULTS / "grid.json").exists():
+            print("\n" + section(json.loads((RESULTS / "grid.json").read_text())), end="")
         return
     chosen = [c for c in CASES if (only in c.name if only else not (quick and c.slow))]
     if not chosen:
@@ -54,6 +58,13 @@ def main(
         print("\n".join(c.name for c in chosen))
         return
     name = "partial" if only else ("quick" if quick else "full")
+    busy = load()
+    if name == "full" and busy is not None and busy > QUIET and not any_load:
+        console.print(
+            f"[red]The load is {busy}, over {QUIET}: others are at work, and the stored table "
+            "stays as it is.[/] Wait until they are done, or give --any-load."
+        )
+        raise typer.Exit(2)
     raise typer.Exit(_parent(chosen, quick, RESULTS / f"{name}.json"))
 
 
@@ -68,8 +79,11 @@ def _parent(cases: list[Case], quick: bool, store: Path) -> int:
     done = _Done(quick, describe(), store)
     try:
         for case in cases:
-            begun = time.perf_counter()
-            done.enter(case.name, _run(case, quick), time.perf_counter() - begun)
+            begun, before = time.perf_counter(), load()
+            found = _run(case, quick)
+            if not isinstance(found, str):
+                found = [replace(row, load=before) for row in found]
+            done.enter(case.name, found, time.perf_counter() - begun)
     except KeyboardInterrupt:
         console.print("[yellow]Interrupted: this is what there is.[/]")
     wide.print(table.terminal(done.rows))

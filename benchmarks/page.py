@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .row import Row
+from .row import QUIET, Row
 from .table import markdown
 
 __all__ = ["page"]
@@ -41,7 +41,8 @@ def page(results: dict[str, Any]) -> str:
             "reads them.",
             "",
             f"{sum(bool(row.met) for row in targets)} of {len(targets)} targets are met.",
-            '"close" means that the limit lies inside the interval.',
+            '"close" means that the limit lies inside the interval; "load" stands where other',
+            f"processes used the machine: more than {QUIET} were ready to run before the case.",
             "",
             markdown(rows),
             *(["Cases that failed:", "", *failed, ""] if failed else []),

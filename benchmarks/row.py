@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from .measure import Budget, Estimate, Times
 
-__all__ = ["Case", "Effort", "Figure", "Limit", "Row", "at_least", "at_most"]
+__all__ = ["QUIET", "Case", "Effort", "Figure", "Limit", "Row", "at_least", "at_most"]
+
+QUIET = 0.5
+"""A load above this value means that other processes use the machine."""
 
 Unit = Literal["ns", "ns/element", "ns/tensor", "bytes", "relative"]
 
@@ -47,6 +50,7 @@ class Row:
         limit: from the project's targets; None if the row is only there to be seen.
         rounds: how many rounds the figures come from.
         note: what a reader must know.
+        load: how many processes were ready to run in the minute before the case; None if unknown.
     """
 
     case: str
@@ -57,6 +61,12 @@ class Row:
     limit: Limit | None
     rounds: int
     note: str = ""
+    load: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes used the machine, so that the figures are noisy."""
+        return self.load is not None and self.load > QUIET
 
     @property
     def met(self) -> bool | None:
@@ -85,6 +95,7 @@ class Row:
             limit=None if limit is None else Limit(**limit),
             rounds=data["rounds"],
             note=data["note"],
+            load=data.get("load"),
         )
 
 

@@ -38,13 +38,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     sign = "" if row.limit is None else {"at most": "≤", "at least": "≥"}[row.limit.kind]
     limit = "" if row.limit is None else f"{sign} {row.limit.value:g}"
     met = {True: "met", False: "missed", None: ""}[row.met]
+    met = f"{met}, close" if met and row.close else met
+    busy = f"load {row.load:g}" if row.busy else ""
     return (
         row.case,
         f"{row.ours.name} {_figure(row.ours)}",
         f"{row.rival.name} {_figure(row.rival)}",
         f"{_number(row.value.value)} [{_number(row.value.low)}–{_number(row.value.high)}]",
         limit,
-        f"{met}, close" if met and row.close else met,
+        ", ".join(filter(None, (met, busy))),
     )
 
 

@@ -19,7 +19,7 @@ from ..method.threshold import Fixed
 from .backend import Measured, Reader
 from .result import ClipResult
 
-__all__ = ["OneNorm", "one_norm"]
+__all__ = ["OneNorm", "one_norm", "plain_factor"]
 
 
 class OneNorm(NamedTuple):
@@ -46,7 +46,9 @@ class OneNorm(NamedTuple):
         total = float(combine(measured.norms, self.order, np))
         finite = math.isfinite(total)
         skipped = skips and not finite
-        factor = 1.0 if skipped else self._factor(total)
+        factor = 1.0
+        if self.limit is not None and not skipped:
+            factor = plain_factor(total + self.eps, self.limit)
         after = total * factor
         result = ClipResult(
             total_norm=np.float64(total),
@@ -62,10 +64,10 @@ class OneNorm(NamedTuple):
         )
         return np.float64(factor), result
 
-    def _factor(self, total: float) -> float:
-        """Return what `Rescale.factors` does; NaN stays NaN."""
-        size = total + self.eps
-        return 1.0 if self.limit is None or size <= self.limit else self.limit / size
+
+def plain_factor(size: float, limit: float) -> float:
+    """Return what `Rescale.factors` gives for one norm and an upper limit; NaN stays NaN."""
+    return 1.0 if size <= limit else limit / size
 
 
 def one_norm(plan: Plan, count: int) -> OneNorm | None:

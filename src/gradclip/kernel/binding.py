@@ -96,7 +96,7 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
     taken in float32 if the factor is a normal float32. NaN stays NaN.
     """
     n = len(buffers)
-    one = np.ndim(factors) == 0
+    one = isinstance(factors, float) or np.ndim(factors) == 0
     each = np.full(n, factors, np.float64) if one else np.ascontiguousarray(factors, np.float64)
     if each.shape != (n,):
         raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..arrays import Scalar
 from ..checks import number
+from ..engine.one_norm import plain_factor
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
 from ..method.measure import combine
 from ..method.response import Rescale
@@ -271,8 +272,10 @@ def _total(grads: Grads, norm_type: float) -> Scalar:
 
 
 def _rescale(grads: Grads, total: Scalar, limit: Scalar | float) -> None:
-    if grads.host and total <= limit:
-        return  # Known here, and the usual case.
+    if grads.host:
+        if not total <= limit:  # Else nothing is to be done, which is the usual case.
+            grads.scale(np.float64(plain_factor(float(total), float(limit))))
+        return
     grads.scale(Rescale().factors(total, Limits(high=limit), grads.xp))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))  # The benchmarks are no part of what is installed.
@@ -165,6 +168,28 @@ def test_rows_survive_json_and_reach_the_table() -> None:
         "| a case | ours 1.50 µs | rival 2.50 ms | 1.00 [0.500–2.00] |  |  |",
     ]
     assert table.terminal(rows).row_count == 3
+
+
+def test_a_row_says_that_the_machine_was_busy() -> None:
+    quiet = Row("a", Figure("o", 1.0), Figure("r", 1.0), Estimate(1, 1, 1), "m", None, 3, load=0.4)
+    assert not quiet.busy
+    busy = replace(quiet, load=2.25)
+    assert [line.split(" | ")[-1] for line in table.markdown([quiet, busy]).splitlines()[2:]] == [
+        " |",
+        "load 2.25 |",
+    ]
+    assert Row.from_dict(json.loads(json.dumps(busy.to_dict()))) == busy
+
+
+def test_the_stored_table_is_not_written_on_a_busy_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(main, "load", lambda: 3.0)
+    monkeypatch.setattr(main, "_parent", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(typer.Exit):
+        main.main()
+    assert "The load is 3.0, over 0.5" in capsys.readouterr().out
 
 
 def test_the_page_counts_the_targets_and_names_what_failed() -> None:

@@ -268,6 +268,11 @@ class Gradients:
             device_scale(self._tensors, factors, saturate=self.saturates)
             self._give_back(range(len(self._tensors)))
             return
+        if isinstance(factors, float) and not factors > 1 and self._buffers and not self._rest:
+            kernel.scale(self._buffers, factors, self._threads)
+            self._tell_autograd(self._native)
+            self._give_back(self._native)
+            return
         each = np.broadcast_to(factors, (len(self._tensors),))
         if np.any(each > 1):
             each = self._without_overflow(each)
