@@ -189,6 +189,12 @@ class _Arrays:
         found = np.asarray(norms, dtype=np.float64)
         return Units(found, np.asarray(sizes), counts, self._present)
 
+    def take(self, values: Norms, places: Sequence[int]) -> Norms:
+        return values[list(places)]
+
+    def spread(self, values: Norms, counts: list[int]) -> Norms:
+        return np.repeat(values, counts)
+
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         owners = np.repeat(np.arange(len(counts)), counts)
         sums = np.bincount(owners, a * b, len(counts))

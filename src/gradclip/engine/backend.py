@@ -120,6 +120,14 @@ class Reader(Protocol):
         """Return the p-norm of each unit of each member."""
         ...
 
+    def take(self, values: Norms, places: Sequence[int]) -> Norms:
+        """Return values[places], shape (places,)."""
+        ...
+
+    def spread(self, values: Norms, counts: list[int]) -> Norms:
+        """Return each member's value once for each of its units: from (members,) to (units,)."""
+        ...
+
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units: from (units,) to (members,).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..arrays import Cosines, Factors, Flag, Namespace, Norms, Scalar
 from ..method.measure import combine
+from .backend import Reader
 
 __all__ = ["Ledger", "put"]
 
@@ -43,11 +44,12 @@ class Ledger:
         return cls(order, norms, total, norms, xp.ones_like(norms), one, True, one != one)
 
     def scaled(
-        self, members: Sequence[int], factors: Factors, *, together: bool, xp: Namespace
+        self, members: Sequence[int], factors: Factors, *, together: bool, grads: Reader
     ) -> Ledger:
         """Enter factors, shape (1,) for all members together, or (members,)."""
+        xp = grads.xp
         uniform = together and len(members) == self.raw.shape[0] and self.uniform
-        each = factors[0] if uniform else put(xp.ones_like(self.raw), members, factors, xp)
+        each = factors[0] if uniform else put(xp.ones_like(self.raw), members, factors, grads)
         return replace(
             self,
             now=self.now * each,
@@ -57,11 +59,12 @@ class Ledger:
         )
 
     def turned(
-        self, members: Sequence[int], norms: Norms, cosine: Cosines, xp: Namespace
+        self, members: Sequence[int], norms: Norms, cosine: Cosines, grads: Reader
     ) -> Ledger:
         """Enter a change of direction: the members' new norms, and cosines across the change."""
-        across = put(xp.ones_like(self.cosine), members, cosine, xp)
-        now = _unless_same(self.now, put(self.now, members, norms, xp), across, xp)
+        xp = grads.xp
+        across = put(xp.ones_like(self.cosine), members, cosine, grads)
+        now = _unless_same(self.now, put(self.now, members, norms, grads), across, xp)
         # Cosines compose only where one of the two changes kept the direction.
         both = xp.where(across == 1, self.cosine, xp.full_like(across, xp.nan))
         changed = xp.any(now != self.now) | xp.any(across != 1)
@@ -74,11 +77,12 @@ class Ledger:
         )
 
     def replaced(
-        self, members: Sequence[int], norms: Norms, cosine: Cosines, xp: Namespace
+        self, members: Sequence[int], norms: Norms, cosine: Cosines, grads: Reader
     ) -> Ledger:
         """Enter new gradients: their norms, and their cosines to the raw ones."""
-        cosine = put(self.cosine, members, cosine, xp)
-        now = _unless_same(self.raw, put(self.now, members, norms, xp), cosine, xp)
+        xp = grads.xp
+        cosine = put(self.cosine, members, cosine, grads)
+        now = _unless_same(self.raw, put(self.now, members, norms, grads), cosine, xp)
         changed = xp.any(now != self.raw) | xp.any(cosine != 1)
         return replace(self, now=now, cosine=cosine, uniform=False, changed=self.changed | changed)
 
@@ -104,13 +108,13 @@ def _unless_same(old: Norms, new: Norms, cosine: Cosines, xp: Namespace) -> Norm
     return xp.where((cosine == 1) & (old > 0) & (new > 0), old, new)
 
 
-def put(base: Norms, members: Sequence[int], values: Norms, xp: Namespace) -> Norms:
+def put(base: Norms, members: Sequence[int], values: Norms, grads: Reader) -> Norms:
     """Return `base`, shape (count,), with the members' values, (members,) or (1,), put in."""
-    count = base.shape[0]
+    count, xp = base.shape[0], grads.xp
     if len(members) == count:
         return values if values.shape[0] == count else xp.broadcast_to(values, (count,))
     single = values.shape[0] == 1
     source = list(range(count))
     for position, member in enumerate(members):
         source[member] = count + (0 if single else position)
-    return xp.take(xp.concat([base, values]), xp.asarray(source), axis=0)
+    return grads.take(xp.concat([base, values]), source)

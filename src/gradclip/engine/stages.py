@@ -122,7 +122,7 @@ class Pass:
 
     def _norms(self, stage: Stage, state: State) -> State:
         """Run a policy with one norm for each member, or one for all, or none but the loss."""
-        xp, measure, members = self.grads.xp, stage.policy.measure, stage.members
+        measure, members = stage.policy.measure, stage.members
         together = measure.scope != "tensor"
         context = Context(
             weights=lambda: self._of(self._weights(stage.policy), stage),
@@ -132,7 +132,7 @@ class Pass:
         here = self._here(members, together=together)
         limits, state = self._decide(stage, state, norms, context, here)
         factors = self._factors(stage.policy, norms, limits)
-        self.ledger = self.ledger.scaled(members, factors, together=together, xp=xp)
+        self.ledger = self.ledger.scaled(members, factors, together=together, grads=self.grads)
         return state
 
     def _factors(self, policy: Policy, norms: Norms, limits: Limits) -> Factors:
@@ -174,7 +174,8 @@ class Pass:
         self._flush()
         norms, counts = self._unit_norms(self.grads, stage)
         context = Context(weights=lambda: self._unit_norms(self._weights(stage.policy), stage)[0])
-        here = self._here(np.repeat(members, counts).tolist())
+        owners = [] if all(self.here) else np.repeat(members, counts).tolist()
+        here = self._here(owners)
         limits, state = self._decide(stage, state, norms, context, here)
         factors = self._factors(stage.policy, norms, limits)
         factors = xp.where(self.skipped, xp.ones_like(factors), factors)
@@ -192,22 +193,20 @@ class Pass:
         known = self.ledger.order == 2.0
         before = self._pick(self.ledger.now, members) if known else self.grads.norms(members, 2.0)
         one = xp.ones_like(before)
-        owners = np.repeat(np.arange(len(counts)), counts)
         # In units of the member's own norm no square overflows.
         scale = xp.where((before > 0) & xp.isfinite(before), before, one)
-        where = xp.asarray(owners)
-        shares = norms / xp.take(scale, where, axis=0)
+        shares = norms / self.grads.spread(scale, counts)
         left = shares * factors
         after = self.grads.unit_dots(left, left, counts, root=True)
         length = xp.where(after > 0, after, one)
-        both = self.grads.unit_dots(shares, left / xp.take(length, where, axis=0), counts)
+        both = self.grads.unit_dots(shares, left / self.grads.spread(length, counts), counts)
         other = xp.where(factors == 1, xp.zeros_like(factors), xp.ones_like(factors))
         turned = self.grads.unit_dots(other, other, counts)
         usable = (turned > 0) & (before > 0) & (after > 0)
         # 1 would mean that nothing changed, whatever rounding says.
         most = one - xp.finfo(one.dtype).eps / 2
         cosine = xp.where(usable, xp.where(both < most, both, most), one)
-        ledger = self.ledger.turned(members, after * scale, cosine, xp)
+        ledger = self.ledger.turned(members, after * scale, cosine, self.grads)
         # A small unit's change can be lost in the norms: ask the factors.
         self.ledger = replace(ledger, changed=self.ledger.changed | xp.any(factors != 1))
 
@@ -319,17 +318,17 @@ class Pass:
         inner = self.layers(stage.inner, state["inner"])
         self._flush()
         norms, cosines = self._writer.edit(members, leave, self.skipped, raws)
-        self.ledger = outer.replaced(members, norms, cosines, self.grads.xp)
+        self.ledger = outer.replaced(members, norms, cosines, self.grads)
         return {"source": held, "inner": inner}
 
     def _turn(self, members: Sequence[int], found: tuple[Norms, Norms]) -> None:
         """Enter the members' new norms, and the cosines between the old and the new."""
-        self.ledger = self.ledger.turned(members, *found, self.grads.xp)
+        self.ledger = self.ledger.turned(members, *found, self.grads)
 
     def _remeasured(self, members: Sequence[int]) -> Ledger:
         """Return a ledger that starts at what the members are now."""
         xp, order = self.grads.xp, self.ledger.order
-        norms = put(self.ledger.now, members, self.grads.norms(members, order), xp)
+        norms = put(self.ledger.now, members, self.grads.norms(members, order), self.grads)
         return Ledger.start(norms, order, xp)
 
     def _decide(
@@ -388,7 +387,7 @@ class Pass:
     def _pick(self, values: Norms, members: Sequence[int]) -> Norms:
         if len(members) == values.shape[0]:
             return values
-        return self.grads.xp.take(values, self.grads.xp.asarray(list(members)), axis=0)
+        return self.grads.take(values, members)
 
     def _here(self, members: Sequence[int], *, together: bool = False) -> Flag | None:
         """Return which of the measured items have a gradient; None if all do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -291,7 +292,7 @@ class Clipper:
     @property
     def measures_only(self) -> bool:
         """Whether gradients stay as they are, scaled ones too: no policy, and nothing to zero."""
-        return not self.plan and self.nonfinite != "zero"
+        return len(self.plan) == 0 and self.nonfinite != "zero"
 
     def rebind(self, params: Params) -> None:
         """Take other parameters from now on.
@@ -459,13 +460,13 @@ class Clipper:
                 grads.zero_nonfinite()
             if self.nonfinite in ("propagate", "zero"):
                 on_nonfinite = "propagate"
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore") if grads.host else nullcontext():
             memory, factors, result = run(
                 self.plan,
                 self._recall(grads),
                 grads,
                 nonfinite=on_nonfinite,
-                step=self.steps,
+                step=self._tally.now,
                 loss=lambda: grads.mean_loss(value),
                 weights=grads.weights,
             )
@@ -511,14 +512,14 @@ class Clipper:
         if scale is not None and lost is not True:
             grads.measure_divided_by(scale)
         checked: NonFinite = "skip" if self.nonfinite in ("skip", "raise") else "propagate"
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore") if grads.host else nullcontext():
             remembered = self._recall(grads)
             memory, factors, result = run(
                 self.plan if norms_alone else (),
                 remembered if norms_alone else [],
                 grads,
                 nonfinite="skip" if lost is True else checked,
-                step=self.steps,
+                step=self._tally.now,
                 loss=lambda: grads.mean_loss(None),
                 weights=grads.weights,
             )

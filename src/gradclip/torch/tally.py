@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from ..arrays import Flag, Scalar
@@ -27,18 +28,31 @@ class Tally:
 
     Attributes:
         max_skips: as given.
-        steps: how many steps were counted.
+        step: how many steps were counted: a number, or, after a compiled step, a tensor. A number
+            that grows would be compiled anew at each step.
     """
 
     def __init__(self, max_skips: int, unit: str = "steps") -> None:
         self.max_skips = max_skips
-        self.steps = 0
+        self.step: Scalar | int = 0
         self._unit = unit
         self._clipped: Scalar = 0
         self._skipped: Scalar = 0
         self._in_a_row: Scalar = 0
         self._readable = False
         self._recent: deque[Tensor] = deque(maxlen=max_skips + 1)
+
+    @property
+    def now(self) -> Scalar | int:
+        """How many steps were counted: a tensor while torch.compile looks, else a number."""
+        if torch.compiler.is_dynamo_compiling():
+            return torch.as_tensor(self.step)
+        return self.steps
+
+    @property
+    def steps(self) -> int:
+        """How many steps were counted."""
+        return int(self.step)
 
     @property
     def rate(self) -> Scalar:
@@ -64,7 +78,8 @@ class Tally:
             lost: whether a loss scaler skips this step by itself: the step is then not a skip of
                 the clipper, and neither lengthens nor ends a row of them.
         """
-        self.steps += 1
+        compiling = torch.compiler.is_dynamo_compiling()
+        self.step = self.now + 1
         result = numbers(result)
         clipped, skipped = result.clipped, result.skipped
         if host:
@@ -73,6 +88,9 @@ class Tally:
         self._clipped = self._clipped + clipped
         self._skipped = self._skipped + ours
         self._in_a_row = (self._in_a_row + ours) * (skipped | lost)
+        if compiling:  # Nobody can look, and a list that grows would be compiled anew.
+            self._readable = False
+            return
         self._readable = not lost if host else self.steps % (self.max_skips + 1) == 0
         self._recent.append(result.total_norm)
 
@@ -126,7 +144,7 @@ class Tally:
         for part, total in (("clipped", "steps"), ("skipped", "steps"), ("in_a_row", "skipped")):
             if whole[part] > whole[total]:
                 raise PolicyError.of(part, whole[part], f"{total} is only {whole[total]}")
-        self.steps, self._clipped, self._skipped, self._in_a_row = whole.values()
+        self.step, self._clipped, self._skipped, self._in_a_row = whole.values()
         self._readable = False
         self._recent.clear()
 

@@ -185,6 +185,14 @@ class Sharded:
         sizes = self._array(np.repeat(each, counts).tolist())
         return Units(norms, sizes, counts, None)
 
+    def take(self, values: Norms, places: Sequence[int]) -> Norms:
+        """Return values[places], shape (places,)."""
+        return self._inner.take(values, places)
+
+    def spread(self, values: Norms, counts: list[int]) -> Norms:
+        """Return each member's value once for each of its units: from (members,) to (units,)."""
+        return self._inner.spread(values, counts)
+
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units: all of them are known here."""
         return self._inner.unit_dots(a, b, counts, root=root)

@@ -12,6 +12,7 @@ from ...engine.ledger import Ledger
 from ...engine.result import ClipResult
 from ...method.measure import combine
 from ..tensors.gradients import Gradients
+from ..tensors.known_norms import KnownNorms
 
 __all__ = ["join_results", "result_of_scaling"]
 
@@ -29,7 +30,8 @@ def result_of_scaling(
         grads: the gradients.
     """
     ledger = Ledger.start(norms, order, torch_xp)
-    ledger = ledger.scaled(range(len(norms)), factors, together=False, xp=torch_xp)
+    known = KnownNorms(norms, order, grads.names, torch.as_tensor(grads.sizes), ())
+    ledger = ledger.scaled(range(len(norms)), factors, together=False, grads=known)
     total, after, removed, cosine = ledger.summary(torch_xp)
     return ClipResult(
         total_norm=total,

@@ -32,6 +32,7 @@ from .aside import Aside, is_one_clamp, writes_often
 from .gather import PLAIN, buffers, is_run, runs
 from .norms import cosine, decomposed, device_norms, host_norm, widest
 from .overlap import overlaps_itself, sharing
+from .places import constants, spread, summed, taken
 from .standin import Narrow, StandIn, Table, set_apart
 
 __all__ = ["Gradients", "Owner", "floats", "one_value"]
@@ -196,7 +197,8 @@ class Gradients:
             parts = [self._in_units_of_weights(i, relative) for i in members]
             return Gradients(parts, [""] * len(parts)).norms(range(len(parts)), order)
         if not self.host:
-            return device_norms([self._tensors[i] for i in members], order)
+            mine = [self._tensors[i] for i in members]
+            return device_norms(mine, order) if mine else self._array([])
         everything = len(members) == len(self._tensors)
         if not (everything and self._buffers and order in (2.0, math.inf)):
             self._helped = self._helped or len(members) > 0
@@ -215,13 +217,13 @@ class Gradients:
         self._spread(members)
         shapes = [self._split(i, axis) for i in members]
         counts = [count for count, _ in shapes]
-        sizes = np.repeat([float(size) for _, size in shapes], counts)
         if not self.host:
             wide = widest(self.device)
             parts = [self._norms_of_units(i, order, axis) for i in members]
             parts = [self._array([]), *(part.to(self.device, wide) for part in parts)]
-            found = torch.cat(parts), self._array(sizes.tolist())
-            return Units(*found, counts, self._present)
+            sizes = spread(self._array([float(size) for _, size in shapes]), counts)
+            return Units(torch.cat(parts), sizes, counts, self._present)
+        sizes = np.repeat([float(size) for _, size in shapes], counts)
         norms = np.empty(len(sizes))
         memory, mine = None, [False] * len(members)
         if order in (2.0, math.inf):
@@ -249,14 +251,20 @@ class Gradients:
             return units.norms(self._tensors[member], order, axis, widest(self.device))
         return torch.zeros(self._split(member, axis)[0], dtype=widest(self.device))
 
+    def take(self, values: Norms, places: Sequence[int]) -> Norms:
+        """Return values[places], shape (places,)."""
+        return values[list(places)] if self.host else taken(values, places)
+
+    def spread(self, values: Norms, counts: list[int]) -> Norms:
+        """Return each member's value once for each of its units: from (members,) to (units,)."""
+        return np.repeat(values, counts) if self.host else spread(values, counts)
+
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units: from (units,) to (members,)."""
-        owners = np.repeat(np.arange(len(counts)), counts)
         if self.host:
-            sums = np.bincount(owners, a * b, len(counts))
+            sums = np.bincount(np.repeat(np.arange(len(counts)), counts), a * b, len(counts))
         else:
-            index = torch.tensor(owners.tolist(), dtype=torch.int64, device=a.device)
-            sums = a.new_zeros(len(counts)).index_add_(0, index, a * b)
+            sums = summed(a * b, counts)
         return self.xp.sqrt(sums) if root else sums
 
     def scale(self, factors: Factors) -> None:
@@ -552,7 +560,7 @@ class Gradients:
         """Return numbers where the decisions are made."""
         if self.host:
             return np.asarray(values)
-        return torch.tensor(values, dtype=widest(self.device), device=self.device)
+        return constants(values, widest(self.device), self.device)
 
     def _number(self, value: float) -> Scalar:
         """Return one number where the decisions are made, without a copy from the host."""

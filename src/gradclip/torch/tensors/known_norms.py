@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import array_api_compat.torch as torch_xp
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from ...arrays import Namespace
 from ...engine.backend import Measured, Relative, Units
 from ...errors import PolicyError
 from ...method.axes import Axis
+from .places import spread, summed, taken
 
 __all__ = ["KnownNorms"]
 
@@ -58,7 +58,7 @@ class KnownNorms:
             asked = "relative norms" if relative is not None else f"norms of order {order:g}"
             remedy = f"only norms of order {self._order:g} are known before all gradients are there"
             raise PolicyError.of("policy", asked, remedy)
-        return self._known[list(members)]
+        return taken(self._known, members)
 
     def unit_norms(self, members: Sequence[int], order: float, axis: Axis) -> Units:
         """Refuse: norms of tensors do not tell those of their units."""
@@ -66,8 +66,15 @@ class KnownNorms:
         remedy = "only norms of whole tensors are known before all gradients are there"
         raise PolicyError.of("policy", "norms of units", remedy)
 
+    def take(self, values: Tensor, places: Sequence[int]) -> Tensor:
+        """Return values[places], shape (places,)."""
+        return taken(values, places)
+
+    def spread(self, values: Tensor, counts: list[int]) -> Tensor:
+        """Return each member's value once for each of its units: from (members,) to (units,)."""
+        return spread(values, counts)
+
     def unit_dots(self, a: Tensor, b: Tensor, counts: list[int], *, root: bool = False) -> Tensor:
         """Return Σ ab, or its root, over each member's units: from (units,) to (members,)."""
-        owners = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(a.device)
-        sums = a.new_zeros(len(counts)).index_add_(0, owners, a * b)
+        sums = summed(a * b, counts)
         return torch.sqrt(sums) if root else sums

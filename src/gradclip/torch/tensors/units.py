@@ -16,13 +16,19 @@ from ...method.axes import Axis, unit_axes, unit_shape
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 
 
-@functools.lru_cache(4096)  # Asked of each gradient at each step.
 def split(shape: torch.Size, axis: Axis, name: str = "") -> tuple[int, int]:
     """Return how many units a tensor of this shape has, and how many values each has.
 
     Raises:
         PolicyError: the tensor, a matrix or more, has no such axis.
     """
+    # torch.compile warns of a cache, which it looks through.
+    find = _split.__wrapped__ if torch.compiler.is_compiling() else _split
+    return find(shape, axis, name)
+
+
+@functools.lru_cache(4096)  # Asked of each gradient at each step.
+def _split(shape: torch.Size, axis: Axis, name: str) -> tuple[int, int]:
     _, count = unit_shape(shape, unit_axes(axis, len(shape), name))
     return count, (math.prod(shape) // count if count else 0)
 
