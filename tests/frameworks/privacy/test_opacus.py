@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from opacus.optimizers import DPOptimizerFastGradientClipping
 
 from gradclip import by_norm, online_quantile
 from gradclip.torch import per_sample
@@ -90,3 +91,24 @@ def test_the_limits_clip_half_of_the_samples() -> None:
     samples = sample_gradients(made(case.make), lambda net, x, y: losses(net(x), y), x, y)
     (limit,) = limits_of(samples, "flat").values()
     assert sum(norm(grads) > limit for grads in samples) == len(samples) // 2
+
+
+def test_the_optimizer_of_opacus_takes_the_clipped_sum() -> None:
+    case = CASES["CNN"]
+    x, y = case.batch()
+    net = made(case.make)
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.SGD(net.parameters(), lr=0.0),
+        noise_multiplier=0.0,
+        max_grad_norm=1.0,
+        expected_batch_size=2 * len(x),
+    )
+    with per_sample(net, "norm:1.0", "sum") as clipper:
+        for _ in range(2):  # The second step starts from what the first one left.
+            optimizer.zero_grad()
+            losses(net(x), y).sum().backward()
+            clipper.clip_()
+            optimizer.step()
+    for name, grad in ours(case.make, "norm:1.0", x, y).items():
+        found = net.get_parameter(name).grad
+        torch.testing.assert_close(found, grad / 2, rtol=EXACT, atol=1e-15)

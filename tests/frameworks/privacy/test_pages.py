@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from frameworks.guides import run_alone
+from unit.test_docs import Snippet, snippets
+
 from .table import HEAD, ROWS, TEXT
 
+OURS = [one for one in snippets() if one.needs == ("opacus",)]
 PARITY = Path(__file__).parents[3] / "docs" / "parity.md"
 
 
@@ -20,3 +26,12 @@ def test_the_page_of_parity_has_the_rows_of_the_table() -> None:
         figures = re.findall(r"\d\.\de-\d\d", line)
         assert len(figures) == 4
         assert all(float(figure) < 1e-12 for figure in figures), line
+
+
+@pytest.mark.parametrize("snippet", OURS, ids=str)
+def test_a_snippet_with_opacus_runs(snippet: Snippet) -> None:
+    run_alone(snippet)
+
+
+def test_the_guide_has_a_snippet_with_opacus() -> None:
+    assert [one.page.name for one in OURS] == ["per-sample.md"]
