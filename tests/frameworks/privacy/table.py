@@ -18,7 +18,9 @@ This table compares `per_sample` with Opacus (`make_private` without noise) and 
 difference in the clipped gradients of a batch, relative to the largest value. Opacus divides by n +
 1e-6 where gradclip divides by the norm n, so the results differ by up to 2e-6 here; the figures are
 what remains when this is accounted for. Opacus refuses the transformer's tied weights in the mode
-`ghost`: there the head has weights of its own. `tests/frameworks/privacy` has the bounds.
+`ghost`: there the head has weights of its own. The limits of `online_quantile` are those of
+Opacus's clipping `adaptive`, which keeps them in float32. `tests/frameworks/privacy` has the
+bounds.
 """
 
 
