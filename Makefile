@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MODULES := build/modules.txt
 $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
   { cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES); } && rm $(MODULES).new)
-FRAMEWORKS := lightning transformers keras fastai others
+FRAMEWORKS := lightning transformers keras fastai others privacy
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, 
 test-gpu: $(VENV)/.test  ## what must hold on a card; without one CPU tensors take its path, and the rest skips
 	$(BIN)/python -m pytest -q -rs tests/gpu
 
-test-frameworks: $(FRAMEWORKS:%=test-framework-%)  ## Lightning, Transformers, Keras, fastai and others, for real
+test-frameworks: $(FRAMEWORKS:%=test-framework-%)  ## Lightning, Transformers, Keras, fastai, Opacus and others, for real
 
 test-framework-%: build/frameworks/%/.done
 	cd tests/frameworks/$* && GRADCLIP_FRAMEWORK=$* OMP_NUM_THREADS=1 \
@@ -81,8 +81,9 @@ docs-findings: $(VENV)/.dev  ## write the kinds of findings into docs/findings.m
 docs-tutorial: $(VENV)/.dev  ## run the tutorial's commands, and write their output into it
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tutorial.py
 
-docs-parity: $(VENV)/.test $(VENV)/.timm  ## measure the differences to all rivals, into docs/parity.md
+docs-parity: $(VENV)/.test $(VENV)/.timm build/frameworks/privacy/.done  ## measure the differences to all rivals, into docs/parity.md
 	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md
+	cd tests && ../build/frameworks/privacy/bin/python -m frameworks.privacy.table >> ../docs/parity.md
 
 docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
 	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md

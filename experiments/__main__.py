@@ -19,6 +19,7 @@ from .studies import (
     depth,
     generalization,
     information,
+    privacy,
     spikes,
     stability,
     text,
@@ -39,6 +40,7 @@ STUDIES: dict[str, ModuleType] = {
     "batch-size": batch_size,
     "spikes": spikes,
     "tune": tune,
+    "privacy": privacy,
 }
 QUICK = 10
 """A quick run has this fraction of the steps, and one seed."""

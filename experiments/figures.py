@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .outcome import loss_of, mean
 from .store import Store
-from .studies import advisor, depth, spikes, threshold
+from .studies import advisor, depth, privacy, spikes, threshold
 
 __all__ = ["FOLDER", "draw_all"]
 
@@ -51,6 +51,8 @@ def draw_all(store: Store) -> dict[str, str]:
         ("depth", _depth),
         ("fixed-point", _fixed_point),
         ("spikes", _spikes),
+        ("privacy", _privacy),
+        ("ghost-norms", _ghost_norms),
     ):
         with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are a list of texts
             figure = Figure(figsize=(7.2, 3.8), layout="constrained")
@@ -167,3 +169,45 @@ def _spikes(store: Store, figure: Figure) -> str:
         axes.set_xlim(left=0.9 * min(values))
         axes.tick_params(labelsize=8)
     return f"Final loss of each policy under planted spikes, for {' and '.join(drawn)}."
+
+
+def _privacy(store: Store, figure: Figure) -> str:
+    """Draw the test error at the best learning rate against the limit, without and with noise."""
+    axes = figure.subplots()
+    told = []
+    for place, noise in enumerate(privacy.NOISES):
+        runs = privacy.best(store, noise)
+        if not runs:
+            return ""
+        errors = {p: 100 * mean(run["test_error"] for run in arm) for p, (_, arm) in runs.items()}
+        name = f"noise {noise:g}"
+        column = [errors[f"norm:{limit:g}"] for limit in privacy.LIMITS]
+        _line(axes, place, privacy.LIMITS, column, name)
+        axes.axhline(errors[privacy.AUTO_S], color=COLOURS[place], linestyle="--", linewidth=1)
+        told.append(f"{name} {', '.join(f'{error:.1f}' for error in column)}")
+    axes.set(xscale="log", xlabel="limit of a sample's norm", ylabel="test error, %")
+    axes.set_title("Dashed: AUTO-S, which has no limit", loc="left", fontsize=10)
+    axes.legend(frameon=False, labelcolor=GREY)
+    limits = ", ".join(f"{limit:g}" for limit in privacy.LIMITS)
+    return f"Test error in % for the limits {limits} at the best learning rate: {'; '.join(told)}."
+
+
+def _ghost_norms(_: Store, figure: Figure) -> str:
+    """Draw what a layer of width d needs at T positions: 2·T² numbers or d² numbers."""
+    axes = figure.subplots()
+    times = [2**power for power in range(12)]
+    axes.plot(times, [2 * t * t for t in times], color=COLOURS[1], linewidth=1.6)
+    axes.annotate("Gram matrices, 2·T²", (2.4, 8), color=COLOURS[1], va="top")
+    for width in (64, 256, 1024):
+        axes.axhline(width**2, color=COLOURS[0], linewidth=1.6)
+        axes.annotate(
+            f"written out, {width} × {width}", (1, 1.15 * width**2), color=COLOURS[0], va="bottom"
+        )
+        axes.plot(width / 2**0.5, width**2, "o", markersize=10, fillstyle="none", color=GREY)
+    axes.set(xscale="log", yscale="log", xlabel="positions T", ylabel="numbers for one sample")
+    axes.set_title("Ringed: both take the same memory", loc="left", fontsize=10)
+    return (
+        "Numbers in memory for one sample against the positions T, both logarithmic: the Gram "
+        "matrices grow as 2·T² and meet the constant size of the written-out gradient at T = 45 "
+        "for a width of 64, at 181 for 256 and at 724 for 1024."
+    )

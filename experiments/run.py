@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradclip.errors import GradclipWarning
 
 from .advised import train_advised
+from .private import train_private
 from .setting import ADVISED, TUNED, Setting
 from .store import Store
 from .tasks import TASKS
@@ -29,7 +30,7 @@ def perform(setting: Setting) -> Figures:
     if setting.task not in TASKS:
         raise KeyError(setting.task)
     trained = {ADVISED: train_advised, TUNED: train_tuned}.get(setting.policy, train)
-    figures = trained(setting)
+    figures = (trained if setting.noise is None else train_private)(setting)
     return {**figures, "seconds": round(time.perf_counter() - start, 2)}
 
 

@@ -32,6 +32,8 @@ class Setting:
         spikes: whether heavy-tailed noise is planted in the gradients (see `spikes.py`).
         stop: whether the run ends as soon as its problem is solved.
         sums: whether the sums of the raw and of the clipped gradients are compared.
+        noise: of private training, its deviation over the limit: the policy is then about the
+            gradient of each sample. None for usual training.
     """
 
     task: str
@@ -44,12 +46,14 @@ class Setting:
     spikes: bool = False
     stop: bool = False
     sums: bool = False
+    noise: float | None = None
 
     @property
     def key(self) -> str:
         """The text that names this run alone."""
         options = [f"{name}={value}" for name, value in self.options]
         marks = [name for name in ("spikes", "stop", "sums") if getattr(self, name)]
+        marks += [] if self.noise is None else [f"private={self.noise:g}"]
         sizes = [f"lr={self.lr:g}", f"steps={self.steps}", f"seed={self.seed}"]
         return " ".join([self.task, *options, *marks, self.optimizer, *sizes, self.policy])
 

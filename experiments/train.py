@@ -21,7 +21,7 @@ from .spikes import Spikes
 from .sums import Sums
 from .tasks import TASKS
 
-__all__ = ["OPTIMIZERS", "Figures", "schedule", "train"]
+__all__ = ["OPTIMIZERS", "Figures", "ending", "schedule", "train"]
 
 Figures = dict[str, Any]
 
@@ -100,7 +100,7 @@ def train(setting: Setting, record: Path | None = None) -> Figures:
                 break
     clipper.detach()
     return {
-        **_ending(problem, losses, setting.steps),
+        **ending(problem, losses, setting.steps),
         **_clipping(seen),
         **({"solved_at": solved_at} if setting.stop else {}),
         **({} if spikes is None else {"planted": spikes.planted}),
@@ -125,7 +125,7 @@ def _is_solved(problem: Problem) -> bool:
     return problem.solved(problem.evaluate())
 
 
-def _ending(problem: Problem, losses: list[float], steps: int) -> Figures:
+def ending(problem: Problem, losses: list[float], steps: int) -> Figures:
     """Return the end of the run, and the course of its loss."""
     column = np.array(losses)
     finite = math.isfinite(losses[-1])

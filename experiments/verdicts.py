@@ -6,11 +6,20 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .intervals import Interval, share
+from .intervals import Interval, paired, share
 from .outcome import mean
 from .setting import NONE
 from .store import Store
-from .studies import batch_size, depth, generalization, information, spikes, stability, threshold
+from .studies import (
+    batch_size,
+    depth,
+    generalization,
+    information,
+    privacy,
+    spikes,
+    stability,
+    threshold,
+)
 from .studies import text as text_study
 
 __all__ = ["Verdict", "verdicts"]
@@ -47,6 +56,8 @@ def verdicts(store: Store) -> list[Verdict]:
         _normalization(store),
         _batch_size(store),
         _adaptive(store),
+        _private(store),
+        _auto_s(store),
     ]
 
 
@@ -272,3 +283,37 @@ def _adaptive(store: Store) -> Verdict:
     told += "; ".join(f"{name} {regret.text()}" for name, regret in changes.items())
     told += f". What matters: a loss that is lower by {LOWER}"
     return _by_task(claim, told, changes, lambda _: LOWER)
+
+
+def _private(store: Store) -> Verdict:
+    claim = "Private training: a low limit biases, a high one drowns in noise"
+    low, high = (f"norm:{limit:g}" for limit in (min(privacy.LIMITS), max(privacy.LIMITS)))
+    quiet, noisy = (privacy.best(store, noise) for noise in privacy.NOISES)
+    if not quiet or not noisy:
+        return _missing(claim)
+    changes: dict[str, Interval] = {}
+    told = "test error of the best limit less that of"
+    for name, runs, extreme in (("too low", quiet, low), ("too high", noisy, high)):
+        best = privacy.best_limit(runs)
+        changes[name] = privacy.change(runs, extreme, best)
+        noise = "with" if runs is noisy else "without"
+        told += f" `{extreme}` {noise} noise: {changes[name].text(2)} (best `{best}`);"
+    losses = ([run["loss"] for run in quiet[policy][1]] for policy in (high, low))
+    told += f" training loss without noise of `{low}` less that of `{high}`, which clips nothing: "
+    told += f"{paired(*losses).text()}. What matters: an error lower by {FEWER:g} point"
+    return _by_task(claim, told, changes, lambda _: FEWER)
+
+
+def _auto_s(store: Store) -> Verdict:
+    claim = "Private training: AUTO-S without a limit is as good as the best limit"
+    runs = privacy.best(store, max(privacy.NOISES))
+    if not runs:
+        return _missing(claim)
+    best = privacy.best_limit(runs)
+    change = privacy.change(runs, best, privacy.AUTO_S)
+    told = (
+        f"test error of `{privacy.AUTO_S}` less that of `{best}`, each at its best learning rate: "
+        f"{change.text(2)}. What matters: {FEWER:g} point"
+    )
+    word = HOLDS if change.high < FEWER else NOT if change.low > 0 else UNSHOWN
+    return Verdict(claim, word, told, str(change.count))

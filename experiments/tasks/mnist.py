@@ -74,6 +74,7 @@ def mnist(
     noise: float = 0.0,
     target: float | None = None,
     switch: int = 0,
+    poisson: int = 0,
 ) -> Problem:
     """Return the problem.
 
@@ -88,6 +89,8 @@ def mnist(
         noise: the share of training labels that are drawn anew.
         target: of the training loss: at or under it the problem is solved.
         switch: from this batch on each label is the next class; 0 for never.
+        poisson: the expected size of a batch that takes each digit with one chance, as private
+            training does; 0 for batches of one size.
     """
     images, labels = digits()
     shuffled = torch.randperm(len(labels), generator=Generator().manual_seed(7))
@@ -108,7 +111,10 @@ def mnist(
         nonlocal batches
         batches += 1
         model.train()
-        rows = torch.randint(TRAINED, (BATCH,), generator=draw)
+        if poisson:
+            rows = (torch.rand(TRAINED, generator=draw) < poisson / TRAINED).nonzero().flatten()
+        else:
+            rows = torch.randint(TRAINED, (BATCH,), generator=draw)
         return nn.functional.cross_entropy(model(images[train[rows]]), turned(given[rows]))
 
     def evaluate() -> dict[str, float]:

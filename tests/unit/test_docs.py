@@ -87,7 +87,7 @@ def test_python_snippets_with_a_framework_run(snippet: Snippet) -> None:
 
 def test_only_heavy_frameworks_may_be_missing() -> None:
     needed = {name for snippet in snippets() for name in snippet.needs}
-    others = {"fastai", "ignite", "keras", "schedulefree", "skorch"}
+    others = {"fastai", "ignite", "keras", "opacus", "schedulefree", "skorch"}
     assert needed == others | {"accelerate", "lightning", "transformers"}
     assert importlib.util.find_spec("keras") is not None
     marks = sum(page.read_text().count("<!-- needs:") for page in PAGES)

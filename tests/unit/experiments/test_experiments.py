@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from experiments.problem import Problem  # noqa: E402
 from experiments.setting import ADVISED, Setting  # noqa: E402
 from experiments.spikes import Spikes  # noqa: E402
 from experiments.store import RESULTS, Store  # noqa: E402
-from experiments.studies import advisor, information, threshold  # noqa: E402
+from experiments.studies import advisor, information, privacy, threshold  # noqa: E402
 from experiments.sums import Sums  # noqa: E402
 from experiments.tasks import TASKS  # noqa: E402
 from experiments.verdicts import verdicts  # noqa: E402
@@ -59,6 +60,10 @@ def test_the_docs_say_what_the_results_say(tmp_path: Path, monkeypatch: Any) -> 
         drawn = (FOLDER / f"{name}.svg").read_text("utf-8")
         assert drawn == (tmp_path / f"{name}.svg").read_text("utf-8"), name
         assert len(alt) > 40
+    shown = re.compile(r"!\[(.*?)\]\((?:\.\./)*images/experiments/(.*?)\.svg\)")
+    for page in (ROOT / "docs").rglob("*.md"):
+        for alt, name in shown.findall(page.read_text("utf-8")):
+            assert alt == alts[name], f"{page.name}: copy the description of {name}.svg"
 
 
 def test_a_result_that_changes_makes_the_docs_wrong(tmp_path: Path) -> None:
@@ -91,7 +96,7 @@ def test_only_the_marked_part_of_a_page_changes() -> None:
 def test_nothing_finished_is_said_to_be_nothing(tmp_path: Path) -> None:
     for verdict in verdicts(Store(tmp_path)):
         assert (verdict.word, verdict.seeds) == ("not shown", "0"), verdict
-    assert len(TEXTS) == 9
+    assert len(TEXTS) == 10
 
 
 # ---- The store
@@ -133,8 +138,10 @@ def test_a_key_names_one_setting() -> None:
         base.with_(spikes=True),
         base.with_(stop=True),
         base.with_(sums=True),
+        base.with_(noise=0.0),
+        base.with_(noise=0.4),
     ]
-    assert len({setting.key for setting in (base, *changed)}) == 11
+    assert len({setting.key for setting in (base, *changed)}) == 13
 
 
 # ---- The courses that follow the advice
@@ -316,7 +323,8 @@ def test_clipping_the_parabola_is_biased_as_computed() -> None:
 def test_every_policy_is_one() -> None:
     from gradclip import parse
 
-    settings = (*threshold.settings((0,)), *information.settings((0,)))
+    studies = (threshold, information, privacy)
+    settings = [setting for study in studies for setting in study.settings((0,))]
     texts = {setting.policy for setting in settings} - {ADVISED}
     assert texts
     for text in texts:
