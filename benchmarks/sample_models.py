@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -159,8 +160,8 @@ def _plain(task: Task) -> Step:
     return step
 
 
-def _ours(task: Task) -> Step:
-    clipper = gradclip.torch.per_sample(task.model, f"norm:{LIMIT}")
+def _ours(task: Task, *, batch_grad: bool = True) -> Step:
+    clipper = gradclip.torch.per_sample(task.model, f"norm:{LIMIT}", batch_grad=batch_grad)
 
     def step() -> None:
         task.model.zero_grad()
@@ -240,7 +241,6 @@ def _ghost(task: Task) -> Step:
 
 def _copied(step: Step, model: nn.Module, task: Task) -> Step:
     """Run a step of a copy of the model; the gradients are then the task's own, without a copy."""
-
     theirs = dict(model.named_parameters())
 
     def both() -> None:
@@ -287,11 +287,12 @@ def _in_turn(task: Task) -> Step:
     return step
 
 
-OURS, PLAIN = "per_sample", "no clipping"
+OURS, LEAN, PLAIN = "per_sample", "per_sample(batch_grad=False)", "no clipping"
 HOOKS, GHOST = "Opacus hooks", "Opacus ghost"
 MAPPED, IN_TURN = "torch.func.vmap(grad)", "one sample in turn"
 SIDES: dict[str, Callable[[Task], Step]] = {
     OURS: _ours,
+    LEAN: functools.partial(_ours, batch_grad=False),
     PLAIN: _plain,
     HOOKS: _hooks,
     GHOST: _ghost,

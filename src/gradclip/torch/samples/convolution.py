@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...engine.samples import Squares
 from .forms import Outer, prefers_rows
-from .parts import alive, parts_of, scaled, summing
+from .parts import parts_of, roots_of, summing, weighed
 
 __all__ = ["Conv", "Convolution"]
 
@@ -87,10 +87,11 @@ class Convolution:
         module, dtype = self.module, summing(self.x, self.g)
         shape = self.module.weight.detach().to(dtype)
         total = torch.zeros_like(shape)
+        roots = roots_of(weights, dtype)
         for part in parts_of(self.batch, self.x[:1].numel() + self.g[:1].numel()):
             total += torch.ops.aten.convolution_backward(
-                scaled(self.g[part], weights[part], dtype),
-                _padded(module, alive(self.x[part], weights[part])).to(dtype),
+                weighed(self.g[part], roots[part]),
+                _padded(module, weighed(self.x[part], roots[part])),
                 shape,
                 None,
                 module.stride,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import EPS, Squares
-from .parts import alive, parts_of, scaled, summing
+from .parts import parts_of, roots_of, summing, weighed
 
 __all__ = [
     "Form",
@@ -28,7 +28,9 @@ __all__ = [
     "joined",
     "size_of",
     "squares_of",
+    "stacked",
     "summed",
+    "summed_part",
     "written",
 ]
 
@@ -53,7 +55,7 @@ class Form(Protocol):
 
     @property
     def size(self) -> Tensor:
-        """Shape (B,), the sum of the norms of all terms: the norm, if they had one direction."""
+        """Shape (B,), the sum of the norms of all terms, or somewhat more."""
         ...
 
     def part(self, part: slice) -> Form:
@@ -116,9 +118,9 @@ class Rows:
         """Return Σ weights[i]·values[i], in the parameter's shape."""
         flat = self.values.flatten(1)
         total = flat.new_zeros(flat.shape[1], dtype=summing(flat))
+        roots = roots_of(weights, total.dtype)
         for part in parts_of(*flat.shape):
-            rows = alive(flat[part], weights[part]).to(total.dtype)
-            total.addmv_(rows.mT, weights[part].to(total.dtype))
+            total.addmv_(weighed(flat[part], roots[part]).mT, roots[part])
         return total.reshape(self.values.shape[1:])
 
 
@@ -154,8 +156,9 @@ class Outer:
 
     @property
     def size(self) -> Tensor:
-        """Σ ‖left‖·‖right‖ of each sample."""
-        return (_norms(self.left) * _norms(self.right)).sum((1, 2))
+        """√Σ‖left‖²·√Σ‖right‖² of each sample, which is Σ ‖left‖·‖right‖ or more."""
+        left, right = (torch.linalg.vector_norm(x, dim=(2, 3)) for x in (self.left, self.right))
+        return (left * right).sum(1)
 
     @property
     def prefers_rows(self) -> bool:
@@ -183,11 +186,12 @@ class Outer:
     def weighted(self, weights: Tensor) -> Tensor:
         """Return Σ weights[i]·gradient[i], in the parameter's shape."""
         groups, outs, ins = self.left.shape[1], self.left.shape[2], self.right.shape[2]
-        total = self.left.new_zeros(groups, outs, ins, dtype=summing(self.left, self.right))
+        roots = roots_of(weights, summing(self.left, self.right))
+        total = None
         for part in parts_of(self.batch, groups * self.count * (outs + ins)):
-            left = scaled(self.left[part], weights[part], total.dtype)
-            right = alive(self.right[part], weights[part]).to(total.dtype)
-            total.baddbmm_(_in_line(left).mT, _in_line(right))
+            left, right = (_in_line(weighed(x[part], roots[part])) for x in (self.left, self.right))
+            total = left.mT @ right if total is None else total.baddbmm_(left.mT, right)
+        assert total is not None
         return total.reshape(self.shape)
 
 
@@ -227,8 +231,8 @@ class Lookup:
 
     @property
     def size(self) -> Tensor:
-        """Σ ‖values‖ of each sample."""
-        return _norms(self.values).sum(1)
+        """√T·√Σ‖values‖² of each sample, which is Σ ‖values‖ or more."""
+        return _norms(self.values, self.count)
 
     @property
     def same(self) -> Tensor:
@@ -251,7 +255,8 @@ class Lookup:
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return Σ weights[i]·gradient[i], in the table's shape."""
-        values = scaled(self.values, weights, summing(self.values)).mT.contiguous()
+        roots = roots_of(weights, summing(self.values))
+        values = weighed(weighed(self.values, roots), roots).mT.contiguous()
         rows = self.shape[0]
         return torch.ops.aten.embedding_dense_backward(values, self.index, rows, -1, False)
 
@@ -294,13 +299,16 @@ class Tied:
 
     def squares(self) -> Squares:
         """Return the squared norms; a lookup is an outer product with a unit vector."""
-        left = self.head.left[:, 0]
+        left, right, values = self.head.left[:, 0], self.head.right[:, 0], self.table.values
         place = self.table.index[:, :, None].expand(-1, -1, left.shape[2])
-        cross = left.gather(1, place)  # The unit vectors times the columns of left.
-        above = torch.cat([self.table.same, cross], 2)
-        lefts = torch.cat([above, torch.cat([cross.mT, _gram(left)], 2)], 1)
-        rights = _gram(torch.cat([self.table.values, self.head.right[:, 0]], 2))
-        return _of_grams(lefts, rights, sum(self.table.shape))
+        pairs = [
+            (_gram(left), _gram(right)),
+            (self.table.same, _gram(values)),
+            (2 * left.gather(1, place), values.mT @ right),  # Unit vectors times columns of left.
+        ]
+        total = torch.stack([(a * b).sum((1, 2)) for a, b in pairs]).sum(0).clamp_min(0)
+        error = (sum(self.table.shape) + self.count**2 + 8) * EPS
+        return Squares(total, error * self.size * self.size)
 
     def rows(self) -> Tensor:
         """Return the gradients, written out."""
@@ -416,14 +424,22 @@ def written(form: Form, dtype: torch.dtype) -> Rows:
     return Rows(torch.cat(rows), torch.cat(sizes), form.count, _catenated(found))
 
 
-def summed(terms: Tensor) -> Rows:
-    """Return the rows that are sums over the last axis of terms, shape (B, *shape, T)."""
-    rows, sizes = [], []
-    for each in parts_of(len(terms), terms[:1].numel()):
-        part = terms[each].double()
-        rows.append(part.sum(-1))
-        sizes.append(_norms(part.flatten(1, -2)).sum(1))
-    return Rows(torch.cat(rows), torch.cat(sizes), terms.shape[-1])
+def summed(terms: Tensor, dim: int = -1) -> Rows:
+    """Return the rows that are sums over one axis of terms, of all samples."""
+    parts = parts_of(len(terms), terms[:1].numel())
+    return stacked([summed_part(terms[each].double(), dim) for each in parts])
+
+
+def summed_part(terms: Tensor, dim: int) -> Rows:
+    """Return the rows that are sums over one axis of terms in float64."""
+    count = terms.shape[dim]
+    return Rows(terms.sum(dim), _norms(terms, count), count)
+
+
+def stacked(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts of a batch."""
+    values = torch.cat([each.values for each in parts])
+    return Rows(values, torch.cat([each.size for each in parts]), parts[0].count)
 
 
 def _of_rows(rows: Tensor, size: Tensor, count: int) -> Squares:
@@ -457,9 +473,10 @@ def _gram(values: Tensor) -> Tensor:
     return values.mT @ values
 
 
-def _norms(values: Tensor) -> Tensor:
-    """Return the norms of the columns, shape (…, T)."""
-    return (values * values).sum(-2).sqrt()
+def _norms(terms: Tensor, count: int) -> Tensor:
+    """Return what the norms of a sample's terms add up to at most: (Σ‖t‖)² ≤ count·Σ‖t‖²."""
+    axes = tuple(range(1, terms.dim()))  # Not flattened, which would copy a transposed tensor.
+    return torch.linalg.vector_norm(terms, dim=axes) * count**0.5
 
 
 def _in_line(values: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ...errors import PolicyError
 from .call import tensors_in
-from .convolution import Convolution
-from .forms import Form, Outer, Several, joined, size_of, written
-from .ghost import refuse_no_batch
+from .forms import Form, Several, joined, size_of
+from .ghost import refuse_no_batch, settled
 from .kept import Kept, Use
-from .parts import summing
+from .parts import PART
 from .vmapped import vmapped
 
 __all__ = ["Gathered", "gather", "refuse_other_batch", "refuse_other_sum"]
@@ -86,22 +85,11 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
         kept.paused = False
     joint: list[Form | None] = []
     for name, forms in zip(names, found, strict=True):
-        joint.append(_settled(joined(forms)) if forms else None)
+        joint.append(settled(joined(forms)) if forms else None)
         forms.clear()
-        if isinstance(joint[-1], Several):
+        if isinstance(joint[-1], Several) and len({type(form) for form in joint[-1].forms}) > 1:
             ran.setdefault("rows", []).append(name)
     return Gathered(batch, joint, ran, eps, device)
-
-
-def _settled(form: Form) -> Form:
-    """Write out the gradients where they are smaller than what they are made of."""
-    if isinstance(form, Outer) and form.prefers_rows:
-        return written(form, summing(form.left, form.right))
-    if isinstance(form, Convolution) and form.prefers_rows:
-        kept = form.x[:1].numel() + form.g[:1].numel()
-        if form.shape.numel() <= kept:
-            return written(form, summing(form.x, form.g))
-    return form
 
 
 def refuse_other_batch(uses: Sequence[Use], batch: int, why: str) -> None:
@@ -139,6 +127,8 @@ def _batch(uses: list[Use]) -> int:
 def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     """Return the way that was taken, and the forms of the unit's trained parameters."""
     unit = use.unit
+    if use.forms is not None:
+        return "ghost", use.forms
     if unit.ghost is not None:
         return "ghost", unit.ghost(unit.module, use.call)
     # torch.func has no rule for recurrent layers.
@@ -148,6 +138,12 @@ def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     except Exception as fault:  # The module may be anybody's code.
         raise _not_apart(unit.name, unit.module, fault) from fault
     return ("loop" if in_turn else "vmap"), forms
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """Return the norm of a difference, in float64, without a copy of the whole."""
+    pairs = zip(one.flatten().split(PART), other.flatten().split(PART), strict=True)
+    return torch.stack([(a.double() - b.double()).norm() for a, b in pairs]).norm()
 
 
 def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
@@ -178,10 +174,9 @@ def refuse_other_sum(
     ones = torch.ones(gathered.batch, dtype=torch.float64, device=gathered.device)
     off, size = [], []
     for form, parameter in zip(gathered.forms, parameters, strict=True):
-        total = torch.zeros_like(parameter, dtype=torch.float64)
-        total = total if form is None else form.weighted(ones).double()
-        grad = total * 0 if parameter.grad is None else parameter.grad.double()
-        off.append((grad - total).norm())
+        total = torch.zeros_like(parameter) if form is None else form.weighted(ones)
+        grad = torch.zeros_like(total) if parameter.grad is None else parameter.grad
+        off.append(_distance(grad, total))
         size.append(ones[:0].sum() if form is None else size_of(form).sum())
     apart, sizes = torch.stack(off), torch.stack(size)
     eps = max(gathered.eps, *(torch.finfo(p.dtype).eps for p in parameters))

@@ -19,11 +19,11 @@ from ...errors import PolicyError
 from .attention import attention, is_plain_attention
 from .call import Call
 from .convolution import Conv, Convolution
-from .forms import Form, Lookup, Outer, Rows, summed
-from .parts import parts_of
+from .forms import Form, Lookup, Outer, Rows, stacked, summed, summed_part, written
+from .parts import parts_of, summing
 from .recurrent import is_plain_recurrent, recurrent
 
-__all__ = ["Ghost", "ghost_of"]
+__all__ = ["Ghost", "ghost_of", "has_batch", "refuse_no_batch", "settled"]
 
 Ghost = Callable[[nn.Module, Call], dict[str, Form]]
 """From a module and one call of it to forms by the parameter's name."""
@@ -116,22 +116,17 @@ def _scale_and_shift(
         module: has a weight, and perhaps a bias.
         x: the input, shape (B, T, *shape) of a norm by places; (B, channels, T) by channels.
         g: the gradient of the output, likewise.
-        normal: normalises some of the samples in float64.
+        normal: normalises some of the samples.
     """
     axis = 2 if isinstance(module, nn.GroupNorm) else 1
-
-    def last(values: Tensor) -> Tensor:
-        return values.movedim(axis, -1)
-
-    def weight() -> Form:
-        parts = [
-            summed(last(g[part].double() * normal(x[part].double())))
-            for part in parts_of(len(x), 2 * x[:1].numel())
-        ]
-        values, size = (torch.cat([getattr(each, n) for each in parts]) for n in ("values", "size"))
-        return Rows(values, size, parts[0].count)
-
-    return _trained(module, {"weight": weight, "bias": lambda: summed(last(g))})
+    found: dict[str, list[Rows]] = {"weight": [], "bias": []}
+    for part in parts_of(len(x), 2 * x[:1].numel()):
+        pull = g[part].double()
+        found["weight"].append(summed_part(normal(x[part]).double().mul_(pull), axis))
+        found["bias"].append(summed_part(pull, axis))
+    return _trained(
+        module, {name: functools.partial(stacked, each) for name, each in found.items()}
+    )
 
 
 _GHOSTS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], dict[str, Form]]] = {
@@ -156,13 +151,33 @@ LEAST_AXES: dict[type[nn.Module], int] = {
 """The axes of an input that has a batch; 2 for what is not here."""
 
 
+def has_batch(module: nn.Module, x: Tensor) -> bool:
+    """Whether an input has as many axes as one with a batch."""
+    return x.dim() >= _least_axes(module)
+
+
 def refuse_no_batch(name: str, module: nn.Module, x: Tensor) -> None:
     """Refuse an input without a batch axis."""
-    own = len(getattr(module, "normalized_shape", ())) + 1
-    least = next((n for kind, n in LEAST_AXES.items() if isinstance(module, kind)), max(own, 2))
-    if x.dim() < least:
+    if not has_batch(module, x):
+        least = _least_axes(module)
         remedy = f"the input of {name!r} has no batch axis: give (batch, …), {least} axes or more"
         raise PolicyError.of("input.shape", tuple(x.shape), remedy)
+
+
+def _least_axes(module: nn.Module) -> int:
+    own = len(getattr(module, "normalized_shape", ())) + 1
+    return next((n for kind, n in LEAST_AXES.items() if isinstance(module, kind)), max(own, 2))
+
+
+def settled(form: Form) -> Form:
+    """Write the gradients out where they are smaller than what they are made of."""
+    if isinstance(form, Outer) and form.prefers_rows:
+        return written(form, summing(form.left, form.right))
+    if isinstance(form, Convolution) and form.prefers_rows:
+        kept = form.x[:1].numel() + form.g[:1].numel()
+        if form.shape.numel() <= kept:
+            return written(form, summing(form.x, form.g))
+    return form
 
 
 def _columns(values: Tensor, width: int) -> Tensor:

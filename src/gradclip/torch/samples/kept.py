@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from ...errors import PolicyError
 from .attention import draws, random_of
 from .call import Call, tensors_in
-from .ghost import Ghost, ghost_of
+from .forms import Form, Rows
+from .ghost import Ghost, ghost_of, has_batch, settled
 
 __all__ = ["Kept", "Unit", "Use", "units_of"]
 
@@ -27,11 +29,13 @@ class Unit:
         name: the module's name in the model.
         module: the module.
         ghost: the function that knows the module's gradients; None asks `vmapped`.
+        alone: whether no other unit has a parameter of this one.
     """
 
     name: str
     module: nn.Module
     ghost: Ghost | None
+    alone: bool = True
 
 
 @dataclass
@@ -42,11 +46,13 @@ class Use:
         unit: what was called.
         call: with what; a backward pass fills in the gradients of the output.
         versions: the version of each tensor in args and kwargs at the call.
+        forms: the gradients, if they were written out at once; the call then has shapes alone.
     """
 
     unit: Unit
     call: Call
     versions: list[int]
+    forms: dict[str, Form] | None = None
 
     @property
     def first(self) -> Tensor:
@@ -62,10 +68,32 @@ class Use:
         """The length of the first axis of this tensor, which must be the batch; 0 of a number."""
         return self.first.shape[0] if self.first.dim() else 0
 
+    @property
+    def overwritten(self) -> bool:
+        """Whether somebody has changed an input in place since the call."""
+        given = tensors_in((self.call.args, self.call.kwargs))
+        return self.versions != [tensor._version for tensor in given]
+
+    @torch.no_grad()
+    def write_out(self) -> None:
+        """Write the gradients out if they are smaller than the tensors that were kept; free these.
+
+        What is to be refused is left for later.
+        """
+        unit, call = self.unit, self.call
+        if unit.ghost is None or self.overwritten or not has_batch(unit.module, self.first):
+            return
+        forms = {name: settled(form) for name, form in unit.ghost(unit.module, call).items()}
+        if all(isinstance(form, Rows) for form in forms.values()):
+            self.forms = forms
+            self.call = Call(
+                (_shape(self.first),), {}, [g if g is None else _shape(g) for g in call.grads]
+            )
+            self.versions = [0]
+
     def refuse_overwritten(self) -> None:
         """Refuse an input that somebody has changed in place since the call."""
-        now = [tensor._version for tensor in tensors_in((self.call.args, self.call.kwargs))]
-        if now != self.versions:
+        if self.overwritten:
             remedy = (
                 "its input was changed in place after the call: use the form that returns a new "
                 "tensor, such as inplace=False"
@@ -93,6 +121,7 @@ class Kept:
     _handles: list[RemovableHandle] = field(default_factory=list)
     _random: dict[str, Tensor] = field(default_factory=dict)
     _resting: dict[str, list[Tensor]] = field(default_factory=dict)
+    _calls: dict[str, int] = field(default_factory=dict)
 
     def watch(self, units: list[Unit]) -> None:
         """Put a hook on each unit."""
@@ -123,6 +152,7 @@ class Kept:
         """Forget the uses, whose tensors are then free."""
         self.uses.clear()
         self.passes.clear()
+        self._calls.clear()
 
     def _before(self, unit: Unit) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -148,6 +178,7 @@ class Kept:
                 return
             args, kwargs = tree_map_only(Tensor, torch.detach, (args, kwargs))
             versions = [tensor._version for tensor in tensors_in((args, kwargs))]
+            self._calls[unit.name] = self._calls.get(unit.name, 0) + 1
             use = Use(unit, Call(args, kwargs, [None] * len(outputs), state), versions)
             for place, each in enumerate(outputs):
                 if each.requires_grad:
@@ -161,19 +192,26 @@ class Kept:
                 self.uses.append(use)
             use.call.grads[place] = grad.detach()
             self.passes.add(torch._C._current_graph_task_id())
+            if use.unit.alone and self._calls.get(use.unit.name) == 1 and len(use.call.grads) == 1:
+                use.write_out()
 
         return collect
 
 
 def _at_rest(module: nn.Module, given: list[Tensor]) -> list[Tensor]:
-    """Let the matrices of a module need no gradient, if its output needs one without them."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    weights = [p for p in trained if p.dim() > 1]
-    if len(weights) < len(trained) or any(each.requires_grad for each in given):
-        for weight in weights:
-            weight.requires_grad_(False)
-        return weights
-    return []
+    """Let the parameters of a module need no gradient, as far as its output still needs one."""
+    resting = [p for p in module.parameters() if p.requires_grad]
+    if not any(each.requires_grad for each in given):
+        matrices = [p for p in resting if p.dim() > 1]
+        resting = matrices if len(matrices) < len(resting) else []
+    for parameter in resting:
+        parameter.requires_grad_(False)
+    return resting
+
+
+def _shape(values: Tensor) -> Tensor:
+    """Return a tensor of this shape that takes no memory."""
+    return values.new_zeros(()).expand(values.shape)
 
 
 def units_of(model: nn.Module) -> list[Unit]:
@@ -182,7 +220,11 @@ def units_of(model: nn.Module) -> list[Unit]:
     A module that has parameters of its own and that no function knows is watched with everything in
     it.
     """
-    return list(_units(model, "", set()))
+    units = list(_units(model, "", set()))
+    owners = Counter(p for unit in units for p in set(unit.module.parameters()))
+    return [
+        replace(unit, alone=all(owners[p] == 1 for p in unit.module.parameters())) for unit in units
+    ]
 
 
 def _units(module: nn.Module, name: str, met: set[nn.Module]) -> Iterator[Unit]:

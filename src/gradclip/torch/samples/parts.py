@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["alive", "parts_of", "scaled", "summing"]
+__all__ = ["PART", "parts_of", "roots_of", "summing", "weighed"]
 
 PART = 1 << 18
 """About how many values of float64 are looked at together: two megabytes."""
@@ -31,16 +31,14 @@ def summing(*values: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def alive(values: Tensor, weights: Tensor) -> Tensor:
-    """Return values with zeros for each sample of weight 0, since 0·NaN is NaN."""
-    return values.masked_fill(_like(weights == 0, values), 0.0)
+def roots_of(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return √weights in a dtype: the two factors of a product then have a share each.
+
+    A weight alone may be under the smallest float32, if a gradient is beyond the largest.
+    """
+    return weights.sqrt().to(dtype)
 
 
-def scaled(values: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return values times the samples' weights, in a dtype; a weight alone may not fit in it."""
-    return (alive(values, weights) * _like(weights, values)).to(dtype)
-
-
-def _like(each: Tensor, values: Tensor) -> Tensor:
-    """Return one value a sample, with as many axes as the samples have."""
-    return each.reshape(-1, *(1,) * (values.dim() - 1))
+def weighed(values: Tensor, roots: Tensor) -> Tensor:
+    """Return values times one factor a sample; a sample with the factor 0 may hold NaN."""
+    return (values * roots.reshape(-1, *(1,) * (values.dim() - 1))).nan_to_num_(0.0)

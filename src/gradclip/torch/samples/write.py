@@ -8,35 +8,39 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import EPS
-from ..tensors.norms import device_norms
 from .batch import Batch
+from .parts import PART
 
-__all__ = ["means", "toward_zero"]
+__all__ = ["toward_zero", "write"]
 
 
-def means(
-    batches: Sequence[Batch], dtypes: Sequence[torch.dtype], divisor: float
-) -> list[Tensor | None]:
-    """Return the sums of all micro-batches over a divisor, in the parameters' dtypes.
+def write(parameters: Sequence[Tensor], batches: Sequence[Batch], divisor: float) -> None:
+    """Write the sums of all micro-batches over a divisor in `.grad`; 0 where there is no sum.
 
-    What rounding adds is taken off again: the norm of a result, over the parameters that share a
+    What rounding adds is taken off again: the norm of `.grad`, over the parameters that share a
     limit, is at most the sum of weight·limit over the samples, divided by the divisor.
 
     Args:
+        parameters: those without a `.grad` get one only if there is a sum.
         batches: at least one; their sums may be mutated.
-        dtypes: of the parameters.
         divisor: > 0.
     """
-    totals = [_added([batch.sums[place] for batch in batches]) for place in range(len(dtypes))]
+    totals = [_added([batch.sums[place] for batch in batches]) for place in range(len(parameters))]
     factors: dict[int, Tensor] = {}
     for place, (members, _) in enumerate(batches[0].limits):
         most = torch.stack([batch.limits[place][1] for batch in batches]).sum()
         mine = [total for total in (totals[member] for member in members) if total is not None]
         factors |= dict.fromkeys(members, _factor(mine, most))
-    return [
-        None if total is None else toward_zero(total.mul_(factors.get(i, 1.0) / divisor), dtype)
-        for i, (total, dtype) in enumerate(zip(totals, dtypes, strict=True))
-    ]
+    for place, (parameter, total) in enumerate(zip(parameters, totals, strict=True)):
+        grad, factor = parameter.grad, factors.get(place, 1.0) / divisor
+        if total is None:
+            _ = None if grad is None else grad.zero_()
+        elif grad is None:
+            parameter.grad = toward_zero(total.mul_(factor), parameter.dtype)
+        elif grad.dtype == total.dtype:
+            torch.mul(total, factor, out=grad)  # In place: it may be a view of something larger.
+        else:
+            grad.copy_(toward_zero(total.mul_(factor), parameter.dtype))
 
 
 def _added(sums: Sequence[Tensor | None]) -> Tensor | None:
@@ -56,10 +60,17 @@ def _factor(totals: Sequence[Tensor], most: Tensor) -> Tensor:
     count = sum(total.numel() for total in totals)
     eps = max(torch.finfo(total.dtype).eps for total in totals)
     # The norm may be off by its own rounding, and each value by half of the smallest float.
-    norm = device_norms(totals, 2.0).square().sum().sqrt() * (1 + (count + 8) * EPS)
-    tiny = min(torch.finfo(total.dtype).smallest_normal * torch.finfo(total.dtype).eps for total in totals)
+    norm = torch.stack([_square(total) for total in totals]).sum().sqrt()
+    norm = norm * (1 + (count + 8) * EPS)
+    tiny = max(torch.finfo(t.dtype).smallest_normal * torch.finfo(t.dtype).eps for t in totals)
     norm = norm * (1 + 2 * eps) + tiny * count**0.5
     return torch.where(norm.isfinite(), (most / norm).clamp(max=1.0), 1.0)
+
+
+def _square(total: Tensor) -> Tensor:
+    """Return the squared norm in float64, without a copy of the whole tensor."""
+    parts = (part.double() for part in total.flatten().split(PART))
+    return torch.stack([torch.dot(part, part) for part in parts]).sum()
 
 
 def toward_zero(values: Tensor, dtype: torch.dtype) -> Tensor:
