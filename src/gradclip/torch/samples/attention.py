@@ -74,7 +74,9 @@ def attention(module: nn.Module, call: Call) -> dict[str, Form]:
     if rest and rest[0] is not None and weights is not None:
         tops.append(weights)
         pulls.append(rest[0].to(weights.dtype))
-    lefts = [each.mT for each in torch.autograd.grad(tops, projected, pulls)]
+    lefts = [
+        each.mT for each in torch.autograd.grad(tops, projected, pulls, materialize_grads=True)
+    ]
     forms = _in_projections(module, lefts, [x.mT for x in inputs])
     if pull is not None:
         outer = _outer(pull.mT, mixed.detach().mT)

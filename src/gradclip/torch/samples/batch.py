@@ -86,6 +86,7 @@ def clipped_batch(
     for place, form in enumerate(gathered.forms):
         sums.append(None if form is None else form.weighted(coefs[place] * weights * scale))
         gathered.forms[place] = None  # What it was made of is then free.
+    total_weight = torch.where(counted, weights, 0.0).sum()
     return Batch(
         sums=sums,
         norms=norms * scale,
@@ -97,14 +98,13 @@ def clipped_batch(
         after=after.sum() * scale,
         moves=decided.moves,
         bound=decided.bound,
-        limits=[(members, _times(high, weights[counted])) for members, high in decided.limits],
+        limits=[(members, _times(high, total_weight)) for members, high in decided.limits],
         ran=gathered.ran,
     )
 
 
-def _times(high: Tensor, weights: Tensor) -> Tensor:
-    """Return what the norms of weighted samples add up to at most."""
-    total = weights.sum()
+def _times(high: Tensor, total: Tensor) -> Tensor:
+    """Return what the norms of samples of this weight in total add up to at most."""
     return torch.where(total > 0, high * total, 0.0)
 
 

@@ -414,14 +414,19 @@ def written(form: Form, dtype: torch.dtype) -> Rows:
         form: not mutated.
         dtype: what the gradients are kept in.
     """
-    rows, sizes, found = [], [], []
+    sizes, found = [], []
+    rows: Tensor | None = None
     for each in parts_of(form.batch, form.width):
         part = form.part(each)
         values, size = part.rows(), part.size
         found.append(_of_rows(values, size, form.count))
-        rows.append(values.to(dtype))
         sizes.append(size)
-    return Rows(torch.cat(rows), torch.cat(sizes), form.count, _catenated(found))
+        rows = (
+            values.new_empty(form.batch, *values.shape[1:], dtype=dtype) if rows is None else rows
+        )
+        rows[each] = values
+    assert rows is not None
+    return Rows(rows, torch.cat(sizes), form.count, _catenated(found))
 
 
 def summed(terms: Tensor, dim: int = -1) -> Rows:

@@ -19,6 +19,10 @@ from .forms import Form, Outer, summed
 __all__ = ["is_plain_recurrent", "recurrent"]
 
 
+SAMPLES = 64
+"""How many samples run together: enough that a step is worth its calls."""
+
+
 @dataclass(frozen=True)
 class _Weights:
     """The parameters of one layer in one direction."""
@@ -62,45 +66,78 @@ def recurrent(module: nn.Module, call: Call) -> dict[str, Form]:
         call: not mutated.
     """
     assert isinstance(module, nn.RNNBase)
+    assert call.first is not None
+    batch = len(call.first)
+    whole: dict[str, Tensor] = {}
+    for low in range(0, max(batch, 1), SAMPLES):
+        part = slice(low, min(low + SAMPLES, batch))
+        for name, values in _of_some(module, _some(module, call, part)).items():
+            if name not in whole:
+                few = batch <= SAMPLES
+                whole[name] = values if few else values.new_empty(batch, *values.shape[1:])
+            if whole[name] is not values:
+                whole[name][part] = values
+    forms: dict[str, Form] = {}
+    for name, p in module.named_parameters():
+        kind, _, suffix = name.partition("_l")
+        left, right = (f"{each}_l{suffix}" for each in _SIDES[kind.rpartition("_")[2]])
+        left = left if left in whole else f"gates_l{suffix}"
+        if p.requires_grad and kind.startswith("weight"):
+            forms[name] = Outer(whole[left][:, None], whole[right][:, None], p.shape)
+        elif p.requires_grad:
+            forms[name] = summed(whole[left])
+    return forms
+
+
+_SIDES = {"ih": ("gates", "inputs"), "hh": ("again", "before"), "hr": ("outputs", "wide")}
+"""The gradients and the inputs that the gradients of a parameter are made of."""
+
+
+def _some(module: nn.RNNBase, call: Call, part: slice) -> Call:
+    """Return the call of some of the samples; states have the batch as their second axis."""
+    first = call.first
+    assert first is not None
+    given = call.kwargs.get("hx", call.args[1] if len(call.args) > 1 else None)
+    states = [given] if isinstance(given, Tensor) else list(given or [])
+    grads = [
+        None if g is None else g[part] if place == 0 else g[:, part]
+        for place, g in enumerate(call.grads)
+    ]
+    x = first[part].to(next(module.parameters()).dtype)
+    return Call((x, *(state[:, part].to(x.dtype) for state in states)), {}, grads)
+
+
+def _of_some(module: nn.RNNBase, call: Call) -> dict[str, Tensor]:
+    """Return what the gradients are made of, each of the shape (B, width, T)."""
     with torch.enable_grad():
         outputs, traced = _run(module, call)
-    wanted = [
-        each for _, t in traced for each in (*t.gates, *t.repeated, *t.outputs[: len(t.wide)])
-    ]
+    wanted = [each for _, t in traced for each in (*t.gates, *t.repeated)]
+    wanted += [each for _, t in traced if t.wide for each in t.outputs]
     pairs = [(out, g) for out, g in zip(outputs, call.grads, strict=True) if g is not None]
     tops, pulls = [out for out, _ in pairs], [g.to(out.dtype) for out, g in pairs]
-    found = torch.autograd.grad(tops, wanted, pulls, allow_unused=True)
+    found = torch.autograd.grad(tops, wanted, pulls, materialize_grads=True)
     grads = {id(key): value for key, value in zip(wanted, found, strict=True)}
 
     def by_time(values: list[Tensor]) -> Tensor:
-        taken = [grads[id(each)] for each in values]
-        return torch.stack(
-            [torch.zeros_like(v) if g is None else g for v, g in zip(values, taken, strict=True)], 2
-        )
+        return torch.stack([grads[id(each)] for each in values], 2)
 
-    forms: dict[str, Form] = {}
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    made: dict[str, Tensor] = {}
     for weights, t in traced:
-        gates = by_time(t.gates)
-        again = by_time(t.repeated) if t.repeated else gates
-        uses = [("ih", gates, t.inputs.mT), ("hh", again, torch.stack(t.before, 2))]
+        suffix = weights.suffix
+        made[f"gates{suffix}"] = by_time(t.gates)
+        made[f"inputs{suffix}"] = t.inputs.detach().mT
+        made[f"before{suffix}"] = torch.stack(t.before, 2)
+        if t.repeated:
+            made[f"again{suffix}"] = by_time(t.repeated)
         if t.wide:
-            uses.append(("hr", by_time(t.outputs), torch.stack(t.wide, 2)))
-        for kind, left, right in uses:
-            name = f"weight_{kind}{weights.suffix}"
-            if name in trained:
-                shape = torch.Size((left.shape[1], right.shape[1]))
-                forms[name] = Outer(left[:, None], right.detach()[:, None], shape)
-            if f"bias_{kind}{weights.suffix}" in trained:
-                forms[f"bias_{kind}{weights.suffix}"] = summed(left)
-    return forms
+            made[f"outputs{suffix}"] = by_time(t.outputs)
+            made[f"wide{suffix}"] = torch.stack(t.wide, 2)
+    return made
 
 
 def _run(module: nn.RNNBase, call: Call) -> tuple[list[Tensor], list[tuple[_Weights, _Traced]]]:
     """Run the module; return its outputs, and what each layer got in each direction."""
-    x = call.first
-    assert x is not None
-    x = x.to(next(module.parameters()).dtype)
+    x, *_ = call.args
     states = _states(module, call, x)
     traced: list[tuple[_Weights, _Traced]] = []
     ends: list[tuple[Tensor, ...]] = []
@@ -120,13 +157,13 @@ def _run(module: nn.RNNBase, call: Call) -> tuple[list[Tensor], list[tuple[_Weig
 
 def _states(module: nn.RNNBase, call: Call, x: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield the first state of each layer and direction: (h,), and of an LSTM (h, c)."""
-    given = call.kwargs.get("hx", call.args[1] if len(call.args) > 1 else None)
+    given = call.args[1:]
     count = module.num_layers * (2 if module.bidirectional else 1)
     widths = [module.proj_size or module.hidden_size, module.hidden_size]
-    if given is None:
+    if not given:
         lstm = isinstance(module, nn.LSTM)
         given = [x.new_zeros(count, len(x), each) for each in widths[: 2 if lstm else 1]]
-    yield from zip(*([given] if isinstance(given, Tensor) else given), strict=True)
+    yield from zip(*given, strict=True)
 
 
 def _weights(module: nn.RNNBase, suffix: str) -> _Weights:
