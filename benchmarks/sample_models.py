@@ -15,7 +15,21 @@ from torch.nn import functional as F
 
 import gradclip.torch
 
-__all__ = ["LIMIT", "MODELS", "SIDES", "Task", "opacus"]
+__all__ = [
+    "GHOST",
+    "HOOKS",
+    "IN_TURN",
+    "LEAN",
+    "LIMIT",
+    "MAPPED",
+    "MODELS",
+    "OURS",
+    "PLAIN",
+    "SIDES",
+    "Task",
+    "need_opacus",
+    "task",
+]
 
 LIMIT = 0.5
 """Over some of the samples' norms and under others, in each model."""
@@ -126,7 +140,7 @@ def _words(batch: int) -> Tensor:
     return torch.randint(0, WORDS, (batch, TIMES))
 
 
-def _task(kind: str, batch: int) -> Task:
+def task(kind: str, batch: int) -> Task:
     torch.manual_seed(0)
     classes = torch.randint(0, 10, (batch,))
     if kind == "MLP":
@@ -141,7 +155,7 @@ def _task(kind: str, batch: int) -> Task:
 MODELS = ("MLP", "CNN", "LSTM", "tied transformer")
 
 
-def opacus() -> None:
+def need_opacus() -> None:
     """Refuse to go on without Opacus."""
     if importlib.util.find_spec("opacus") is None:
         raise ModuleNotFoundError(
@@ -173,7 +187,7 @@ def _ours(task: Task, *, batch_grad: bool = True) -> Step:
 
 def _theirs(task: Task) -> nn.Module:
     """Return the model for Opacus, with the weights of the task's own."""
-    from opacus.layers import DPLSTM
+    from opacus.layers import DPLSTM  # pyright: ignore[reportMissingImports]
 
     model = Recurrent(DPLSTM) if task.recurrent else copy.deepcopy(task.model)
     theirs = dict(model.named_parameters())
@@ -183,8 +197,8 @@ def _theirs(task: Task) -> nn.Module:
 
 
 def _hooks(task: Task) -> Step:
-    from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
+    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
+    from opacus.optimizers import DPOptimizer  # pyright: ignore[reportMissingImports]
 
     model = _theirs(task)
     wrapped = GradSampleModule(model, loss_reduction="mean")
@@ -205,9 +219,9 @@ def _hooks(task: Task) -> Step:
 
 
 def _ghost(task: Task) -> Step:
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
-    from opacus.optimizers import DPOptimizerFastGradientClipping
-    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping  # pyright: ignore[reportMissingImports]
+    from opacus.optimizers import DPOptimizerFastGradientClipping  # pyright: ignore[reportMissingImports]
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping  # pyright: ignore[reportMissingImports]
 
     model = _theirs(task)
     wrapped = GradSampleModuleFastGradientClipping(
@@ -299,4 +313,3 @@ SIDES: dict[str, Callable[[Task], Step]] = {
     MAPPED: _mapped,
     IN_TURN: _in_turn,
 }
-task = _task

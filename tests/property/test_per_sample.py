@@ -207,13 +207,14 @@ def test_the_exact_squared_norm_is_within_the_slack(
     words[:, times:] = words[:, :times]
     chosen = nn.functional.one_hot(words, 3).double()
     outer = Outer(right.mT[:, None], left.mT[:, None], torch.Size((2, 3)))
-    broad = Outer(*(torch.cat([x] * 9, 2).mT[:, None] for x in (right, left)), torch.Size((18, 27)))
+    big, wider = (torch.cat([x] * 9, 2) for x in (right, left))
+    broad = Outer(big.mT[:, None], wider.mT[:, None], torch.Size((18, 27)))
     lookup = Lookup(words, left.mT, torch.Size((3, 3)))
     wide = Outer(chosen.mT[:, None], left.mT[:, None], torch.Size((3, 3)))
     other = Rows(left[:, :3], torch.linalg.vector_norm(left[:, :3].flatten(1), dim=1))
     forms: dict[str, tuple[Form, list[tuple[Tensor, Tensor]]]] = {
         "outer": (outer, [(right, left)]),
-        "outer broad": (broad, [(torch.cat([right] * 9, 2), torch.cat([left] * 9, 2))]),
+        "outer broad": (broad, [(big, wider)]),
         "outer rows": (written(outer, torch.float32), [(right, left)]),
         "lookup": (lookup, [(chosen, left)]),
         "lookup rows": (written(lookup, torch.float32), [(chosen, left)]),

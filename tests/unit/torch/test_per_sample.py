@@ -64,7 +64,7 @@ class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.norm = nn.Linear(4, 3, bias=False), nn.LayerNorm([3, 4], bias=False)
-        self.norm.weight = self.layer.weight
+        self.norm.weight = self.layer.weight  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.norm(x))
@@ -73,8 +73,8 @@ class Shared(nn.Module):
 class OwnLSTM(nn.LSTM):
     """Does more than its kind, so that no formula knows the module."""
 
-    def forward(self, *args: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.sin(super().forward(*args)[0])
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.sin(super().forward(x)[0])
 
 
 class Scaled(nn.Module):

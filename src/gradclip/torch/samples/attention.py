@@ -111,8 +111,11 @@ def _middle(
     with torch.random.fork_rng(others, enabled=random is not None):
         if random is not None:
             random_of(device).set_rng_state(random)
+        q, k, v = (each.transpose(0, 1) for each in projected)
         mixed, weights = F.multi_head_attention_forward(
-            *(each.transpose(0, 1) for each in projected),
+            q,
+            k,
+            v,
             width,
             module.num_heads,
             one.repeat(3, 1),

@@ -200,7 +200,7 @@ class Kept:
 
 def _at_rest(module: nn.Module, given: list[Tensor]) -> list[Tensor]:
     """Let the parameters of a module need no gradient, as far as its output still needs one."""
-    resting = [p for p in module.parameters() if p.requires_grad]
+    resting: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if not any(each.requires_grad for each in given):
         matrices = [p for p in resting if p.dim() > 1]
         resting = matrices if len(matrices) < len(resting) else []

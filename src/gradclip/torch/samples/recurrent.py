@@ -189,7 +189,7 @@ def _layer(
             h = _gru(_noted(given, t.gates), _noted(again, t.repeated), state[0])
             state = (h,)
         elif isinstance(module, nn.LSTM):
-            h, c = _lstm(_noted(given + again, t.gates), state[1])
+            h, c = _lstm(_noted(given + again, t.gates), state[-1])
             if weights.w_hr is not None:
                 t.wide.append(h.detach())
                 h = F.linear(h, weights.w_hr)
