@@ -14,17 +14,9 @@ from torch import Tensor, nn
 
 from gradclip import Policy, by_name, by_norm, normalise, smooth
 from gradclip.torch import per_sample
-from gradclip.torch.samples.forms import (
-    Form,
-    Lookup,
-    Outer,
-    Rows,
-    joined,
-    size_of,
-    squares_of,
-    summed,
-    written,
-)
+from gradclip.torch.samples.forms import Form, Lookup, Outer, Rows
+from gradclip.torch.samples.joint import joined
+from gradclip.torch.samples.measured import size_of, squares_of, summed, written
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Exact = list[list[Fraction]]

@@ -203,12 +203,13 @@ class PerSample:
                 what was accumulated for this step is forgotten.
             NonFiniteError: a sample holds inf or NaN, and nonfinite="raise"; likewise.
 
-        Numerics: everything is float64 until the last rounding, which goes toward zero. The
-            coefficient of a sample is rounded down by a bound on all errors in its norm: the exact
-            norm of cᵢ·gᵢ, for the tensors that the passes left, never exceeds the limit. A sample
-            within some 1e-14 of the limit, or 1e-10 where its terms cancel, may be scaled by as
-            much. Values whose squares leave float64 are not looked after; no value of a narrower
-            dtype is one.
+        Numerics: the coefficient of a sample is rounded down by a bound on all errors in its norm,
+            which is made of float64 products: the exact norm of cᵢ·gᵢ, for the tensors that the
+            passes left, never exceeds the limit. A sample within some 1e-14 of the limit, or 1e-10
+            where its terms cancel, may be scaled by as much. The sum is float64 for a float64
+            model and float32 for a narrower one. Its float64 norm is at most Σ wᵢ·limit / D: it is
+            brought down where rounding went over, by up to 3e-7 in float32. Values whose squares
+            leave float64 are not looked after; no value of a narrower dtype is one.
         """
         if self._kept.uses or not self._batches:
             try:

@@ -199,3 +199,16 @@ def test_the_peak_is_near_that_of_the_ordinary_step(kind: str) -> None:
     with per_sample(model, "norm:0.5") as clipper:
         peaks = [peak(lambda: (backward(model, x), clipper.clip_())) for _ in range(2)]
     assert peaks[1] <= 1.2 * ordinary  # The first step compares sums.
+
+
+def test_small_rows_free_what_they_are_made_of_during_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), shared, shared)
+    clipper = per_sample(model, "norm:0.5", "sum")
+    model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    held = [(use.unit.name, use.call.first) for use in clipper._kept.uses]
+    bytes_held = {n: x.untyped_storage().nbytes() for n, x in held if x is not None}
+    # The sum of what two uses give has a cross term, so neither can be freed alone.
+    assert bytes_held == {"0": 4, "1": 4, "2": 4 * 2 * 4 * 36}
+    assert clipper.clip_().ran == {"ghost": ("0", "1", "2")}

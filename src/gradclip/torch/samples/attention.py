@@ -17,7 +17,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from .call import Call
-from .forms import Form, Outer, summed
+from .forms import Form, Outer
+from .measured import summed
 
 __all__ = ["attention", "draws", "is_plain_attention", "random_of"]
 

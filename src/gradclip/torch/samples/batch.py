@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import Squares
-from .forms import squares_of
 from .gathered import Gathered
+from .measured import squares_of
 from .rules import Rules
 
 __all__ = ["Batch", "clipped_batch"]

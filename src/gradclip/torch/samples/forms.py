@@ -8,7 +8,6 @@ gradients over the samples, each times a weight, has the dtype of `summing`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,21 +17,7 @@ from torch import Tensor
 from ...engine.samples import EPS, Squares
 from .parts import parts_of, roots_of, summing, weighed
 
-__all__ = [
-    "Form",
-    "Lookup",
-    "Outer",
-    "Rows",
-    "Several",
-    "Tied",
-    "joined",
-    "size_of",
-    "squares_of",
-    "stacked",
-    "summed",
-    "summed_part",
-    "written",
-]
+__all__ = ["Form", "Lookup", "Outer", "Rows", "gram", "norms", "of_rows", "prefers_rows"]
 
 
 class Form(Protocol):
@@ -108,7 +93,7 @@ class Rows:
 
     def squares(self) -> Squares:
         """Return the squared norms."""
-        return self.found or _of_rows(self.values, self.size, self.count)
+        return self.found or of_rows(self.values, self.size, self.count)
 
     def rows(self) -> Tensor:
         """Return the values."""
@@ -175,9 +160,9 @@ class Outer:
         Source: Goodfellow 2015, arXiv:1510.01799 (T = 1); Li et al. 2022, arXiv:2110.05679.
         """
         if self.prefers_rows:
-            return _of_rows(self.rows(), self.size, self.count)
+            return of_rows(self.rows(), self.size, self.count)
         width = self.left.shape[2] + self.right.shape[2]
-        return _of_grams(_gram(self.left), _gram(self.right), width)
+        return _of_grams(gram(self.left), gram(self.right), width)
 
     def rows(self) -> Tensor:
         """Return the gradients, written out."""
@@ -232,7 +217,7 @@ class Lookup:
     @property
     def size(self) -> Tensor:
         """√T·√Σ‖values‖² of each sample, which is Σ ‖values‖ or more."""
-        return _norms(self.values, self.count)
+        return norms(self.values, self.count)
 
     @property
     def same(self) -> Tensor:
@@ -245,7 +230,7 @@ class Lookup:
 
     def squares(self) -> Squares:
         """Return the squared norms: Σₛₜ valuesₛ·valuesₜ over the pairs of one row."""
-        return _of_grams(self.same, _gram(self.values), self.shape[1])
+        return _of_grams(self.same, gram(self.values), self.shape[1])
 
     def rows(self) -> Tensor:
         """Return the gradients, written out: B tables."""
@@ -261,193 +246,7 @@ class Lookup:
         return torch.ops.aten.embedding_dense_backward(values, self.index, rows, -1, False)
 
 
-@dataclass(frozen=True)
-class Tied:
-    """The sum of a table's gradients and of outer products for the same weight.
-
-    Attributes:
-        table: where rows of the weight are looked up.
-        head: where the weight is a matrix, of one group.
-    """
-
-    table: Lookup
-    head: Outer
-
-    @property
-    def batch(self) -> int:
-        """B, how many samples there are."""
-        return self.table.batch
-
-    @property
-    def count(self) -> int:
-        """How many terms each gradient is a sum of."""
-        return self.table.count + self.head.count
-
-    @property
-    def width(self) -> int:
-        """About how many values the squares of one sample take."""
-        return self.count * (sum(self.table.shape) + 2 * self.count)
-
-    @property
-    def size(self) -> Tensor:
-        """The sum of both sizes."""
-        return self.table.size + self.head.size
-
-    def part(self, part: slice) -> Tied:
-        """Return some of the samples, in float64."""
-        return Tied(self.table.part(part), self.head.part(part))
-
-    def squares(self) -> Squares:
-        """Return the squared norms; a lookup is an outer product with a unit vector."""
-        left, right, values = self.head.left[:, 0], self.head.right[:, 0], self.table.values
-        place = self.table.index[:, :, None].expand(-1, -1, left.shape[2])
-        pairs = [
-            (_gram(left), _gram(right)),
-            (self.table.same, _gram(values)),
-            (2 * left.gather(1, place), values.mT @ right),  # Unit vectors times columns of left.
-        ]
-        total = torch.stack([(a * b).sum((1, 2)) for a, b in pairs]).sum(0).clamp_min(0)
-        error = (sum(self.table.shape) + self.count**2 + 8) * EPS
-        return Squares(total, error * self.size * self.size)
-
-    def rows(self) -> Tensor:
-        """Return the gradients, written out."""
-        return self.table.rows() + self.head.rows()
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Return Σ weights[i]·gradient[i], in the table's shape."""
-        return self.head.weighted(weights) + self.table.weighted(weights)
-
-
-@dataclass(frozen=True)
-class Several:
-    """The sum of what uses of several kinds give.
-
-    Attributes:
-        forms: over the same samples.
-    """
-
-    forms: tuple[Form, ...]
-
-    @property
-    def batch(self) -> int:
-        """B, how many samples there are."""
-        return self.forms[0].batch
-
-    @property
-    def count(self) -> int:
-        """How many terms each gradient is a sum of."""
-        return sum(form.count for form in self.forms)
-
-    @property
-    def width(self) -> int:
-        """About how many values the squares of one sample take."""
-        return sum(form.width + form.part(slice(0, 1)).rows().numel() for form in self.forms)
-
-    @property
-    def size(self) -> Tensor:
-        """The sum of all sizes."""
-        return torch.stack([form.size for form in self.forms]).sum(0)
-
-    def part(self, part: slice) -> Several:
-        """Return some of the samples, in float64."""
-        return Several(tuple(form.part(part) for form in self.forms))
-
-    def squares(self) -> Squares:
-        """Return the squared norms, of the gradients written out."""
-        return _of_rows(self.rows(), self.size, self.count)
-
-    def rows(self) -> Tensor:
-        """Return the gradients, written out."""
-        return torch.stack([form.rows() for form in self.forms]).sum(0)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Return Σ weights[i]·gradient[i], in the parameter's shape."""
-        return torch.stack([form.weighted(weights) for form in self.forms]).sum(0)
-
-
-def joined(forms: Sequence[Form]) -> Form:
-    """Return the sum of what several uses of one parameter give, so that no cross term is lost.
-
-    Args:
-        forms: at least one, over the same samples.
-    """
-    if len(forms) == 1:
-        return forms[0]
-    heads = [form for form in forms if isinstance(form, Outer)]
-    tables = [form for form in forms if isinstance(form, Lookup)]
-    groups = {form.left.shape[1] for form in heads}
-    if len(heads) + len(tables) < len(forms) or len(groups) > 1 or (tables and groups > {1}):
-        return Several(tuple(forms))
-    if not tables:
-        return _one_outer(heads)
-    return Tied(_one_table(tables), _one_outer(heads)) if heads else _one_table(tables)
-
-
-def _one_outer(forms: Sequence[Outer]) -> Outer:
-    left = torch.cat([form.left for form in forms], 3)
-    right = torch.cat([form.right for form in forms], 3)
-    return Outer(left, right, forms[0].shape)
-
-
-def _one_table(forms: Sequence[Lookup]) -> Lookup:
-    index = torch.cat([form.index for form in forms], 1)
-    return Lookup(index, torch.cat([form.values for form in forms], 2), forms[0].shape)
-
-
-def squares_of(form: Form) -> Squares:
-    """Return the squared norms of all samples, from a part of them at a time."""
-    if isinstance(form, Rows) and form.found is not None:
-        return form.found
-    return _catenated([form.part(each).squares() for each in parts_of(form.batch, form.width)])
-
-
-def size_of(form: Form) -> Tensor:
-    """Return the sizes of all samples, from a part of them at a time."""
-    return torch.cat([form.part(each).size for each in parts_of(form.batch, form.width)])
-
-
-def written(form: Form, dtype: torch.dtype) -> Rows:
-    """Return the gradients written out, with the norms that they had before they were rounded.
-
-    Args:
-        form: not mutated.
-        dtype: what the gradients are kept in.
-    """
-    sizes, found = [], []
-    rows: Tensor | None = None
-    for each in parts_of(form.batch, form.width):
-        part = form.part(each)
-        values, size = part.rows(), part.size
-        found.append(_of_rows(values, size, form.count))
-        sizes.append(size)
-        rows = (
-            values.new_empty(form.batch, *values.shape[1:], dtype=dtype) if rows is None else rows
-        )
-        rows[each] = values
-    assert rows is not None
-    return Rows(rows, torch.cat(sizes), form.count, _catenated(found))
-
-
-def summed(terms: Tensor, dim: int = -1) -> Rows:
-    """Return the rows that are sums over one axis of terms, of all samples."""
-    parts = parts_of(len(terms), terms[:1].numel())
-    return stacked([summed_part(terms[each].double(), dim) for each in parts])
-
-
-def summed_part(terms: Tensor, dim: int) -> Rows:
-    """Return the rows that are sums over one axis of terms in float64."""
-    count = terms.shape[dim]
-    return Rows(terms.sum(dim), _norms(terms, count), count)
-
-
-def stacked(parts: Sequence[Rows]) -> Rows:
-    """Return the rows of all parts of a batch."""
-    values = torch.cat([each.values for each in parts])
-    return Rows(values, torch.cat([each.size for each in parts]), parts[0].count)
-
-
-def _of_rows(rows: Tensor, size: Tensor, count: int) -> Squares:
+def of_rows(rows: Tensor, size: Tensor, count: int) -> Squares:
     """Return the squared norms of gradients, with the errors of the `count` terms added up."""
     flat = rows.flatten(1)
     values = torch.linalg.vector_norm(flat, dim=1).square()
@@ -471,14 +270,14 @@ def _of_grams(left: Tensor, right: Tensor, width: int) -> Squares:
     return Squares(values, (width + pairs + 8) * EPS * size * size)
 
 
-def _gram(values: Tensor) -> Tensor:
+def gram(values: Tensor) -> Tensor:
     """Return the products of all pairs of columns, shape (…, T, T)."""
     if values.shape[-1] == 1:
         return (values * values).sum(-2, keepdim=True)
     return values.mT @ values
 
 
-def _norms(terms: Tensor, count: int) -> Tensor:
+def norms(terms: Tensor, count: int) -> Tensor:
     """Return what the norms of a sample's terms add up to at most: (Σ‖t‖)² ≤ count·Σ‖t‖²."""
     axes = tuple(range(1, terms.dim()))  # Not flattened, which would copy a transposed tensor.
     return torch.linalg.vector_norm(terms, dim=axes) * count**0.5
@@ -487,7 +286,3 @@ def _norms(terms: Tensor, count: int) -> Tensor:
 def _in_line(values: Tensor) -> Tensor:
     """Return (B, groups, width, T) as (groups, B·T, width)."""
     return values.permute(1, 0, 3, 2).flatten(1, 2)
-
-
-def _catenated(found: Sequence[Squares]) -> Squares:
-    return Squares(torch.cat([each.values for each in found]), torch.cat([e.slack for e in found]))

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ...errors import PolicyError
 from .call import tensors_in
-from .forms import Form, Several, joined, size_of
+from .forms import Form
 from .ghost import refuse_no_batch, settled
+from .joint import Several, joined
 from .kept import Kept, Use
+from .measured import size_of
 from .parts import PART
 from .vmapped import vmapped
 

@@ -19,7 +19,8 @@ from ...errors import PolicyError
 from .attention import attention, is_plain_attention
 from .call import Call
 from .convolution import Conv, Convolution
-from .forms import Form, Lookup, Outer, Rows, stacked, summed, summed_part, written
+from .forms import Form, Lookup, Outer, Rows
+from .measured import stacked, summed, summed_part, written
 from .parts import parts_of, summing
 from .recurrent import is_plain_recurrent, recurrent
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .call import Call
-from .forms import Form, Outer, summed
+from .forms import Form, Outer
+from .measured import summed
 
 __all__ = ["is_plain_recurrent", "recurrent"]
 
