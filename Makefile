@@ -46,10 +46,10 @@ format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench $(VENV)/.timm  ## measure against every rival: 12 minutes on a quiet machine
+bench: $(VENV)/.bench $(VENV)/.timm $(VENV)/.opacus  ## measure against every rival: 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.bench $(VENV)/.timm  ## the same with few rounds: a look
+bench-quick: $(VENV)/.bench $(VENV)/.timm $(VENV)/.opacus  ## the same with few rounds: a look
 	$(BIN)/python -m benchmarks --quick
 
 bench-grid: $(VENV)/.bench  ## is a call slower than torch's anywhere? 272 cells in 4 minutes on a quiet machine
@@ -107,6 +107,12 @@ clean:  ## remove what the other targets made
 $(VENV)/.timm: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
+	touch $@
+
+# Another rival, with the one package it needs beside torch for what is compared.
+$(VENV)/.opacus: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt opacus opt_einsum
 	touch $@
 
 # Data sets, without what they depend on: only files of theirs are read.

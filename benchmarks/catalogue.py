@@ -11,6 +11,7 @@ from . import (
     cases_optimizer,
     cases_policies,
     cases_record,
+    cases_samples,
     cases_steps,
 )
 from .row import Case
@@ -27,4 +28,5 @@ CASES: tuple[Case, ...] = (
     *cases_memory.CASES,
     *cases_steps.CASES,
     *cases_hot.CASES,
+    *cases_samples.CASES,
 )

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["describe", "free_bytes", "load"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("gradclip", "torch", "numpy", "jax", "jaxlib", "optax", "timm")
+PACKAGES = ("gradclip", "torch", "numpy", "jax", "jaxlib", "optax", "timm", "opacus")
 
 
 def describe() -> dict[str, Any]:

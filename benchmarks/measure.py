@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Budget", "Estimate", "Side", "Times", "alternate", "timed"]
+__all__ = ["Budget", "Clock", "Estimate", "Side", "Times", "alternate", "timed"]
 
 Clock = Callable[[], int]
 Columns = npt.NDArray[np.float64]

@@ -15,11 +15,11 @@ from ..errors import NonFiniteError, PolicyError
 from ..method.read import PolicyLike, as_policy
 from .samples.alone import alone, refuse_mixed
 from .samples.batch import Batch, clipped_batch
-from .samples.forms import toward_zero
 from .samples.gathered import gather, refuse_other_batch, refuse_other_sum
 from .samples.kept import Kept, units_of
 from .samples.refusals import refuse_model
 from .samples.rules import rules_of
+from .samples.write import write
 from .step.checkpoint import describe_state, refuse_other_state
 
 __all__ = ["PerSample", "PerSampleResult", "per_sample"]
@@ -74,6 +74,7 @@ class PerSample:
         policy: the policy, about the gradient of one sample.
         reduction: "mean" or "sum".
         names: the names of the parameters that are trained.
+        batch_grad: whether backward passes write the gradients of whole weights.
         steps: how many steps were clipped.
     """
 
@@ -85,6 +86,7 @@ class PerSample:
         *,
         nonfinite: NonFiniteSample = "leave-out",
         expected_batch_size: float | None = None,
+        batch_grad: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PolicyError.of("model", model, "give a torch.nn.Module")
@@ -92,6 +94,7 @@ class PerSample:
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
         self.nonfinite = choice("nonfinite", nonfinite, ("leave-out", "raise"))
         self.expected_batch_size = _expected(expected_batch_size, self.reduction)
+        self.batch_grad = batch_grad
         refuse_model(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
@@ -200,12 +203,13 @@ class PerSample:
                 what was accumulated for this step is forgotten.
             NonFiniteError: a sample holds inf or NaN, and nonfinite="raise"; likewise.
 
-        Numerics: everything is float64 until the last rounding, which goes toward zero. The
-            coefficient of a sample is rounded down by a bound on all errors in its norm: the exact
-            norm of cᵢ·gᵢ, for the tensors that the passes left, never exceeds the limit. A sample
-            within some 1e-14 of the limit, or 1e-10 where its terms cancel, may be scaled by as
-            much. Values whose squares leave float64 are not looked after; no value of a narrower
-            dtype is one.
+        Numerics: the coefficient of a sample is rounded down by a bound on all errors in its norm,
+            which is made of float64 products: the exact norm of cᵢ·gᵢ, for the tensors that the
+            passes left, never exceeds the limit. A sample within some 1e-14 of the limit, or 1e-10
+            where its terms cancel, may be scaled by as much. The sum is float64 for a float64
+            model and float32 for a narrower one. Its float64 norm is at most Σ wᵢ·limit / D: it is
+            brought down where rounding went over, by up to 3e-7 in float32. Values whose squares
+            leave float64 are not looked after; no value of a narrower dtype is one.
         """
         if self._kept.uses or not self._batches:
             try:
@@ -219,7 +223,7 @@ class PerSample:
         count = sum(len(batch.norms) for batch in batches)
         divisor = 1.0 if self.reduction == "sum" else float(max(count, 1))
         divisor = divisor if self.expected_batch_size is None else self.expected_batch_size
-        self._write([batch.sums for batch in batches], divisor)
+        write(self._parameters, batches, divisor)
         self._limits = self._moved(batches)
         self.steps += 1
         bound = torch.stack([batch.bound for batch in batches]).max()
@@ -262,6 +266,7 @@ class PerSample:
         gathered = gather(self._kept, self._index, self.names)
         if not self._checked:
             self._checked = refuse_other_sum(gathered, self._parameters, self.names)
+            self._kept.lean = self._checked and not self.batch_grad
         each = _weights(weights, gathered.batch, gathered.device)
         scale = float(gathered.batch) if self.reduction == "mean" else 1.0
         batch = clipped_batch(gathered, self._rules, self._limits, self.steps, scale, each)
@@ -272,20 +277,6 @@ class PerSample:
                 "nonfinite='leave-out', or weights of 0 for these samples"
             )
         return batch
-
-    def _write(self, sums: list[list[Tensor | None]], divisor: float) -> None:
-        """Write the mean of the micro-batches' sums in `.grad`; a parameter without one gets 0."""
-        for place, parameter in enumerate(self._parameters):
-            mine = [each for each in (batch[place] for batch in sums) if each is not None]
-            if mine:
-                total = mine[0] if len(mine) == 1 else torch.stack(mine).sum(0)
-                value = toward_zero(total / divisor, parameter.dtype)
-            else:
-                value = torch.zeros_like(parameter)
-            if parameter.grad is not None:
-                parameter.grad.copy_(value)  # In place: it may be a view of something larger.
-            elif mine:
-                parameter.grad = value
 
     def _moved(self, batches: list[Batch]) -> list[Tensor | None]:
         """Return the limits of the next step: each moves once a step, by the mean of its moves."""
@@ -306,6 +297,7 @@ def per_sample(
     *,
     nonfinite: NonFiniteSample = "leave-out",
     expected_batch_size: float | None = None,
+    batch_grad: bool = True,
 ) -> PerSample:
     """Watch a model so that `clip_` can clip the gradient of each sample of a batch.
 
@@ -324,6 +316,9 @@ def per_sample(
             "raise" stops before `.grad` changes.
         expected_batch_size: for the mean, > 0, what to divide the sum by in place of the number of
             samples, as differential privacy does with Poisson batches.
+        batch_grad: False saves time. After the first step, backward passes then leave out the
+            gradients of the batch for weights of two or more axes, in the modules that go the way
+            "ghost": their `.grad` is what `clip_` writes, and nothing without it.
 
     Returns:
         The clipper; also a context that ends with `detach`.
@@ -348,7 +343,12 @@ def per_sample(
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1, without the noise.
     """
     return PerSample(
-        model, policy, reduction, nonfinite=nonfinite, expected_batch_size=expected_batch_size
+        model,
+        policy,
+        reduction,
+        nonfinite=nonfinite,
+        expected_batch_size=expected_batch_size,
+        batch_grad=batch_grad,
     )
 
 

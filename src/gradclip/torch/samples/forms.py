@@ -1,30 +1,63 @@
 """The forms that the gradients of all samples of one parameter come in, and their two sums.
 
-A form holds the gradient of each of B samples without writing the gradients out, if that can be
-avoided. `squares` returns the squared norms with a bound on their error; `weighted` returns the sum
-of the gradients over the samples, each times a weight. Everything here is float64: the products of
-two float32 values are exact there.
+A form holds the gradients of B samples without writing them out, if that can be avoided. The
+squared norms are made of float64 products, in which those of two float32 values are exact, for a
+part of the batch at a time, so that these products stay in a processor's cache. The sum of the
+gradients over the samples, each times a weight, has the dtype of `summing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...engine.samples import EPS, Squares
+from .parts import parts_of, roots_of, summing, weighed
 
-__all__ = [
-    "Form",
-    "Lookup",
-    "Outer",
-    "Rows",
-    "joined",
-    "summed",
-    "toward_zero",
-]
+__all__ = ["Form", "Lookup", "Outer", "Rows", "gram", "norms", "of_rows", "prefers_rows"]
+
+
+class Form(Protocol):
+    """The gradients of B samples of one parameter, each a sum of `count` terms."""
+
+    @property
+    def batch(self) -> int:
+        """B, how many samples there are."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many terms each gradient is a sum of."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """About how many values the squares of one sample take."""
+        ...
+
+    @property
+    def size(self) -> Tensor:
+        """Shape (B,), the sum of the norms of all terms, or somewhat more."""
+        ...
+
+    def part(self, part: slice) -> Form:
+        """Return some of the samples, in float64."""
+        ...
+
+    def squares(self) -> Squares:
+        """Return the squared norms; the form is in float64."""
+        ...
+
+    def rows(self) -> Tensor:
+        """Return the gradients, shape (B, *parameter's shape)."""
+        ...
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return Σ weights[i]·gradient[i], in the parameter's shape; the weights are float64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,38 +66,56 @@ class Rows:
 
     Attributes:
         values: shape (B, *parameter's shape).
-        size: shape (B,), the sum of the norms of all terms whose sum each gradient is.
-        terms: how many terms.
+        size: see `Form`.
+        count: see `Form`.
+        found: the squared norms, if the values were rounded after their norms were taken.
     """
 
     values: Tensor
     size: Tensor
-    terms: int = 1
+    count: int = 1
+    found: Squares | None = None
+
+    @property
+    def batch(self) -> int:
+        """B, how many samples there are."""
+        return len(self.values)
+
+    @property
+    def width(self) -> int:
+        """The number of values of one gradient."""
+        return self.values[:1].numel()
+
+    def part(self, part: slice) -> Rows:
+        """Return some of the samples, in float64."""
+        found = self.found and Squares(self.found.values[part], self.found.slack[part])
+        return Rows(self.values[part].double(), self.size[part], self.count, found)
 
     def squares(self) -> Squares:
         """Return the squared norms."""
-        flat = self.values.flatten(1)
-        values = (flat * flat).sum(1)
-        error = (self.terms + 8) * EPS * self.size
-        rounding = (flat.shape[1] + 8) * EPS * values
-        return Squares(values, rounding + 2 * values.sqrt() * error + error * error)
+        return self.found or of_rows(self.values, self.size, self.count)
+
+    def rows(self) -> Tensor:
+        """Return the values."""
+        return self.values
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return Σ weights[i]·values[i], in the parameter's shape."""
-        return torch.tensordot(weights, _alive(self.values, weights), 1)
-
-    def rows(self) -> Rows:
-        """Return the same."""
-        return self
+        flat = self.values.flatten(1)
+        total = flat.new_zeros(flat.shape[1], dtype=summing(flat))
+        roots = roots_of(weights, total.dtype)
+        for part in parts_of(*flat.shape):
+            total.addmv_(weighed(flat[part], roots[part]).mT, roots[part])
+        return total.reshape(self.values.shape[1:])
 
 
 @dataclass(frozen=True)
 class Outer:
-    """Sums of outer products: sample b has Σₜ left[b, k, t] ⊗ right[b, k, t] in the group k.
+    """Sums of outer products: sample b has Σₜ left[b, k, :, t] ⊗ right[b, k, :, t] in the group k.
 
     Attributes:
-        left: shape (B, groups, T, out), the gradients of outputs.
-        right: shape (B, groups, T, in), the inputs.
+        left: shape (B, groups, out, T), the gradients of outputs.
+        right: shape (B, groups, in, T), the inputs.
         shape: the parameter's shape, of groups·out·in values.
     """
 
@@ -72,42 +123,75 @@ class Outer:
     right: Tensor
     shape: torch.Size
 
-    def squares(self) -> Squares:
-        """Return the squared norms: Σₛₜ (leftₛ·leftₜ)(rightₛ·rightₜ).
+    @property
+    def batch(self) -> int:
+        """B, how many samples there are."""
+        return len(self.left)
 
-        Source: Goodfellow 2015, arXiv:1510.01799 (T = 1); Li et al. 2022, arXiv:2110.05679.
-        """
-        outs, ins = self.left.shape[3], self.right.shape[3]
-        products = self.left @ self.left.mT
-        products *= self.right @ self.right.mT
-        size = self.size
-        slack = (outs + ins + products[:1].numel() + 8) * EPS * size * size
-        return Squares(products.sum((1, 2, 3)).clamp_min(0), slack)
+    @property
+    def count(self) -> int:
+        """How many outer products each gradient is a sum of."""
+        return self.left.shape[3]
 
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Return Σ weights[i]·gradient[i], in the parameter's shape."""
-        left = _alive(self.left, weights) * weights[:, None, None, None]
-        total = torch.einsum("bgto,bgti->goi", left, _alive(self.right, weights))
-        return total.reshape(self.shape)
-
-    def rows(self) -> Rows:
-        """Return the gradients, written out."""
-        values = self.left.mT @ self.right
-        return Rows(values.reshape(-1, *self.shape), self.size, self.left.shape[2])
+    @property
+    def width(self) -> int:
+        """About how many values the squares of one sample take."""
+        groups, outs, ins = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+        return groups * (self.count * (outs + ins) + min(outs * ins, 2 * self.count**2))
 
     @property
     def size(self) -> Tensor:
-        """Σ ‖left‖·‖right‖ of each sample: the norm, if all terms had one direction."""
-        return (_norms(self.left) * _norms(self.right)).sum((1, 2))
+        """√Σ‖left‖²·√Σ‖right‖² of each sample, which is Σ ‖left‖·‖right‖ or more."""
+        left, right = (torch.linalg.vector_norm(x, dim=(2, 3)) for x in (self.left, self.right))
+        return (left * right).sum(1)
+
+    @property
+    def prefers_rows(self) -> bool:
+        """Whether the gradients take fewer products than their norms without them."""
+        return prefers_rows(self.count, self.left.shape[2], self.right.shape[2])
+
+    def part(self, part: slice) -> Outer:
+        """Return some of the samples, in float64."""
+        return replace(self, left=self.left[part].double(), right=self.right[part].double())
+
+    def squares(self) -> Squares:
+        """Return the squared norms: Σₛₜ (leftₛ·leftₜ)(rightₛ·rightₜ), or those of the rows.
+
+        Source: Goodfellow 2015, arXiv:1510.01799 (T = 1); Li et al. 2022, arXiv:2110.05679.
+        """
+        if self.prefers_rows:
+            return of_rows(self.rows(), self.size, self.count)
+        width = self.left.shape[2] + self.right.shape[2]
+        return _of_grams(gram(self.left), gram(self.right), width)
+
+    def rows(self) -> Tensor:
+        """Return the gradients, written out."""
+        return (self.left @ self.right.mT).reshape(-1, *self.shape)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return Σ weights[i]·gradient[i], in the parameter's shape."""
+        groups, outs, ins = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+        roots = roots_of(weights, summing(self.left, self.right))
+        total = None
+        for part in parts_of(self.batch, groups * self.count * (outs + ins)):
+            left, right = (_in_line(weighed(x[part], roots[part])) for x in (self.left, self.right))
+            total = left.mT @ right if total is None else total.baddbmm_(left.mT, right)
+        assert total is not None
+        return total.reshape(self.shape)
+
+
+def prefers_rows(count: int, outs: int, ins: int) -> bool:
+    """Whether sums of `count` outer products take fewer products than the norms without them."""
+    return count > 1 and count * (outs + ins) > outs * ins
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Gradients of a table: sample b adds values[b, t] to the row index[b, t].
+    """Gradients of a table: sample b adds values[b, :, t] to the row index[b, t].
 
     Attributes:
         index: shape (B, T), whole numbers.
-        values: shape (B, T, width).
+        values: shape (B, width, T).
         shape: the table's shape (rows, width).
     """
 
@@ -115,97 +199,90 @@ class Lookup:
     values: Tensor
     shape: torch.Size
 
-    def squares(self) -> Squares:
-        """Return the squared norms: Σₛₜ valuesₛ·valuesₜ over the pairs of one row."""
-        times, width = self.values.shape[1:]
-        same = self.index[:, :, None] == self.index[:, None, :]
-        products = torch.where(same, self.values @ self.values.mT, 0.0)
-        slack = (width + times * times + 8) * EPS * self.size * self.size
-        return Squares(products.sum((1, 2)).clamp_min(0), slack)
+    @property
+    def batch(self) -> int:
+        """B, how many samples there are."""
+        return len(self.index)
 
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Return Σ weights[i]·gradient[i], in the table's shape."""
-        values = _alive(self.values, weights) * weights[:, None, None]
-        total = values.new_zeros(self.shape)
-        return total.index_add_(0, self.index.flatten(), values.flatten(0, 1))
+    @property
+    def count(self) -> int:
+        """How many rows each sample adds."""
+        return self.index.shape[1]
 
-    def rows(self) -> Rows:
-        """Return the gradients, written out: B tables."""
-        values = self.values.new_zeros(len(self.index), *self.shape)
-        place = self.index[:, :, None].expand_as(self.values)
-        return Rows(values.scatter_add_(1, place, self.values), self.size, self.values.shape[1])
+    @property
+    def width(self) -> int:
+        """About how many values the squares of one sample take."""
+        return self.count * (self.shape[1] + 2 * self.count)
 
     @property
     def size(self) -> Tensor:
-        """Σ ‖values‖ of each sample: the norm, if all terms had one direction."""
-        return _norms(self.values).sum(1)
+        """√T·√Σ‖values‖² of each sample, which is Σ ‖values‖ or more."""
+        return norms(self.values, self.count)
+
+    @property
+    def same(self) -> Tensor:
+        """1 for each pair of terms of one row, shape (B, T, T): the products of unit vectors."""
+        return (self.index[:, :, None] == self.index[:, None, :]).double()
+
+    def part(self, part: slice) -> Lookup:
+        """Return some of the samples, in float64."""
+        return replace(self, index=self.index[part], values=self.values[part].double())
+
+    def squares(self) -> Squares:
+        """Return the squared norms: Σₛₜ valuesₛ·valuesₜ over the pairs of one row."""
+        return _of_grams(self.same, gram(self.values), self.shape[1])
+
+    def rows(self) -> Tensor:
+        """Return the gradients, written out: B tables."""
+        values = self.values.mT
+        place = self.index[:, :, None].expand_as(values)
+        return values.new_zeros(self.batch, *self.shape).scatter_add_(1, place, values)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return Σ weights[i]·gradient[i], in the table's shape."""
+        roots = roots_of(weights, summing(self.values))
+        values = weighed(weighed(self.values, roots), roots).mT.contiguous()
+        rows = self.shape[0]
+        return torch.ops.aten.embedding_dense_backward(values, self.index, rows, -1, False)
 
 
-Form = Outer | Lookup | Rows
+def of_rows(rows: Tensor, size: Tensor, count: int) -> Squares:
+    """Return the squared norms of gradients, with the errors of the `count` terms added up."""
+    flat = rows.flatten(1)
+    values = torch.linalg.vector_norm(flat, dim=1).square()
+    error = (count + 8) * EPS * size
+    rounding = (flat.shape[1] + 8) * EPS * values
+    return Squares(values, rounding + 2 * values.sqrt() * error + error * error)
 
 
-def summed(terms: Tensor, shape: torch.Size) -> Rows:
-    """Return the rows that are sums over the second axis of terms, shape (B, T, …)."""
-    terms = terms.flatten(2)
-    size = _norms(terms).sum(1)
-    return Rows(terms.sum(1).reshape(-1, *shape), size, terms.shape[1])
-
-
-def joined(forms: Sequence[Form]) -> Form:
-    """Return the sum of what several uses of one parameter give, so that no cross term is lost.
-
-    Uses of one kind stay in their form, with more terms; uses of several kinds are written out, and
-    so are outer products of more pairs of terms than values.
+def _of_grams(left: Tensor, right: Tensor, width: int) -> Squares:
+    """Return Σₛₜ left[…, s, t]·right[…, s, t] for each sample, and what it is off at most.
 
     Args:
-        forms: at least one, over the same samples.
+        left: shape (B, …, T, T), the products of the terms' left vectors. Mutated.
+        right: the products of the right vectors.
+        width: how many values the vectors of one term have.
     """
-    form = _joined(forms)
-    if (
-        isinstance(form, Outer)
-        and form.left.shape[2] ** 2 > form.left.shape[3] * form.right.shape[3]
-    ):
-        return form.rows()
-    return form
+    diagonals = left.diagonal(dim1=-2, dim2=-1) * right.diagonal(dim1=-2, dim2=-1)
+    size = diagonals.sqrt().flatten(1).sum(1)
+    values = left.mul_(right).flatten(1).sum(1).clamp_min(0)
+    pairs = left[:1].numel()
+    return Squares(values, (width + pairs + 8) * EPS * size * size)
 
 
-def _joined(forms: Sequence[Form]) -> Form:
-    first, *others = forms
-    if not others:
-        return first
-    outer = [form for form in forms if isinstance(form, Outer)]
-    if len(outer) == len(forms) and len({form.left.shape[1] for form in outer}) == 1:
-        left = torch.cat([form.left for form in outer], 2)
-        return Outer(left, torch.cat([form.right for form in outer], 2), outer[0].shape)
-    tables = [form for form in forms if isinstance(form, Lookup)]
-    if len(tables) == len(forms):
-        index = torch.cat([form.index for form in tables], 1)
-        return Lookup(index, torch.cat([form.values for form in tables], 1), tables[0].shape)
-    rows = [form.rows() for form in forms]
-    values = torch.stack([row.values for row in rows]).sum(0)
-    size = torch.stack([row.size for row in rows]).sum(0)
-    return Rows(values, size, sum(row.terms for row in rows))
+def gram(values: Tensor) -> Tensor:
+    """Return the products of all pairs of columns, shape (…, T, T)."""
+    if values.shape[-1] == 1:
+        return (values * values).sum(-2, keepdim=True)
+    return values.mT @ values
 
 
-def _norms(values: Tensor) -> Tensor:
-    """Return the norms over the last axis; torch's own function is slow over a short one."""
-    return (values * values).sum(-1).sqrt()
+def norms(terms: Tensor, count: int) -> Tensor:
+    """Return what the norms of a sample's terms add up to at most: (Σ‖t‖)² ≤ count·Σ‖t‖²."""
+    axes = tuple(range(1, terms.dim()))  # Not flattened, which would copy a transposed tensor.
+    return torch.linalg.vector_norm(terms, dim=axes) * count**0.5
 
 
-def _alive(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the values with zeros for each sample of weight 0, since 0·NaN is NaN."""
-    dead = (weights == 0).reshape(-1, *(1,) * (values.dim() - 1))
-    return values.masked_fill(dead, 0.0)
-
-
-def toward_zero(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float64 values in a narrower dtype, none larger in magnitude than before.
-
-    A value beyond the dtype becomes the largest finite one. NaN stays NaN.
-    """
-    if dtype == torch.float64:
-        return values
-    near = values.to(dtype)
-    # The bits of a float's magnitude, read as a whole number, count the floats from 0.
-    bits = near.view(torch.int32 if near.element_size() == 4 else torch.int16)
-    return torch.where(near.double().abs() > values.abs(), (bits - 1).view(dtype), near)
+def _in_line(values: Tensor) -> Tensor:
+    """Return (B, groups, width, T) as (groups, B·T, width)."""
+    return values.permute(1, 0, 3, 2).flatten(1, 2)

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PolicyError
-from .forms import Form, joined
-from .ghost import refuse_no_batch
+from .call import tensors_in
+from .forms import Form
+from .ghost import refuse_no_batch, settled
+from .joint import Several, joined
 from .kept import Kept, Use
-from .vmapped import tensors_in, vmapped
+from .measured import size_of
+from .parts import PART
+from .vmapped import vmapped
 
 __all__ = ["Gathered", "gather", "refuse_other_batch", "refuse_other_sum"]
 
@@ -45,7 +49,7 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
     """Return the gradients of the samples since the last `clear`.
 
     Args:
-        kept: not mutated, but paused while modules run again.
+        kept: loses its uses, and is paused while modules run again.
         index: the place of each trained parameter.
         names: the names of these parameters.
 
@@ -53,18 +57,23 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
         PolicyError: nothing was kept, or of more than one backward pass; a module has another
             batch than the first, or cannot be taken apart; an input was overwritten.
     """
-    uses = kept.uses[::-1]  # Nearly in the order of the calls.
+    uses = kept.take()
     if not uses:
         remedy = "run the model forward and loss.backward() first, after per_sample(model, …)"
         raise PolicyError.of("backward passes", 0, remedy)
     if len(kept.passes) > 1:
         raise PolicyError.of("backward passes", len(kept.passes), _SEVERAL)
     batch = _batch(uses)
+    kinds = {t.dtype for use in uses for t in tensors_in((use.call.args, use.call.grads))}
+    eps = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+    device = tensors_in(uses[0].call.grads)[0].device
     found: list[list[Form]] = [[] for _ in names]
     ran: dict[str, list[str]] = {}
     kept.paused = True
+    uses.reverse()  # The last one is taken first, and is then free.
     try:
-        for use in uses:
+        while uses:
+            use = uses.pop()
             way, forms = _of_use(use)
             if use.unit.name not in ran.setdefault(way, []):
                 ran[way].append(use.unit.name)
@@ -76,13 +85,13 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
                 found[index[own[name]]].append(form)
     finally:
         kept.paused = False
+    joint: list[Form | None] = []
     for name, forms in zip(names, found, strict=True):
-        if len(forms) > 1 and not all(isinstance(form, type(forms[0])) for form in forms):
+        joint.append(settled(joined(forms)) if forms else None)
+        forms.clear()
+        if isinstance(joint[-1], Several) and len({type(form) for form in joint[-1].forms}) > 1:
             ran.setdefault("rows", []).append(name)
-    joint = [joined(forms) if forms else None for forms in found]
-    kinds = {t.dtype for use in uses for t in tensors_in((use.args, use.grads))}
-    eps = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
-    return Gathered(batch, joint, ran, eps, tensors_in(uses[0].grads)[0].device)
+    return Gathered(batch, joint, ran, eps, device)
 
 
 def refuse_other_batch(uses: Sequence[Use], batch: int, why: str) -> None:
@@ -120,17 +129,23 @@ def _batch(uses: list[Use]) -> int:
 def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     """Return the way that was taken, and the forms of the unit's trained parameters."""
     unit = use.unit
+    if use.forms is not None:
+        return "ghost", use.forms
     if unit.ghost is not None:
-        (grad,) = use.grads
-        assert grad is not None
-        return "ghost", unit.ghost(unit.module, use.first, grad)
+        return "ghost", unit.ghost(unit.module, use.call)
     # torch.func has no rule for recurrent layers.
     in_turn = any(isinstance(part, nn.RNNBase) for part in unit.module.modules())
     try:
-        forms = vmapped(unit.module, use.args, use.kwargs, use.grads, in_turn=in_turn)
+        forms = vmapped(unit.module, use.call, in_turn=in_turn)
     except Exception as fault:  # The module may be anybody's code.
         raise _not_apart(unit.name, unit.module, fault) from fault
     return ("loop" if in_turn else "vmap"), forms
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """Return the norm of a difference, in float64, without a copy of the whole."""
+    pairs = zip(one.flatten().split(PART), other.flatten().split(PART), strict=True)
+    return torch.stack([(a.double() - b.double()).norm() for a, b in pairs]).norm()
 
 
 def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
@@ -161,11 +176,10 @@ def refuse_other_sum(
     ones = torch.ones(gathered.batch, dtype=torch.float64, device=gathered.device)
     off, size = [], []
     for form, parameter in zip(gathered.forms, parameters, strict=True):
-        total = torch.zeros_like(parameter, dtype=torch.float64)
-        total = total if form is None else form.weighted(ones)
-        grad = total * 0 if parameter.grad is None else parameter.grad.double()
-        off.append((grad - total).norm())
-        size.append(ones[:0].sum() if form is None else form.size.sum())
+        total = torch.zeros_like(parameter) if form is None else form.weighted(ones)
+        grad = torch.zeros_like(total) if parameter.grad is None else parameter.grad
+        off.append(_distance(grad, total))
+        size.append(ones[:0].sum() if form is None else size_of(form).sum())
     apart, sizes = torch.stack(off), torch.stack(size)
     eps = max(gathered.eps, *(torch.finfo(p.dtype).eps for p in parameters))
     wrong = ((apart > eps**0.5 * sizes) & apart.isfinite()).tolist()
