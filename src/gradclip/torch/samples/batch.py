@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import Squares
+from .forms import Rows, toward_zero
 from .gathered import Gathered
-from .rules import Rules
+from .rules import Rules, together
 
-__all__ = ["Batch", "clipped_batch"]
+__all__ = ["Batch", "clipped_batch", "write_mean"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batch:
         before: the sum of the norms of those that count.
         after: the same after clipping, without weights.
         moves: see `Decided`.
-        bound: see `Decided`.
+        bound: shape (), what the norm of each sample is at most, after this.
         ran: see `Gathered`.
     """
 
@@ -49,6 +50,7 @@ class Batch:
 def clipped_batch(
     gathered: Gathered,
     rules: Rules,
+    parameters: Sequence[Tensor],
     limits: Sequence[Tensor | None],
     step: int,
     scale: float,
@@ -59,6 +61,7 @@ def clipped_batch(
     Args:
         gathered: the samples' gradients.
         rules: the policy.
+        parameters: those that are trained; not mutated.
         limits: what the rules remember.
         step: how many steps came before.
         scale: what turns the gradients that were kept into those of the samples' own losses.
@@ -73,28 +76,76 @@ def clipped_batch(
     used = [place for place, part in enumerate(parts) if part is not None]
     coefs = torch.where(counted, decided.coefs, 0.0)
     mine = coefs[used]
-    after = (mine * mine * torch.where(counted, squares, 0.0)).sum(0).sqrt()
-    norms = total.sqrt()
-    # One coefficient for all parameters is known better than as a quotient of norms.
+    changed = (mine != 1).any(0)
+    left = mine * mine * torch.where(counted, squares, 0.0) * scale * scale
+    bounds: list[Tensor | float] = [*decided.bounds]
+    written: list[str] = []
+    sums: list[Tensor | None] = [None] * len(parts)
+    for row, place in enumerate(used):
+        form = gathered.forms[place]
+        assert form is not None
+        if place not in rules.written:
+            sums[place] = form.weighted(coefs[place] * weights * scale)
+            continue
+        # One parameter after the other: the rows of all together may not fit in memory.
+        edit = rules.edit(place, form, scale, parameters[place], step)
+        done = Rows(edit.values, torch.zeros_like(total))
+        sums[place] = done.weighted(coefs[place] * weights)
+        left[row] = torch.where(counted, done.squares().values, 0.0)
+        changed |= edit.changed
+        bounds.append(edit.bound)
+        written.append(rules.names[place])
+    after = left.sum(0).sqrt()
+    norms = total.sqrt() * scale
     quotient = after / torch.where(norms > 0, norms, 1.0)
-    coef = torch.where((mine == mine[0]).all(0), mine[0], quotient)
-    sums: list[Tensor | None] = [
-        None if form is None else form.weighted(coefs[place] * weights * scale)
-        for place, form in enumerate(gathered.forms)
-    ]
+    # One coefficient for all parameters is known better than as a quotient of norms.
+    alone = (mine == mine[0]).all(0)
+    alone = alone & ~changed if written else alone
+    coef = torch.where(alone, mine[0], quotient)
     return Batch(
         sums=sums,
-        norms=norms * scale,
+        norms=norms,
         coef=torch.where(counted, coef * weights, 0.0),
         counted=counted,
         nonfinite=~sound & (weights > 0),
-        clipped=((mine != 1).any(0) & counted).sum(),
-        before=torch.where(counted, norms, 0.0).sum() * scale,
-        after=after.sum() * scale,
+        clipped=(changed & counted).sum(),
+        before=torch.where(counted, norms, 0.0).sum(),
+        after=after.sum(),
         moves=decided.moves,
-        bound=decided.bound,
-        ran=gathered.ran,
+        bound=together(bounds, total),
+        ran=_with_rows(gathered.ran, written),
     )
+
+
+def write_mean(
+    parameters: Sequence[Tensor], sums: Sequence[list[Tensor | None]], divisor: float
+) -> None:
+    """Write Σ sums / divisor in `.grad`, rounded toward zero; a parameter without a sum gets 0.
+
+    Args:
+        parameters: their `.grad` is written, in place if there is one.
+        sums: for each micro-batch, those of `Batch`.
+        divisor: what to divide by.
+    """
+    for place, parameter in enumerate(parameters):
+        mine = [each for each in (batch[place] for batch in sums) if each is not None]
+        if mine:
+            total = mine[0] if len(mine) == 1 else torch.stack(mine).sum(0)
+            value = toward_zero(total / divisor, parameter.dtype)
+        else:
+            value = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            parameter.grad.copy_(value)  # In place: it may be a view of something larger.
+        elif mine:
+            parameter.grad = value
+
+
+def _with_rows(ran: dict[str, list[str]], written: list[str]) -> dict[str, list[str]]:
+    """Return the ways, with parameters whose gradients the policy had written out."""
+    if not written:
+        return ran
+    known = ran.get("rows", [])
+    return {**ran, "rows": [*known, *(name for name in written if name not in known)]}
 
 
 def _stacked(parts: list[Squares]) -> Tensor:

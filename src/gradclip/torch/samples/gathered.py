@@ -146,11 +146,17 @@ def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
 
 
 def refuse_other_sum(
-    gathered: Gathered, parameters: Sequence[Tensor], names: Sequence[str]
+    gathered: Gathered, parameters: Sequence[Tensor], names: Sequence[str], divided: float = 1.0
 ) -> bool:
     """Compare the sum of the samples' gradients with what the backward pass left in `.grad`.
 
     Reads the device.
+
+    Args:
+        gathered: the samples' gradients.
+        parameters: those that are trained.
+        names: their names.
+        divided: what somebody has divided each `.grad` by since the backward pass.
 
     Returns:
         Whether there was something to compare: samples, and sums that are finite.
@@ -163,7 +169,7 @@ def refuse_other_sum(
     for form, parameter in zip(gathered.forms, parameters, strict=True):
         total = torch.zeros_like(parameter, dtype=torch.float64)
         total = total if form is None else form.weighted(ones)
-        grad = total * 0 if parameter.grad is None else parameter.grad.double()
+        grad = total * 0 if parameter.grad is None else parameter.grad.double() * divided
         off.append((grad - total).norm())
         size.append(ones[:0].sum() if form is None else form.size.sum())
     apart, sizes = torch.stack(off), torch.stack(size)
@@ -174,7 +180,7 @@ def refuse_other_sum(
             remedy = (
                 "the gradients of the samples do not add up to its .grad: clear .grad before "
                 "backward(), use the parameter only through its module, and let the module draw "
-                "no random numbers"
+                "no random numbers; a GradScaler goes in as clip_(grad_scaler=scaler)"
             )
             raise PolicyError.of("parameter", name, remedy)
     return gathered.batch > 0 and bool(torch.isfinite(apart).all())

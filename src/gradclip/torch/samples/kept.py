@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...errors import PolicyError
 from .ghost import Ghost, ghost_of
+from .root import LossRoot
 from .vmapped import tensors_in
 
 __all__ = ["Kept", "Unit", "Use", "units_of"]
@@ -86,11 +87,13 @@ class Kept:
         uses: in the order in which gradients came.
         passes: the backward passes that gave something.
         paused: whether a call is to be ignored.
+        root: what is to look at the loss in the next backward pass; None for nothing.
     """
 
     uses: list[Use] = field(default_factory=list)
     passes: set[int] = field(default_factory=set)
     paused: bool = False
+    root: LossRoot | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def watch(self, units: list[Unit]) -> None:
@@ -131,6 +134,8 @@ class Kept:
 
     def _collector(self, use: Use, place: int) -> Callable[[Tensor], None]:
         def collect(grad: Tensor) -> None:
+            if self.root is not None and not self.uses:
+                self.root.look()
             if all(each is None for each in use.grads):
                 self.uses.append(use)
             use.grads[place] = grad.detach()
