@@ -66,9 +66,10 @@ def per_sample(
         fun: the loss of ONE sample, shape (): `jax.vmap` gives the samples one by one, so none can
             mix with another. Not the loss of a batch.
         policy: about the gradient of one sample: scope "global", all parameters that the policy
-            covers, or "tensor", each. The threshold is a number or an array without axes; the
-            response rescales, smooths, normalises or zeroes. A parameter's name is its path in
-            the tree joined by dots, as for `clip`.
+            covers, "tensor", each, "unit", each unit of each, along the last axis, or "element",
+            each value. The threshold is a number or an array without axes, a share for tensors,
+            or for units a ratio to the weights; the response rescales, smooths, normalises, zeroes
+            or clamps. A parameter's name is its path in the tree joined by dots, as for `clip`.
         argnums: which positional arguments are differentiated, as for `jax.grad`.
         batch_argnums: which positional arguments hold the samples along the first axis of each
             of their arrays; None for all positional arguments but those of `argnums`. All others,

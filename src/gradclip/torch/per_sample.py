@@ -353,7 +353,7 @@ def per_sample(
         expected_batch_size: for the mean, > 0, what to divide the sum by in place of the number of
             samples, as differential privacy does with Poisson batches.
         rows: the name of an attribute of the parameters, such as Opacus's "grad_sample", which
-            holds the samples' own gradients, shape (batch, *parameter's shape), or a list of
+            holds the samples' own gradients, shape `(batch, *parameter.shape)`, or a list of
             such tensors, when `clip_` is called; then no hooks are set, no loss is looked at, and
             the reduction is that of the result. `clip_` takes the tensors: the attribute is None
             afterwards. An attribute, since there Opacus leaves the gradients, and since they then

@@ -26,7 +26,6 @@ from gradclip import (
     online_quantile,
     psac,
     smooth,
-    spamp,
     with_feedback,
     zclip,
 )
@@ -375,7 +374,7 @@ def test_a_floor_bounds_nothing() -> None:
     ("policy", "says"),
     [
         ("spectral:1.0", "give the scope global, tensor, unit, element"),
-        (spamp(), "the threshold is one of"),
+        ("block_rms:1.0", "give order=2"),
         (
             Policy(Measure("unit"), online_quantile().threshold, Rescale()),
             "scope='unit', the threshold is one of Fixed, Moving, RatioToWeight",

@@ -29,13 +29,14 @@ class PerSampleResult:
         sensitivity: the most by which one sample, added or removed, moves `.grad` before its last
             rounding. It is C for the sum, C/`expected_batch_size` for the mean with that, else
             2·C/samples, since a sample moves the divisor too. C is what the norm of a sample is at
-            most: the limit of a global norm, √(Σ limits²) of several norms, inf if a rule sets no
-            upper limit or a parameter has no rule. One sample in place of another moves `.grad` by
-            2·C, 2·C/`expected_batch_size`, or 2·C/samples.
+            most: the limit of a global norm; √(Σ limits²) of the norms of tensors or units; for
+            values √(Σ max(|low|, |high|)²), which is c·√n of n values clamped to ±c; inf if a rule
+            sets no upper limit or a parameter has no rule. One sample in place of another moves
+            `.grad` by 2·C, 2·C/`expected_batch_size`, or 2·C/samples.
         nonfinite: shape (samples,), whether a sample was left out because it held inf or NaN.
         ran: the way of each module, by name: "ghost", from a formula; "vmap", by `torch.func`;
-            "loop", one sample after the other; "rows", parameters whose uses were written out and
-            added.
+            "loop", one sample after the other; "rows", parameters whose gradients were written
+            out, for a policy of values or units or since uses differ, or were given so.
     """
 
     sample_norms: Tensor
