@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from ._publish import publish
 from .arrays import Values
 from .checks import choice
+from .engine.sample_edits import edited, written_stages
 from .engine.sample_pass import SampleResult, decide, numbers_of, result_of, stateless_stages
 from .engine.samples import EPS, Squares
 from .errors import PolicyError
@@ -22,7 +24,11 @@ Rows = TypeVar("Rows", Sequence[Values], Mapping[str, Values])
 
 
 def per_sample(
-    rows: Rows, policy: PolicyLike = "norm:1.0", reduction: Literal["mean", "sum"] = "mean"
+    rows: Rows,
+    policy: PolicyLike = "norm:1.0",
+    reduction: Literal["mean", "sum"] = "mean",
+    *,
+    weights: Rows | None = None,
 ) -> tuple[Rows, SampleResult]:
     """Clip the gradient of each sample, and add them.
 
@@ -34,16 +40,19 @@ def per_sample(
             …), with the parameter's shape after the batch. The keys are the names for rules by
             name, a list's are "0", "1", …. Not mutated.
         policy: about the gradient of one sample: scope "global", all parameters that the policy
-            covers, or "tensor", each. The threshold is a number; the response rescales, smooths,
-            normalises or zeroes.
+            covers, "tensor", each, "unit", each row of each, or "element", each value. The
+            threshold is a number, or for units a ratio to the weights; the response rescales,
+            smooths, normalises, zeroes or clamps.
         reduction: "mean" or "sum" of the clipped gradients.
+        weights: the parameters, in a container like that of the rows, for a policy that compares
+            gradients with them, such as `agc`. Not mutated.
 
     Returns:
         The gradients in the same container, with the same dtypes, and the result.
 
     Raises:
-        PolicyError: an argument is wrong, or the policy is not one for samples, or remembers
-            something.
+        PolicyError: an argument is wrong, or the policy is not one for samples, remembers
+            something, or needs the weights.
 
     Numerics: everything is float64 until the last rounding, which goes toward zero. A coefficient
         is rounded down by a bound on the error of the norm: the exact norm of cᵢ·rowsᵢ is at most
@@ -65,17 +74,25 @@ def per_sample(
     named = {str(name): np.asarray(each) for name, each in pairs}
     batch = _batch(named)
     stages = stateless_stages(as_policy(policy), list(named))
+    written = written_stages(stages)
     with np.errstate(all="ignore"):
-        flat = [x.reshape(batch, math.prod(x.shape[1:])).astype(np.float64) for x in named.values()]
-        scale = _largest(flat)
-        squares = [_squares(x / scale[:, None]) for x in flat]
+        wide = {name: x.astype(np.float64) for name, x in named.items()}
+        scale = _largest([_flat(x) for x in wide.values()])
+        squares = [_squares(x, scale) for x in wide.values()]
         coefs, sound = decide(stages, squares, scale, np)
-        result = result_of(numbers_of(squares, scale, coefs, sound, np), np)
+        edits = {}
+        for i, (name, x) in enumerate(wide.items()):
+            if i in written:
+                heavy = partial(_weight, weights, name, x.shape[1:])
+                edit = edited(written[i], name, x, np, weights=heavy, scale=scale)
+                edits[i] = edit, _squares(edit.values, scale)
+        result = result_of(numbers_of(squares, scale, coefs, sound, edits, np), np)
         divisor = max(batch, 1) if reduction == "mean" else 1
         grads = {}
-        for wide, coef, (name, x) in zip(flat, coefs, named.items(), strict=True):
-            kept = np.where(sound[:, None], wide, 0.0)  # 0·NaN would be NaN.
-            total = (coef[:, None] * kept).sum(0) / divisor
+        for i, (name, x) in enumerate(named.items()):
+            rows_now = edits[i][0].values if i in edits else wide[name]
+            kept = np.where(sound[:, None], _flat(rows_now), 0.0)  # 0·NaN would be NaN.
+            total = (coefs[i][:, None] * kept).sum(0) / divisor
             grads[name] = _toward_zero(total.reshape(x.shape[1:]), x.dtype)
     done = grads if isinstance(rows, Mapping) else list(grads.values())
     return done, result  # type: ignore[return-value]
@@ -103,9 +120,29 @@ def _largest(flat: Sequence[np.ndarray]) -> np.ndarray:
     return np.where((most > 0) & np.isfinite(most), most, 1.0)
 
 
-def _squares(each: np.ndarray) -> Squares:
-    values = (each * each).sum(axis=1)
-    return Squares(values, (each.shape[1] + 8) * EPS * values)
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _squares(values: np.ndarray, scale: np.ndarray) -> Squares:
+    each = _flat(values) / scale[:, None]
+    squares = (each * each).sum(axis=1)
+    return Squares(squares, (each.shape[1] + 8) * EPS * squares)
+
+
+def _weight(
+    weights: Mapping[str, Values] | Sequence[Values] | None, name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return a parameter, which must have the shape of its gradient."""
+    if weights is None:
+        remedy = "the policy compares gradients with weights: pass the weights too"
+        raise PolicyError.of("weights", None, remedy)
+    named = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
+    found = {str(key): np.asarray(each) for key, each in named.items()}.get(name)
+    if found is None or found.shape != shape:
+        theirs = None if found is None else found.shape
+        raise PolicyError.of(f"weights[{name}].shape", theirs, f"the gradient has {shape}")
+    return found.astype(np.float64)
 
 
 def _toward_zero(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -7,7 +7,17 @@ a source, which makes of the gradient what is clipped in its place. `Threshold`,
 """
 
 from ._publish import publish as _publish
-from .method.response import Clamp, Normalise, Power, Rescale, ShrinkSpikes, Skip, Smooth, Zero
+from .method.response import (
+    Clamp,
+    Normalise,
+    NormaliseLarge,
+    Power,
+    Rescale,
+    ShrinkSpikes,
+    Skip,
+    Smooth,
+    Zero,
+)
 from .method.threshold import (
     After,
     Context,
@@ -28,6 +38,7 @@ from .method.threshold import (
     RatioToWeight,
     RollingMean,
     SecondMoment,
+    Share,
     Smallest,
     Threshold,
     WindowZScore,
@@ -53,6 +64,7 @@ __all__ = [
     "MovingAverage",
     "MovingBand",
     "Normalise",
+    "NormaliseLarge",
     "NormalisedNorm",
     "OnlineQuantile",
     "OtherOrder",
@@ -65,6 +77,7 @@ __all__ = [
     "Rescale",
     "RollingMean",
     "SecondMoment",
+    "Share",
     "ShrinkSpikes",
     "Skip",
     "Smallest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,16 @@ from numpy.testing import assert_array_equal
 import gradclip.jax
 import gradclip.numpy
 import oracle
-from gradclip import agc, block_rms, by_norm, by_value, normalise, skip_above
+from gradclip import (
+    agc,
+    block_rms,
+    by_name,
+    by_norm,
+    by_value,
+    normalise,
+    per_layer,
+    skip_above,
+)
 from stream import stream, weights
 
 clip: Any = gradclip.jax.clip  # Optax says of a state only that it is a tree of arrays.
@@ -243,3 +253,31 @@ def test_per_sample_is_optax_per_example_global_norm_clip(limit: float) -> None:
     for name in rows:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(plain[name], theirs[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_share_of_each_tensor_is_optax_per_example_layer_norm_clip() -> None:
+    """Uniform: C/√K of each; else C·√(Dᵢ/D), which are limits by name."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (3, 4), "b": (4,), "scale": (1,)}
+    rows = {name: rng.normal(size=(16, *shape)) for name, shape in shapes.items()}
+    count = sum(math.prod(shape) for shape in shapes.values())
+    by_size = {n: by_norm(1.5 * (math.prod(s) / count) ** 0.5) for n, s in shapes.items()}
+
+    def loss(params: Tree, sample: Tree) -> Any:
+        return sum(jnp.vdot(params[name], sample[name]) for name in params)
+
+    for policy, uniform in ((per_layer(1.5), True), (by_name(by_size), False)):
+        with jax.enable_x64(True):
+            wide = jax.tree.map(jnp.asarray, rows)
+            theirs: Any
+            counts: Any
+            theirs, counts = optax.per_example_layer_norm_clip(wide, 1.5, uniform)
+            params = jax.tree.map(lambda x: jnp.zeros(x.shape[1:]), wide)
+            ours, result = gradclip.jax.per_sample(loss, policy, reduction="sum")(params, wide)
+            ours, theirs = jax.tree.map(np.asarray, (ours, theirs))
+        plain, told = gradclip.numpy.per_sample(rows, policy, "sum")
+        assert int(result.clipped) == int(told.clipped) >= max(map(int, counts.values())) > 0
+        for name in rows:
+            scale = float(np.abs(theirs[name]).max())
+            assert float(np.abs(ours[name] - theirs[name]).max()) <= 1e-13 * scale
+            assert float(np.abs(plain[name] - theirs[name]).max()) <= 1e-13 * scale

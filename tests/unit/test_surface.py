@@ -104,7 +104,7 @@ def test_all_is_complete(name: str) -> None:
 def test_the_surface_is_small() -> None:
     import gradclip
 
-    assert len(gradclip.__all__) <= 60, "give the parts of methods to gradclip.parts"
+    assert len(gradclip.__all__) <= 64, "give the parts of methods to gradclip.parts"
 
 
 # ---- where a public object says that it lives ----------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .._publish import publish
@@ -10,9 +10,10 @@ from ..arrays import Array, Factors, Flag, Namespace, Norms, Scalar
 from ..errors import PolicyError
 from ..method.plan import Stage
 from ..method.policy import AnyPolicy
-from ..method.threshold import Moving, OnlineQuantile
+from ..method.threshold import OnlineQuantile
 from ..method.threshold.limit import Followed, Ramp
-from .samples import Squares, factors_of, rows_of, stages_of
+from .sample_edits import Edited
+from .samples import WRITTEN, Squares, factors_of, rows_of, stages_of
 
 __all__ = ["SampleResult", "Samples", "decide", "numbers_of", "result_of", "stateless_stages"]
 
@@ -62,11 +63,7 @@ def stateless_stages(policy: AnyPolicy, names: Sequence[str]) -> tuple[Stage, ..
     """
     stages = stages_of(policy, names)
     for threshold in (stage.policy.threshold for stage in stages):
-        moving = isinstance(threshold, Moving) and any(
-            isinstance(bound, Ramp) or (isinstance(bound, Followed) and callable(bound.value))
-            for bound in (threshold.high, threshold.low)
-        )
-        if moving or isinstance(threshold, OnlineQuantile):
+        if isinstance(threshold, OnlineQuantile) or any(map(_moves, vars(threshold).values())):
             remedy = (
                 "no call knows of earlier ones here: move the limit yourself, from the norms in "
                 "the result, and give by_norm(limit), a number or an array without axes"
@@ -75,10 +72,17 @@ def stateless_stages(policy: AnyPolicy, names: Sequence[str]) -> tuple[Stage, ..
     return stages
 
 
+def _moves(limit: object) -> bool:
+    """Return whether a limit needs the number of the step."""
+    return isinstance(limit, Ramp) or (isinstance(limit, Followed) and callable(limit.value))
+
+
 def decide(
     stages: Sequence[Stage], squares: Sequence[Squares], scale: Array | float, xp: Namespace
 ) -> tuple[Factors, Flag]:
     """Return the coefficients, shape (parameters, B), and which samples are finite, shape (B,).
+
+    The coefficient is 1 where `edited` clips a parameter.
 
     Args:
         stages: from `stateless_stages`.
@@ -88,6 +92,8 @@ def decide(
     """
     coefs = [xp.ones_like(squares[0].values)] * len(squares)
     for stage in stages:
+        if stage.policy.measure.scope in WRITTEN:
+            continue
         rows = rows_of(stage, [squares[member] for member in stage.members], xp)
         factors, _, _ = factors_of(stage, rows, scale, {}, 0, xp)
         for place, member in enumerate(stage.members):
@@ -98,7 +104,12 @@ def decide(
 
 
 def numbers_of(
-    squares: Sequence[Squares], scale: Array | float, coefs: Factors, sound: Flag, xp: Namespace
+    squares: Sequence[Squares],
+    scale: Array | float,
+    coefs: Factors,
+    sound: Flag,
+    edits: Mapping[int, tuple[Edited, Squares]],
+    xp: Namespace,
 ) -> Samples:
     """Return the numbers about each sample, from the coefficients that were applied.
 
@@ -107,20 +118,27 @@ def numbers_of(
         scale: as for `decide`.
         coefs: shape (parameters, B); 0 for each sample that is not sound.
         sound: from `decide`.
+        edits: by parameter, what `edited` made of it, and the squared norms after, each sample
+            divided by its scale.
         xp: the array namespace.
     """
     norms = xp.sqrt(_total(squares, xp))
     zero = xp.zeros_like(norms)
-    kept = [xp.where(sound, each.values, zero) for each in squares]
+    left = [edits[i][1] if i in edits else each for i, each in enumerate(squares)]
+    kept = [xp.where(sound, each.values, zero) for each in left]
     after = xp.sqrt(xp.sum(coefs * coefs * xp.stack(kept), axis=0))
-    # One coefficient for all parameters is known better than as a quotient of norms.
     quotient = after / xp.where(norms > 0, norms, xp.ones_like(norms))
-    coef = xp.where(xp.all(coefs == coefs[0], axis=0), coefs[0], quotient)
+    changed = xp.any(coefs != 1, axis=0)
+    for change, _ in edits.values():
+        changed = changed | change.changed
+    # One coefficient for all parameters is known better than as a quotient of norms.
+    coef = quotient if edits else xp.where(xp.all(coefs == coefs[0], axis=0), coefs[0], quotient)
+    coef = xp.where(changed, coef, xp.ones_like(coef)) if edits else coef
     return Samples(
         norms=norms * scale,
         after=after * scale,
         coef=xp.where(sound, coef, zero),
-        changed=xp.any(coefs != 1, axis=0) & sound,
+        changed=changed & sound,
         sound=sound,
     )
 

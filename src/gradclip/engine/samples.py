@@ -9,16 +9,35 @@ from ..arrays import Array, Factors, Namespace, Norms, Scalar
 from ..errors import PolicyError
 from ..method.plan import Stage, plan
 from ..method.policy import AnyPolicy, ByName, Policy
-from ..method.response import Normalise, Rescale, Smooth, Zero
-from ..method.threshold import Context, Fixed, Limits, Moving, OnlineQuantile, State
+from ..method.response import Clamp, Normalise, NormaliseLarge, Rescale, Smooth, Zero
+from ..method.threshold import (
+    Context,
+    Fixed,
+    Limits,
+    Moving,
+    OnlineQuantile,
+    RatioToWeight,
+    Share,
+    State,
+)
 
-__all__ = ["EPS", "Squares", "factors_of", "rows_of", "stages_of", "together", "upper"]
+__all__ = ["EPS", "WRITTEN", "Squares", "factors_of", "rows_of", "stages_of", "together", "upper"]
 
 EPS = 2.0**-52
 """Twice the error of one rounding in float64, so that what the bounds leave out has room."""
+WRITTEN = ("element", "unit")
+"""The scopes that take a sample's gradient apart, so that the gradient must be written out."""
 
-_THRESHOLDS = (Fixed, Moving, OnlineQuantile)
-_RESPONSES = (Rescale, Smooth, Normalise, Zero)
+_Kinds = tuple[tuple[type, ...], tuple[type, ...]]
+_FACTORS = (Rescale, Smooth, Normalise, NormaliseLarge, Zero)
+_FIXED = (Fixed, Moving)
+_KINDS: dict[str, _Kinds] = {
+    "global": ((*_FIXED, OnlineQuantile), _FACTORS),
+    "tensor": ((*_FIXED, Share, OnlineQuantile), _FACTORS),
+    "unit": ((*_FIXED, RatioToWeight), _FACTORS),
+    "element": (_FIXED, (Clamp, Smooth)),
+}
+"""By scope, the thresholds and the responses that go with samples."""
 
 
 class Squares(NamedTuple):
@@ -68,15 +87,15 @@ def _refuse(policy: object) -> None:
         remedy = "for samples, give one policy, such as by_norm(1.0), or one for each name"
         raise PolicyError.of("policy", policy, remedy)
     measure = policy.measure
-    if measure.scope not in ("global", "tensor") or measure.relative is not None:
-        remedy = "for samples, give scope='global' or 'tensor', of the gradient of one sample"
+    if measure.scope not in _KINDS or measure.relative is not None:
+        remedy = f"for samples, give the scope {', '.join(_KINDS)}, of the gradient of one sample"
         raise PolicyError.of("policy.measure", measure, remedy)
     if measure.order != 2.0:
         raise PolicyError.of("policy.measure.order", measure.order, "for samples, give order=2")
-    for part, kinds in (("threshold", _THRESHOLDS), ("response", _RESPONSES)):
+    for part, kinds in zip(("threshold", "response"), _KINDS[measure.scope], strict=True):
         if not isinstance(getattr(policy, part), kinds):
             known = ", ".join(kind.__name__ for kind in kinds)
-            remedy = f"for samples, the {part} is one of {known}"
+            remedy = f"for samples and scope={measure.scope!r}, the {part} is one of {known}"
             raise PolicyError.of(f"policy.{part}", getattr(policy, part), remedy)
 
 
@@ -117,6 +136,6 @@ def factors_of(
     flat = xp.reshape(norms, (-1,))
     limits, new = stage.policy.threshold.update(state, flat, Context(step=step), xp)
     response = stage.policy.response
-    assert isinstance(response, _RESPONSES)
+    assert isinstance(response, Rescale | Smooth | Normalise | NormaliseLarge | Zero)
     factors = response.factors(xp.reshape(most, (-1,)), limits, xp)
     return xp.reshape(factors, norms.shape), limits, new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax import enable_x64
 
 from ..arrays import Array, Tree, Values
 from ..checks import choice, flag, integer
+from ..engine.sample_edits import Edited, edited, written_stages
 from ..engine.sample_pass import (
     SampleResult,
     Samples,
@@ -19,13 +21,14 @@ from ..engine.sample_pass import (
     result_of,
     stateless_stages,
 )
+from ..engine.samples import Squares
 from ..errors import PolicyError
 from ..method.plan import Stage
 from ..method.read import PolicyLike, as_policy
 from .leaves import flat
 from .norms import widest
 from .sample_args import Argnums, Arguments, arguments_of, checked_argnums, refuse_uneven
-from .sample_rows import largest, rounded_down, squares_of, stored_toward_zero, weighted
+from .sample_rows import flushed, largest, rounded_down, squares_of, stored_toward_zero, weighted
 
 __all__ = ["per_sample"]
 
@@ -63,9 +66,10 @@ def per_sample(
         fun: the loss of ONE sample, shape (): `jax.vmap` gives the samples one by one, so none can
             mix with another. Not the loss of a batch.
         policy: about the gradient of one sample: scope "global", all parameters that the policy
-            covers, or "tensor", each. The threshold is a number or an array without axes; the
-            response rescales, smooths, normalises or zeroes. A parameter's name is its path in
-            the tree joined by dots, as for `clip`.
+            covers, "tensor", each, "unit", each unit of each, along the last axis, or "element",
+            each value. The threshold is a number or an array without axes, a share for tensors,
+            or for units a ratio to the weights; the response rescales, smooths, normalises, zeroes
+            or clamps. A parameter's name is its path in the tree joined by dots, as for `clip`.
         argnums: which positional arguments are differentiated, as for `jax.grad`.
         batch_argnums: which positional arguments hold the samples along the first axis of each
             of their arrays; None for all positional arguments but those of `argnums`. All others,
@@ -130,7 +134,7 @@ def per_sample(
 
         def piece(batch: Tree) -> _Piece:
             rows, aux = jax.vmap(gradient)(batch)
-            return _clipped_piece(stages, rows, aux)
+            return _clipped_piece(stages, names, leaves, rows, aux)
 
         whole = _over(piece, given, pieces)
         kind = widest()
@@ -145,16 +149,36 @@ def per_sample(
     return clipped
 
 
-def _clipped_piece(stages: Sequence[Stage], rows: list[Values], aux: Tree) -> _Piece:
+def _clipped_piece(
+    stages: Sequence[Stage],
+    names: Sequence[str],
+    weights: Sequence[Values],
+    rows: list[Values],
+    aux: Tree,
+) -> _Piece:
     """Return the sums and the numbers of some samples, from their gradients."""
-    kind = widest()
+    kind, written = widest(), written_stages(stages)
     with enable_x64(True):
         scale = largest(rows)
         squares = [squares_of(x, scale) for x in rows]
         coefs, sound = decide(stages, squares, scale, jnp)
         coefs = rounded_down(coefs, kind)
-        sums = [weighted(x, coefs[i], sound) for i, x in enumerate(rows)]
-        return _Piece(sums, numbers_of(squares, scale, coefs, sound, jnp), aux)
+        edits: dict[int, tuple[Edited, Squares]] = {}
+        for i, stage in written.items():
+            edit = edited(
+                stage,
+                names[i],
+                rows[i].astype(jnp.float64),
+                jnp,
+                weights=partial(weights[i].astype, jnp.float64),
+                slack=flushed(rows[i]),
+                scale=scale,
+                axis=-1,
+            )
+            edits[i] = edit, squares_of(edit.values, scale)
+        now = [edits[i][0].values if i in edits else x for i, x in enumerate(rows)]
+        sums = [weighted(x, coefs[i], sound) for i, x in enumerate(now)]
+        return _Piece(sums, numbers_of(squares, scale, coefs, sound, edits, jnp), aux)
 
 
 def _over(piece: Callable[[Tree], _Piece], given: Arguments, most: int | None) -> _Piece:

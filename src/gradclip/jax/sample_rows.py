@@ -13,7 +13,7 @@ from ..arrays import Array, Factors, Flag, Scalar, Values
 from ..engine.samples import EPS, Squares
 from .mesh import explicit
 
-__all__ = ["largest", "rounded_down", "squares_of", "stored_toward_zero", "weighted"]
+__all__ = ["flushed", "largest", "rounded_down", "squares_of", "stored_toward_zero", "weighted"]
 
 # Each function is called inside of `enable_x64`, so that float64 is float64.
 
@@ -46,8 +46,13 @@ def squares_of(x: Values, scale: Array) -> Squares:
         each = each / _along(scale, x.ndim)
     # Over all axes at once: a reshape would merge axes that are sharded.
     values = jnp.sum(each * each, axis=tuple(range(1, x.ndim)))
-    lost = size * (_TINY[max(x.dtype.itemsize, 4)] / scale) ** 2 if size else 0.0
+    lost = (flushed(x) / scale) ** 2
     return Squares(values, (size + 8) * EPS * values + lost)
+
+
+def flushed(x: Values) -> float:
+    """Return by how much a norm of one sample may be off since XLA reads what is tiny as 0."""
+    return math.sqrt(math.prod(x.shape[1:])) * _TINY[max(x.dtype.itemsize, 4)] * (1 + EPS)
 
 
 def weighted(x: Values, coefs: Factors, sound: Flag) -> Array:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile, zip_longest
 
 from ..errors import PolicyError
 from .policy import AnyPolicy, ByName, Chain, Policy, Rule, Wrapped
 from .response import Skip
+from .threshold import Share
 from .wrapper import Source
 
 __all__ = ["AnyStage", "Plan", "Stage", "WrappedStage", "plan"]
@@ -58,7 +59,7 @@ def _expand(policy: Rule | ByName, members: tuple[int, ...], names: Sequence[str
     if policy is None:
         return []
     if isinstance(policy, Policy):
-        return [[Stage(policy, members)]]
+        return [[Stage(_counted(policy, len(members)), members)]]
     if isinstance(policy, Wrapped):
         inner = _frozen(_expand(policy.inner, members, names))
         return [[WrappedStage(policy.source, members, inner)]]
@@ -69,6 +70,14 @@ def _expand(policy: Rule | ByName, members: tuple[int, ...], names: Sequence[str
     heads = [list(takewhile(_is_skip, layers)) for layers in groups]
     tails = [layers[len(head) :] for layers, head in zip(groups, heads, strict=True)]
     return [*_side_by_side(heads), *_side_by_side(tails)]
+
+
+def _counted(policy: Policy, members: int) -> Policy:
+    """Return a policy that knows how many parameters share its limit."""
+    limit = policy.threshold
+    if not isinstance(limit, Share) or limit.parts is not None or not members:
+        return policy
+    return replace(policy, threshold=replace(limit, parts=members))
 
 
 def _is_skip(layer: list[AnyStage]) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "Clamp",
     "FactorResponse",
     "Normalise",
+    "NormaliseLarge",
     "Power",
     "Rescale",
     "Response",
@@ -142,6 +143,42 @@ class Normalise:
         zero = norms == 0
         factors = limits.high * one / xp.where(zero, one, norms + self.eps)
         # A quotient beyond its dtype would make the gradient inf.
+        most = xp.finfo(one.dtype).max
+        factors = xp.where((factors > most) & (norms > 0), most * one, factors)
+        return xp.where(zero, one, factors)
+
+
+@dataclass(frozen=True)
+class NormaliseLarge:
+    """Give a large gradient the norm of the limit, and a small one the factor of the limit.
+
+    factor = high/(n + r/(n + r)), which is high/n for n far over √r, and high for n far under r;
+    the norm after is under high. Zero stays zero.
+
+    Args:
+        r: > 0, about the square of the norm from which a gradient is large.
+
+    Example:
+        >>> import numpy as np
+        >>> NormaliseLarge(0.25).factors(np.asarray([0.75, 0.25, 0.0]), Limits(high=1.0), np)
+        array([1.        , 1.33333333, 1.        ])
+    """
+
+    enlarges: ClassVar[bool] = True
+    r: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse early."""
+        object.__setattr__(self, "r", number("r", self.r, low=0, above=True, finite=True))
+
+    def factors(self, norms: Norms, limits: Limits, xp: Namespace) -> Factors:
+        """Return one factor per norm."""
+        one = xp.ones_like(norms)
+        zero = norms == 0
+        # Array by array, as in `Rescale`. A dtype that has no number so small as r reads 0.
+        size = xp.where(zero, one, norms)
+        share = (self.r * one) / (size + self.r)
+        factors = limits.high * one / (size + share)
         most = xp.finfo(one.dtype).max
         factors = xp.where((factors > most) & (norms > 0), most * one, factors)
         return xp.where(zero, one, factors)
@@ -288,6 +325,6 @@ def _held_by(limits: Limits, info: Array) -> tuple[Scalar, Scalar]:
     return low, high
 
 
-FactorResponse = Rescale | Smooth | Normalise | Zero | Skip
+FactorResponse = Rescale | Smooth | Normalise | NormaliseLarge | Zero | Skip
 ValueResponse = Clamp | ShrinkSpikes | Power
 Response = FactorResponse | ValueResponse

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
-from ..checks import choice, number
+from ..checks import choice
 from ..errors import NonFiniteError, PolicyError
 from ..method.read import PolicyLike, as_policy
-from .samples.alone import alone, refuse_mixed
+from .samples.alone import adds_up, alone
 from .samples.batch import Batch, clipped_batch
-from .samples.gathered import gather, refuse_other_batch, refuse_other_sum
+from .samples.gathered import Gathered, gather, refuse_other_batch, refuse_other_sum
+from .samples.given import expected_size, rows_attribute, sample_weights, saved_limit
 from .samples.kept import Kept, units_of
 from .samples.refusals import refuse_model
+from .samples.result import PerSampleResult, result_of
+from .samples.root import LossRoot
 from .samples.rules import rules_of
+from .samples.scaled import Scaled, refuse_scaled_grad, scaled_by
+from .samples.stacked import forget_rows, has_rows, stacked
 from .samples.write import write
 from .step.checkpoint import describe_state, refuse_other_state
 
@@ -26,45 +31,6 @@ __all__ = ["PerSample", "PerSampleResult", "per_sample"]
 
 Reduction = Literal["mean", "sum"]
 NonFiniteSample = Literal["leave-out", "raise"]
-
-
-@dataclass(frozen=True)
-class PerSampleResult:
-    """What one step did to each sample.
-
-    All numbers are tensors on the device of the gradients, in float64. The samples of several
-    micro-batches follow one another.
-
-    Attributes:
-        sample_norms: shape (samples,), the norm of each sample's gradient before clipping.
-        sample_coef: shape (samples,), the norm after clipping over the norm before, times the
-            sample's weight; 0 for a sample that was left out.
-        clipped: how many samples the policy changed.
-        removed: 1 - Σ(norms after)/Σ(norms before), over the samples that count.
-        sensitivity: the most by which one sample, added or removed, moves `.grad` before its last
-            rounding. It is C for the sum, C/`expected_batch_size` for the mean with that, else
-            2·C/samples, since a sample moves the divisor too. C is what the norm of a sample is at
-            most: the limit of a global norm, √(Σ limits²) of several norms, inf if a rule sets no
-            upper limit or a parameter has no rule. One sample in place of another moves `.grad` by
-            2·C, 2·C/`expected_batch_size`, or 2·C/samples.
-        nonfinite: shape (samples,), whether a sample was left out because it held inf or NaN.
-        ran: the way of each module, by name: "ghost", from a formula; "vmap", by `torch.func`;
-            "loop", one sample after the other; "rows", parameters whose uses were written out and
-            added.
-    """
-
-    sample_norms: Tensor
-    sample_coef: Tensor
-    clipped: Tensor
-    removed: Tensor
-    sensitivity: Tensor
-    nonfinite: Tensor = field(repr=False)
-    ran: Mapping[str, tuple[str, ...]]
-
-    @property
-    def left_out(self) -> tuple[int, ...]:
-        """The places of the samples that held inf or NaN; reads the device."""
-        return tuple(self.nonfinite.nonzero().flatten().tolist())
 
 
 class PerSample:
@@ -75,6 +41,7 @@ class PerSample:
         reduction: "mean" or "sum".
         names: the names of the parameters that are trained.
         batch_grad: whether backward passes write the gradients of whole weights.
+        rows: the attribute that holds the samples' gradients; None if hooks are there for them.
         steps: how many steps were clipped.
     """
 
@@ -87,13 +54,15 @@ class PerSample:
         nonfinite: NonFiniteSample = "leave-out",
         expected_batch_size: float | None = None,
         batch_grad: bool = True,
+        rows: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PolicyError.of("model", model, "give a torch.nn.Module")
         self.policy = as_policy(policy)
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
         self.nonfinite = choice("nonfinite", nonfinite, ("leave-out", "raise"))
-        self.expected_batch_size = _expected(expected_batch_size, self.reduction)
+        self.expected_batch_size = expected_size(expected_batch_size, self.reduction)
+        self.rows = rows_attribute(rows)
         self.batch_grad = batch_grad
         refuse_model(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -108,8 +77,11 @@ class PerSample:
         self._limits = self._rules.begin(self._parameters[0])
         self._batches: list[Batch] = []
         self._checked = False
+        self._tried = False
         self._kept = Kept()
-        self._kept.watch(units_of(model))
+        if self.rows is None:
+            self._kept.root = LossRoot()
+            self._kept.watch(units_of(model))
 
     def __repr__(self) -> str:
         """Return the policy and the reduction."""
@@ -150,20 +122,60 @@ class PerSample:
             >>> clipper = per_sample(model, "norm:1.0", reduction="mean")
             >>> clipper.check(lambda x: model(x).square().mean(), torch.ones(2, 2))
         """
+        if not self._check(loss, batch):
+            remedy = "the gradients of the two samples must be finite and not all zero: give others"
+            raise PolicyError.of("batch", "its first two samples", remedy)
+
+    def _check(self, loss: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> bool:
+        """Do what `check` does; return whether the gradients told anything."""
         self._kept.paused = True
         try:
             with torch.enable_grad():
-                refuse_mixed(self._model, self._parameters, self.reduction, loss, batch)
+                told = adds_up(self._model, self._parameters, self.reduction, loss, batch)
                 self._kept.clear()
                 self._kept.paused = False
                 alone(self._model, self._parameters, loss, [each[:2] for each in batch])
             refuse_other_batch(self._kept.uses, 2, "samples that check() took")
+            return told
         finally:
             self._kept.paused = False
             self._kept.clear()
 
+    def backward(self, loss: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """Run `loss(*batch).backward()`, the first time after `check(loss, *batch)`.
+
+        So a wrong reduction, or a loss that mixes samples, is refused before the first step. The
+        check waits for a batch of two samples whose gradients tell something.
+
+        Args:
+            loss: from the batch to the loss that is trained on, shape (). It is a mean if it
+                divides by the number of samples that it is given, not by a constant.
+            batch: tensors whose first axis counts the samples. Not mutated; `.grad` is.
+
+        Returns:
+            The loss, detached.
+
+        Raises:
+            PolicyError: see `check`.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1)
+            >>> clipper = per_sample(model, "norm:1.0", reduction="mean")
+            >>> loss = clipper.backward(lambda x: model(x).square().mean(), torch.ones(2, 2))
+            >>> result = clipper.clip_()
+        """
+        if not self._tried and all(each.dim() and len(each) > 1 for each in batch):
+            self._tried = self._check(loss, batch)
+        with torch.enable_grad():
+            value = loss(*batch)
+            value.backward()
+        return value.detach()
+
     @torch.no_grad()
-    def accumulate(self, weights: Tensor | None = None) -> None:
+    def accumulate(
+        self, weights: Tensor | None = None, *, grad_scaler: GradScaler | None = None
+    ) -> None:
         """Take in one micro-batch, after its `loss.backward()`.
 
         Each sample is clipped here; `clip_` then writes the sum or mean over all micro-batches. A
@@ -172,18 +184,23 @@ class PerSample:
         Args:
             weights: shape (batch,), each in [0, 1], what each clipped sample counts: 0 leaves out
                 a padded sample. Not mutated.
+            grad_scaler: the scaler of the loss, if it was scaled. Not mutated.
 
         Raises:
             PolicyError: see `clip_`. The micro-batch is then not taken in.
             NonFiniteError: see `clip_`.
         """
         try:
-            self._batches.append(self._take(weights))
+            self._batches.append(self._take(weights, scaled_by(grad_scaler)))
         finally:
             self._kept.clear()
+        if self.rows is not None:
+            forget_rows(self._parameters, self.rows)
 
     @torch.no_grad()
-    def clip_(self, weights: Tensor | None = None) -> PerSampleResult:
+    def clip_(
+        self, weights: Tensor | None = None, *, grad_scaler: GradScaler | None = None
+    ) -> PerSampleResult:
         """Put the sum or mean of the clipped samples in `.grad`, after `loss.backward()`.
 
         .grad = Σ wᵢ·cᵢ·gᵢ / D, with gᵢ the gradient of one sample's loss, cᵢ its coefficient, wᵢ
@@ -192,6 +209,8 @@ class PerSample:
 
         Args:
             weights: see `accumulate`. After `accumulate` and without a new backward pass, None.
+            grad_scaler: the scaler of the loss, if it was scaled, after
+                `grad_scaler.unscale_(optimizer)`: `.grad` then is not scaled. Not mutated.
 
         Returns:
             What was done to each sample.
@@ -211,9 +230,10 @@ class PerSample:
             brought down where rounding went over, by up to 3e-7 in float32. Values whose squares
             leave float64 are not looked after; no value of a narrower dtype is one.
         """
-        if self._kept.uses or not self._batches:
+        refuse_scaled_grad(scaled_by(grad_scaler))
+        if self._has_batch() or not self._batches:
             try:
-                self.accumulate(weights)
+                self.accumulate(weights, grad_scaler=grad_scaler)
             except Exception:
                 self._batches = []  # What was accumulated is not for the next step.
                 raise
@@ -228,7 +248,7 @@ class PerSample:
         self.steps += 1
         bound = torch.stack([batch.bound for batch in batches]).max()
         twice = self.reduction == "mean" and self.expected_batch_size is None
-        return _result(batches, bound * (2 if twice else 1) / divisor)
+        return result_of(batches, bound * (2 if twice else 1) / divisor)
 
     def detach(self) -> None:
         """Remove the hooks, and forget what they kept."""
@@ -258,18 +278,36 @@ class PerSample:
         if not isinstance(saved, list) or len(saved) != len(self._limits):
             remedy = f"give a list of {len(self._limits)} limits, as it was saved"
             raise PolicyError.of("state.limits", saved, remedy)
-        self._limits = [_limit(*pair) for pair in zip(saved, self._limits, strict=True)]
+        self._limits = [saved_limit(*pair) for pair in zip(saved, self._limits, strict=True)]
         self.steps = steps
 
-    def _take(self, weights: Tensor | None) -> Batch:
-        """Return what the policy makes of the batch that was kept."""
+    def _has_batch(self) -> bool:
+        """Return whether there is a batch that was not taken in."""
+        if self.rows is not None:
+            return has_rows(self._parameters, self.rows)
+        return bool(self._kept.uses)
+
+    def _gathered(self, scaled: Scaled) -> tuple[Gathered, float]:
+        """Return the batch, and what makes of its gradients those of the samples' own losses."""
+        if self.rows is not None:
+            return stacked(self._parameters, self.names, self.rows), 1 / scaled.factor
         gathered = gather(self._kept, self._index, self.names)
+        if self._kept.root is not None:
+            self._kept.root.refuse_other(self.reduction, gathered.batch)
+            self._kept.root = None if gathered.batch > 1 else self._kept.root
         if not self._checked:
-            self._checked = refuse_other_sum(gathered, self._parameters, self.names)
+            left = scaled.factor / scaled.grad
+            self._checked = refuse_other_sum(gathered, self._parameters, self.names, left)
             self._kept.lean = self._checked and not self.batch_grad
-        each = _weights(weights, gathered.batch, gathered.device)
-        scale = float(gathered.batch) if self.reduction == "mean" else 1.0
-        batch = clipped_batch(gathered, self._rules, self._limits, self.steps, scale, each)
+        return gathered, (gathered.batch if self.reduction == "mean" else 1) / scaled.factor
+
+    def _take(self, weights: Tensor | None, scaled: Scaled) -> Batch:
+        """Return what the policy makes of the batch that is there."""
+        gathered, scale = self._gathered(scaled)
+        each = sample_weights(weights, gathered.batch, gathered.device)
+        batch = clipped_batch(
+            gathered, self._rules, self._parameters, self._limits, self.steps, scale, each
+        )
         if self.nonfinite == "raise" and bool(batch.nonfinite.any()):
             found = batch.nonfinite.nonzero().flatten().tolist()
             raise NonFiniteError(
@@ -298,18 +336,23 @@ def per_sample(
     nonfinite: NonFiniteSample = "leave-out",
     expected_batch_size: float | None = None,
     batch_grad: bool = True,
+    rows: str | None = None,
 ) -> PerSample:
     """Watch a model so that `clip_` can clip the gradient of each sample of a batch.
 
     The loss must be a sum or mean of one term for each sample, which is the sample's alone. The
-    gradients do not tell whether it is: `check` does.
+    first step refuses the wrong reduction where the graph of the loss is certain about it, such as
+    `cross_entropy` of the output; `check`, or `PerSample.backward`, finds all else.
 
     Args:
         model: its modules get hooks, until `detach`. The first axis of each module's input is the
             batch.
         policy: about the gradient of one sample: scope "global", all parameters that the policy
-            covers, or "tensor", each parameter. The threshold is a number, a ramp or an online
-            quantile, which all samples share; the response rescales, smooths, normalises or zeroes.
+            covers, "tensor", each parameter, "unit", each row of each, or "element", each value.
+            The threshold is a number, a ramp, for tensors a share, for units a ratio to the
+            weights, or an online quantile, which all samples share; the response rescales, smooths,
+            normalises, zeroes or clamps. Units and elements need the gradients written out, one
+            parameter at a time, each the size of the batch times the parameter.
         reduction: whether the loss is the "mean" or the "sum" over the samples. The wrong one
             shifts all norms by the size of the batch.
         nonfinite: "leave-out" counts a sample with inf or NaN as 0 and names it in the result;
@@ -319,6 +362,12 @@ def per_sample(
         batch_grad: False saves time. After the first step, backward passes then leave out the
             gradients of the batch for weights of two or more axes, in the modules that go the way
             "ghost": their `.grad` is what `clip_` writes, and nothing without it.
+        rows: the name of an attribute of the parameters, such as Opacus's "grad_sample", which
+            holds the samples' own gradients, shape `(batch, *parameter.shape)`, or a list of
+            such tensors, when `clip_` is called; then no hooks are set, no loss is looked at, and
+            the reduction is that of the result. `clip_` takes the tensors: the attribute is None
+            afterwards. An attribute, since there Opacus leaves the gradients, and since they then
+            cannot be mixed up between parameters; put those of `torch.func.vmap` there yourself.
 
     Returns:
         The clipper; also a context that ends with `detach`.
@@ -349,56 +398,5 @@ def per_sample(
         nonfinite=nonfinite,
         expected_batch_size=expected_batch_size,
         batch_grad=batch_grad,
-    )
-
-
-def _expected(size: float | None, reduction: str) -> float | None:
-    if size is None:
-        return None
-    if reduction == "sum":
-        remedy = "a sum is not divided: give it with reduction='mean'"
-        raise PolicyError.of("expected_batch_size", size, remedy)
-    return number("expected_batch_size", size, low=0, above=True, finite=True)
-
-
-def _weights(weights: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """Return what each sample counts, checked."""
-    if weights is None:
-        return torch.ones(batch, dtype=torch.float64, device=device)
-    each = torch.as_tensor(weights).detach().to(device, torch.float64)
-    if each.shape != (batch,):
-        raise PolicyError.of("weights.shape", tuple(each.shape), f"give {batch} numbers")
-    if not bool(((each >= 0) & (each <= 1)).all()):
-        raise PolicyError.of("weights", weights, "give numbers from 0 to 1")
-    return each
-
-
-def _limit(saved: object, mine: Tensor | None) -> Tensor | None:
-    """Return a saved limit, if it is like the clipper's own."""
-    if mine is None and saved is None:
-        return None
-    if mine is None or not isinstance(saved, Tensor) or saved.shape != mine.shape:
-        raise PolicyError.of("state.limits", saved, "its shapes are of another policy")
-    if not saved.is_floating_point() or not bool(((saved > 0) & saved.isfinite()).all()):
-        raise PolicyError.of("state.limits", saved, "a limit is > 0 and finite")
-    return saved.detach().to(mine, copy=True)
-
-
-def _result(batches: list[Batch], sensitivity: Tensor) -> PerSampleResult:
-    """Return the result over all micro-batches."""
-    before = torch.stack([batch.before for batch in batches]).sum()
-    after = torch.stack([batch.after for batch in batches]).sum()
-    ran: dict[str, dict[str, None]] = {}
-    for batch in batches:
-        for way, names in batch.ran.items():
-            ran.setdefault(way, {}).update(dict.fromkeys(names))
-    some = torch.where(before > 0, before, 1.0)
-    return PerSampleResult(
-        sample_norms=torch.cat([batch.norms for batch in batches]),
-        sample_coef=torch.cat([batch.coef for batch in batches]),
-        clipped=torch.stack([batch.clipped for batch in batches]).sum(),
-        removed=torch.where(before > 0, 1 - after / some, 0.0),
-        sensitivity=sensitivity,
-        nonfinite=torch.cat([batch.nonfinite for batch in batches]),
-        ran={way: tuple(names) for way, names in ran.items()},
+        rows=rows,
     )

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 import sample_oracle
 from gradclip import (
     PolicyError,
+    agc,
     by_name,
     by_norm,
-    by_value,
     normalise,
     online_quantile,
+    spectral,
     with_feedback,
 )
 from gradclip.jax import per_sample
@@ -284,7 +285,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "quantile": (online_quantile(), MEMORY),
     "ramp": (by_norm(Ramp(1.0, 0.1, 10)), MEMORY),
     "function of the step": (by_norm(lambda step: 1.0 + step), MEMORY),
-    "values": (by_value(1.0), "for samples, give scope='global' or 'tensor'"),
+    "singular values": (spectral(1.0), "for samples, give the scope global, tensor, unit, element"),
+    "unit ramp": (by_norm(Ramp(1.0, 0.1, 10), scope="unit"), MEMORY),
+    "agc ramp": (agc(Ramp(1.0, 0.1, 10)), MEMORY),
     "wrapper": (with_feedback(by_norm(1.0)), "for samples, give one policy"),
     "order": (by_norm(1.0, order=1), "for samples, give order=2"),
 }

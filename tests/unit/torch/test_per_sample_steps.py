@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 import sample_oracle as oracle
 from gradclip import (
+    Measure,
+    Policy,
+    auto_s,
     band,
     by_name,
     by_norm,
@@ -21,12 +24,13 @@ from gradclip import (
     floor,
     normalise,
     online_quantile,
+    psac,
     smooth,
     with_feedback,
     zclip,
 )
 from gradclip.errors import NonFiniteError, PolicyError
-from gradclip.parts import Ramp
+from gradclip.parts import Ramp, Rescale
 from gradclip.torch import PerSample, PerSampleResult, per_sample
 
 
@@ -334,7 +338,8 @@ def test_a_list_of_limits_goes_by_name() -> None:
 
 AUTO = 0.01
 RULES: dict[str, tuple[Any, Callable[[float], float]]] = {
-    "auto-s": (normalise(1.0, eps=AUTO), lambda n: 1 / (n + AUTO)),
+    "auto-s": (auto_s(1.0), lambda n: 1 / (n + AUTO)),
+    "psac": (psac(1.5, r=0.5), lambda n: 1.5 / (n + 0.5 / (n + 0.5))),
     "normalise": (normalise(2.0, eps=0.0), lambda n: 2 / n),
     "smooth": (smooth(2.0), lambda n: 1 / math.sqrt(1 + n * n / 4)),
     "band": (band(3.0, 4.0), lambda n: min(max(n, 3.0), 4.0) / n),
@@ -368,12 +373,16 @@ def test_a_floor_bounds_nothing() -> None:
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
-        ("value:1.0", "scope='global' or 'tensor'"),
-        (by_norm(1.0, scope="unit"), "scope='global' or 'tensor'"),
+        ("spectral:1.0", "give the scope global, tensor, unit, element"),
+        ("block_rms:1.0", "give order=2"),
+        (
+            Policy(Measure("unit"), online_quantile().threshold, Rescale()),
+            "scope='unit', the threshold is one of Fixed, Moving, RatioToWeight",
+        ),
         (by_norm(1.0, order=math.inf), "give order=2"),
         (by_norm(1.0) | by_value(1.0), "give one policy"),
         (with_feedback(by_norm(1.0)), "give one policy"),
-        (by_name({"0.*": "agc:0.01", "*": "norm:1.0"}), "scope='global' or 'tensor'"),
+        (by_name({"0.*": "clippy", "*": "norm:1.0"}), "give the scope global"),
         (zclip(), "the threshold is one of Fixed, Moving, OnlineQuantile"),
         ("skip_above:1.0", "the response is one of Rescale"),
         ("norm:-1", "max_norm"),

@@ -3,10 +3,11 @@
 This package exports every name that its modules list in `__all__`.
 """
 
-from . import adaptive, found, moments, skips, static, updates, wrappers
+from . import adaptive, found, moments, samples, skips, static, updates, wrappers
 from .adaptive import *  # noqa: F403
 from .found import *  # noqa: F403
 from .moments import *  # noqa: F403
+from .samples import *  # noqa: F403
 from .skips import *  # noqa: F403
 from .static import *  # noqa: F403
 from .updates import *  # noqa: F403
@@ -16,6 +17,7 @@ __all__: list[str] = []
 __all__ += adaptive.__all__
 __all__ += found.__all__
 __all__ += moments.__all__
+__all__ += samples.__all__
 __all__ += skips.__all__
 __all__ += static.__all__
 __all__ += updates.__all__

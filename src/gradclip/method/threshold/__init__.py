@@ -3,7 +3,7 @@
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, OtherOrder, Smallest
-from .fixed import Fixed, Moving, RatioToWeight
+from .fixed import Fixed, Moving, RatioToWeight, Share
 from .found import Found
 from .moments import NormalisedNorm, PowerAverage, SecondMoment
 from .quantile import OnlineQuantile, Quantile
@@ -30,6 +30,7 @@ __all__ = [
     "RatioToWeight",
     "RollingMean",
     "SecondMoment",
+    "Share",
     "Smallest",
     "State",
     "Threshold",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from types import NoneType
 
 import numpy as np
 
 from ...arrays import Array, Namespace, Norms, Scalar
-from ...checks import flag, number
+from ...checks import flag, integer, number
 from ...errors import PolicyError
 from ..table import Table
 from .base import Context, Limits, State
 from .limit import Bound, Limit, bound, now
 
-__all__ = ["Fixed", "Moving", "RatioToWeight", "between", "exceeds", "symmetric"]
+__all__ = ["Fixed", "Moving", "RatioToWeight", "Share", "between", "exceeds", "symmetric"]
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,62 @@ class RatioToWeight:
         weights = context.weights()
         size = xp.where(weights > self.eps, weights, self.eps * xp.ones_like(norms))
         return Limits(high=now(self.ratio, context.step, xp, least=0) * size), state
+
+
+@dataclass(frozen=True)
+class Share:
+    """Give each of K norms the same limit, so that all together have at most the norm `high`.
+
+    limit = high/√K, rounded down, since √(K·(high/√K)²) = high.
+
+    Args:
+        high: the largest norm of the whole, ≥ 0; it may move.
+        parts: K ≥ 1; None for as many as the policy covers: a plan puts their number here.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> Share(1.0).update({}, np.ones(4), Context(), np)
+        (Limits(low=None, high=0.5), {})
+    """
+
+    high: Limit
+    parts: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arguments that are out of their ranges."""
+        object.__setattr__(self, "high", bound("high", self.high, low=0))
+        if self.parts is not None:
+            object.__setattr__(self, "parts", integer("parts", self.parts, low=1))
+
+    def init(self, norms: Norms, xp: Namespace) -> State:  # noqa: ARG002
+        """Return the empty memory: the limits depend only on the number of norms."""
+        return {}
+
+    def update(
+        self, state: State, norms: Norms, context: Context, xp: Namespace
+    ) -> tuple[Limits, State]:
+        """Return the limit of each norm."""
+        parts = max(norms.shape[0], 1) if self.parts is None else self.parts
+        whole = now(self.high, context.step, xp, least=0)
+        if isinstance(whole, float):
+            return Limits(high=_share(whole, parts)), state
+        lower = 1.0 if parts == 1 else 1 - 2.0**-51
+        return Limits(high=whole * (lower / math.sqrt(parts))), state
+
+
+@lru_cache(maxsize=256)
+def _share(whole: float, parts: int) -> float:
+    """Return the largest number whose square, so many times, is at most that of the whole."""
+    share = whole / math.sqrt(parts)
+    if not 0 < share < math.inf:
+        return share
+    share = math.nextafter(share, math.inf)
+    while parts * Fraction(share) ** 2 > Fraction(whole) ** 2:
+        share = math.nextafter(share, 0.0)
+    return share
 
 
 def between(

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from ...errors import PolicyError
 
-__all__ = ["alone", "refuse_mixed"]
+__all__ = ["adds_up", "alone"]
 
 
-def refuse_mixed(
+def adds_up(
     model: nn.Module,
     parameters: Sequence[Tensor],
     reduction: str,
     loss: Callable[..., Tensor],
     batch: Sequence[Tensor],
-) -> None:
+) -> bool:
     """Compare the gradient of two samples with the gradients of each alone; reads the device.
 
     Args:
@@ -27,6 +27,9 @@ def refuse_mixed(
         reduction: "mean" or "sum", what the two alone must make together.
         loss: from the batch to the loss, shape ().
         batch: tensors whose first axis counts at least two samples; not mutated.
+
+    Returns:
+        True; False if the gradients are all zero, or not finite, and tell nothing.
 
     Raises:
         PolicyError: the two do not add up: says if the other reduction would fit.
@@ -38,15 +41,14 @@ def refuse_mixed(
         alone(model, parameters, loss, [each[part] for each in batch])
         for part in (slice(0, 2), slice(0, 1), slice(1, 2))
     )
-    size = one.norm() + two.norm()
+    size = both.norm() + one.norm() + two.norm()
     if not bool((size > 0) & size.isfinite()):
-        remedy = "the gradients of the two samples must be finite and not all zero: give others"
-        raise PolicyError.of("batch", float(size), remedy)
+        return False
     eps = max(torch.finfo(p.dtype).eps for p in parameters)
     sums = {"sum": one + two, "mean": (one + two) / 2}
     fits = [name for name, each in sums.items() if bool((both - each).norm() <= eps**0.5 * size)]
     if reduction in fits:
-        return
+        return True
     if fits:
         remedy = f"the loss is a {fits[0]} over the samples: give reduction={fits[0]!r}"
         raise PolicyError.of("reduction", reduction, remedy)

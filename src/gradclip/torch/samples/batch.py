@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import Squares
+from .forms import Rows
 from .gathered import Gathered
 from .measured import squares_of
-from .rules import Rules
+from .rules import Rules, together
 
 __all__ = ["Batch", "clipped_batch"]
 
@@ -30,7 +31,7 @@ class Batch:
         before: the sum of the norms of those that count.
         after: the same after clipping, without weights.
         moves: see `Decided`.
-        bound: see `Decided`.
+        bound: shape (), what the norm of each sample is at most, after this.
         limits: the parameters that have a norm in common, and what the norm of their sums is at
             most.
         ran: see `Gathered`.
@@ -53,6 +54,7 @@ class Batch:
 def clipped_batch(
     gathered: Gathered,
     rules: Rules,
+    parameters: Sequence[Tensor],
     limits: Sequence[Tensor | None],
     step: int,
     scale: float,
@@ -63,6 +65,7 @@ def clipped_batch(
     Args:
         gathered: the samples' gradients; loses its forms.
         rules: the policy.
+        parameters: those that are trained; not mutated.
         limits: what the rules remember.
         step: how many steps came before.
         scale: what turns the gradients that were kept into those of the samples' own losses.
@@ -77,35 +80,63 @@ def clipped_batch(
     used = [place for place, part in enumerate(parts) if part is not None]
     coefs = torch.where(counted, decided.coefs, 0.0)
     mine = coefs[used]
-    after = (mine * mine * torch.where(counted, squares, 0.0)).sum(0).sqrt()
-    norms = total.sqrt()
-    # One coefficient for all parameters is known better than as a quotient of norms.
+    changed = (mine != 1).any(0)
+    left = mine * mine * torch.where(counted, squares, 0.0) * scale * scale
+    bounds: list[Tensor | float] = [*decided.bounds]
+    edges: dict[int, Tensor] = {}
+    written: list[str] = []
+    sums: list[Tensor | None] = [None] * len(parts)
+    for row, place in enumerate(used):
+        form = gathered.forms[place]
+        assert form is not None
+        if place not in rules.written:
+            sums[place] = form.weighted(coefs[place] * weights * scale)
+            gathered.forms[place] = None  # What it was made of is then free.
+            continue
+        # One parameter after the other: the rows of all together may not fit in memory.
+        edit = rules.edit(place, form, scale, parameters[place], step)
+        gathered.forms[place] = None
+        done = Rows(edit.values, torch.zeros_like(total))
+        sums[place] = done.weighted(coefs[place] * weights)
+        left[row] = torch.where(counted, done.squares().values, 0.0)
+        changed |= edit.changed
+        bounds.append(edit.bound)
+        edges[place] = torch.as_tensor(edit.bound, dtype=total.dtype, device=total.device)
+        written.append(rules.names[place])
+    after = left.sum(0).sqrt()
+    norms = total.sqrt() * scale
     quotient = after / torch.where(norms > 0, norms, 1.0)
-    coef = torch.where((mine == mine[0]).all(0), mine[0], quotient)
-    sums: list[Tensor | None] = []
-    for place, form in enumerate(gathered.forms):
-        sums.append(None if form is None else form.weighted(coefs[place] * weights * scale))
-        gathered.forms[place] = None  # What it was made of is then free.
+    # One coefficient for all parameters is known better than as a quotient of norms.
+    alone = (mine == mine[0]).all(0)
+    alone = alone & ~changed if written else alone
+    coef = torch.where(alone, mine[0], quotient)
     total_weight = torch.where(counted, weights, 0.0).sum()
+    apart = [((place,), edges.get(place, total.new_zeros(()))) for place in rules.written]
     return Batch(
         sums=sums,
-        norms=norms * scale,
+        norms=norms,
         coef=torch.where(counted, coef * weights, 0.0),
         counted=counted,
         nonfinite=~sound & (weights > 0),
-        clipped=((mine != 1).any(0) & counted).sum(),
-        before=torch.where(counted, norms, 0.0).sum() * scale,
-        after=after.sum() * scale,
+        clipped=(changed & counted).sum(),
+        before=torch.where(counted, norms, 0.0).sum(),
+        after=after.sum(),
         moves=decided.moves,
-        bound=decided.bound,
-        limits=[(members, _times(high, total_weight)) for members, high in decided.limits],
-        ran=gathered.ran,
+        bound=together(bounds, total),
+        limits=[
+            (members, torch.where(total_weight > 0, high * total_weight, 0.0))
+            for members, high in [*decided.limits, *apart]
+        ],
+        ran=_with_rows(gathered.ran, written),
     )
 
 
-def _times(high: Tensor, total: Tensor) -> Tensor:
-    """Return what the norms of samples of this weight in total add up to at most."""
-    return torch.where(total > 0, high * total, 0.0)
+def _with_rows(ran: dict[str, list[str]], written: list[str]) -> dict[str, list[str]]:
+    """Return the ways, with parameters whose gradients the policy had written out."""
+    if not written:
+        return ran
+    known = ran.get("rows", [])
+    return {**ran, "rows": [*known, *(name for name in written if name not in known)]}
 
 
 def _stacked(parts: list[Squares]) -> Tensor:

@@ -142,10 +142,10 @@ def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     return ("loop" if in_turn else "vmap"), forms
 
 
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Return the norm of a difference, in float64, without a copy of the whole."""
+def _distance(one: Tensor, other: Tensor, times: float) -> Tensor:
+    """Return the norm of one·times - other, in float64, without a copy of the whole."""
     pairs = zip(one.flatten().split(PART), other.flatten().split(PART), strict=True)
-    return torch.stack([(a.double() - b.double()).norm() for a, b in pairs]).norm()
+    return torch.stack([(a.double() * times - b.double()).norm() for a, b in pairs]).norm()
 
 
 def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
@@ -161,11 +161,17 @@ def _not_apart(name: str, module: nn.Module, fault: Exception) -> PolicyError:
 
 
 def refuse_other_sum(
-    gathered: Gathered, parameters: Sequence[Tensor], names: Sequence[str]
+    gathered: Gathered, parameters: Sequence[Tensor], names: Sequence[str], divided: float = 1.0
 ) -> bool:
     """Compare the sum of the samples' gradients with what the backward pass left in `.grad`.
 
     Reads the device.
+
+    Args:
+        gathered: the samples' gradients.
+        parameters: those that are trained.
+        names: their names.
+        divided: what somebody has divided each `.grad` by since the backward pass.
 
     Returns:
         Whether there was something to compare: samples, and sums that are finite.
@@ -178,7 +184,7 @@ def refuse_other_sum(
     for form, parameter in zip(gathered.forms, parameters, strict=True):
         total = torch.zeros_like(parameter) if form is None else form.weighted(ones)
         grad = torch.zeros_like(total) if parameter.grad is None else parameter.grad
-        off.append(_distance(grad, total))
+        off.append(_distance(grad, total, divided))
         size.append(ones[:0].sum() if form is None else size_of(form).sum())
     apart, sizes = torch.stack(off), torch.stack(size)
     eps = max(gathered.eps, *(torch.finfo(p.dtype).eps for p in parameters))
@@ -188,7 +194,7 @@ def refuse_other_sum(
             remedy = (
                 "the gradients of the samples do not add up to its .grad: clear .grad before "
                 "backward(), use the parameter only through its module, and let the module draw "
-                "no random numbers"
+                "no random numbers; a GradScaler goes in as clip_(grad_scaler=scaler)"
             )
             raise PolicyError.of("parameter", name, remedy)
     return gathered.batch > 0 and bool(torch.isfinite(apart).all())

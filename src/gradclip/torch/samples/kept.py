@@ -17,6 +17,7 @@ from .attention import draws, random_of
 from .call import Call, tensors_in
 from .forms import Form, Rows
 from .ghost import Ghost, ghost_of, has_batch, settled
+from .root import LossRoot
 
 __all__ = ["Kept", "Unit", "Use", "units_of"]
 
@@ -112,12 +113,14 @@ class Kept:
         passes: the backward passes that gave something.
         paused: whether a call is to be ignored.
         lean: whether backward passes leave out the gradients of whole weights.
+        root: what is to look at the loss in the next backward pass; None for nothing.
     """
 
     uses: list[Use] = field(default_factory=list)
     passes: set[int] = field(default_factory=set)
     paused: bool = False
     lean: bool = False
+    root: LossRoot | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
     _random: dict[str, Tensor] = field(default_factory=dict)
     _resting: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -188,6 +191,8 @@ class Kept:
 
     def _collector(self, use: Use, place: int) -> Callable[[Tensor], None]:
         def collect(grad: Tensor) -> None:
+            if self.root is not None and not self.uses:
+                self.root.look()
             if all(each is None for each in use.call.grads):
                 self.uses.append(use)
             use.call.grads[place] = grad.detach()

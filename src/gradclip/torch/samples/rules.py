@@ -11,12 +11,14 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from ...engine.samples import Squares, factors_of, rows_of, stages_of
+from ...engine.sample_edits import Edited, edited, written_stages
+from ...engine.samples import EPS, WRITTEN, Squares, factors_of, rows_of, stages_of
 from ...method.measure import combine
 from ...method.plan import Stage
 from ...method.policy import AnyPolicy
+from .forms import Form
 
-__all__ = ["Decided", "Rules", "rules_of"]
+__all__ = ["Decided", "Rules", "rules_of", "together"]
 
 
 class Decided(NamedTuple):
@@ -27,13 +29,14 @@ class Decided(NamedTuple):
             by.
         moves: for each stage, how the logarithm of its limits moves, summed over the samples:
             shape (limits,); None of a stage that remembers nothing.
-        bound: shape (), what the norm of each sample is at most, after this.
+        bounds: each of shape (), what the norms of the parts of each sample are at most, after
+            this.
         limits: the parameters that have a norm in common, and what a sample's is at most.
     """
 
     coefs: Tensor
     moves: list[Tensor | None]
-    bound: Tensor
+    bounds: list[Tensor]
     limits: list[tuple[tuple[int, ...], Tensor]]
 
 
@@ -43,11 +46,13 @@ class Rules:
 
     Attributes:
         stages: from `plan`.
-        count: the number of all parameters.
+        names: of all parameters.
+        written: the stages that need the gradients of a parameter written out, by its index.
     """
 
     stages: tuple[Stage, ...]
-    count: int
+    names: tuple[str, ...]
+    written: dict[int, Stage]
 
     def begin(self, like: Tensor) -> list[Tensor | None]:
         """Return the first limits of each stage that remembers its limits.
@@ -78,13 +83,17 @@ class Rules:
             limits: what each stage remembers, from `begin`.
             step: how many steps came before.
         """
-        coefs = torch.ones(self.count, len(counted), dtype=torch.float64, device=counted.device)
+        shape = len(self.names), len(counted)
+        coefs = torch.ones(shape, dtype=torch.float64, device=counted.device)
         moves: list[Tensor | None] = []
         covered: list[int] = []
         bounds: list[Tensor] = []
         most: list[tuple[tuple[int, ...], Tensor]] = []
         for stage, limit in zip(self.stages, limits, strict=True):
             covered += stage.members
+            if stage.policy.measure.scope in WRITTEN:
+                moves.append(None)
+                continue
             rows = _rows(stage, parts, counted)
             factors, high, move = _of_stage(stage, rows, scale, limit, counted, step)
             coefs[list(stage.members)] = factors.expand(len(stage.members), -1)
@@ -98,8 +107,42 @@ class Rules:
             bounds += [high[i, 0] for i, each in enumerate(took) if each]
         if any(part is not None and m not in covered for m, part in enumerate(parts)):
             bounds.append(coefs.new_full((), math.inf))
-        bound = combine(torch.stack(bounds), 2.0, xp) if bounds else coefs.new_zeros(())
-        return Decided(coefs, moves, bound, most)
+        return Decided(coefs, moves, bounds, most)
+
+    def edit(self, place: int, form: Form, scale: float, parameter: Tensor, step: int) -> Edited:
+        """Return the clipped gradients of one parameter of `written`.
+
+        Args:
+            place: the parameter's index.
+            form: its gradients, which are written out here.
+            scale: what the gradients are to be multiplied by first.
+            parameter: itself.
+            step: how many steps came before.
+        """
+        whole = form.part(slice(0, form.batch))  # In float64.
+        return edited(
+            self.written[place],
+            self.names[place],
+            whole.rows() * scale,
+            xp,
+            weights=parameter.detach().double,
+            slack=(whole.count + 8) * EPS * whole.size * scale,
+            step=step,
+        )
+
+
+def together(bounds: Sequence[Tensor | float], like: Tensor) -> Tensor:
+    """Return what the norm of a sample is at most, rounded up, from the bounds of its parts.
+
+    Args:
+        bounds: of the parts.
+        like: gives the dtype and the device.
+    """
+    if not bounds:
+        return like.new_zeros(())
+    kind = {"dtype": like.dtype, "device": like.device}
+    parts = torch.stack([torch.as_tensor(each, **kind) for each in bounds])
+    return combine(parts, 2.0, xp) * (1 + (len(bounds) + 8) * EPS if len(bounds) > 1 else 1)
 
 
 def rules_of(policy: AnyPolicy, names: Sequence[str]) -> Rules:
@@ -113,7 +156,8 @@ def rules_of(policy: AnyPolicy, names: Sequence[str]) -> Rules:
         PolicyError: the policy is a chain or has a wrapper, or a part of it does not go with
             samples; says which would.
     """
-    return Rules(stages_of(policy, names), len(names))
+    stages = stages_of(policy, names)
+    return Rules(stages, tuple(names), written_stages(stages))
 
 
 def _limits_of(stage: Stage) -> int:
