@@ -6,7 +6,18 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
 from ..errors import PolicyError
-from . import depth, exploding, nonfinite, piles, plateau, spikes, thresholds, unscaled, vanishing
+from . import (
+    depth,
+    exploding,
+    nonfinite,
+    piles,
+    plateau,
+    samples,
+    spikes,
+    thresholds,
+    unscaled,
+    vanishing,
+)
 from .finding import Kind
 from .links import PAGES, docs_of, online
 from .window import WINDOW
@@ -145,6 +156,35 @@ _TEXTS = (
         f"{spikes.DEVIATIONS:g} robust deviations, and over {spikes.RATIO:g} times this median.",
         "Hard batches. The optimizer, or a limit, has taken them well.",
         "Nothing must be done. A limit between the usual norm and these spikes is a safety net.",
+    ),
+    Explanation(
+        "spike-sample",
+        "Single samples made a spike of the norm",
+        "At a spike of the norm one sample, or a few, were most of the gradient. The others of the "
+        "batch were as usual.",
+        "The record names samples (`samples=5`). At a spike of the norm, a sample's norm is "
+        f"{samples.SHARE:g} or more of the root of the sum of all squared norms, and "
+        f"{samples.OVER:g} times the usual largest norm or more; or only some of the largest are "
+        "inf or NaN.",
+        "A broken file, a wrong label, a value of another scale; or a sample that is merely rare.",
+        "Look at the sample. If such samples stay, clip each sample by itself "
+        "(`gradclip.torch.per_sample`), or the whole gradient.",
+    ),
+    Explanation(
+        "recurring-samples",
+        "The same samples have the largest norms each time",
+        "Some samples are among the largest of their batch each time that they are seen, and there "
+        "are more of them than hard samples explain.",
+        "The record names samples and their ids, and after the first "
+        f"{samples.WARM_UP:.0%} of the steps a sample was among the largest "
+        f"{samples.LEAST_VISITS} times or more. The samples that are so at {samples.ALWAYS:.0%} of "
+        f"the most visits outnumber those at {samples.OFTEN:.0%} to {samples.ALWAYS:.0%} by "
+        f"{samples.DEVIATIONS:g} standard deviations of these counts. Or a sample was "
+        f"{samples.BROKEN:g} times the usual largest norm {samples.BROKEN_VISITS} times or more.",
+        "Wrong labels: the model learns what the other samples say, and these contradict it at "
+        "each visit. Broken files. Some are only hard.",
+        "Look at the samples in the order of the ranking, which `gradclip diagnose --json` and the "
+        "report have. Correct or remove what is wrong, and train again.",
     ),
     Explanation(
         "never-binds",

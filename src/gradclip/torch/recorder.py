@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import kernel
 from ..checks import integer
 from ..engine.result import ClipResult
+from ..errors import GradclipWarning, PolicyError
 from ..record import Parameter, RecordWriter
 from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
+from .samples.largest import Ids, Largest, LargestSamples
 
 __all__ = ["Recorder", "record"]
 
@@ -56,6 +59,7 @@ class PendingRow:
         result: of the clipper.
         absent: the places of the parameters that had no gradient.
         extra: further keys of the row, as `lr` and `loss` are.
+        samples: those with the largest gradient norms, or None.
     """
 
     recorder: Recorder
@@ -66,6 +70,7 @@ class PendingRow:
     result: ClipResult
     absent: list[int]
     extra: Mapping[str, float | Tensor | None]
+    samples: Largest | None = None
 
     @property
     def values(self) -> list[float | Tensor | None]:
@@ -79,6 +84,7 @@ class PendingRow:
             *(getattr(self.result, name) for name in _NUMBERS),
             self.result.norms,
             *(value for value in self.values if isinstance(value, Tensor)),
+            *(() if self.samples is None else self.samples.tensors),
         ]
 
 
@@ -102,6 +108,10 @@ class Recorder:
         start: `time.perf_counter()` at the start of the run.
         amend: called with the clipper and each result for what the record has instead, and for
             further keys of the row.
+        samples: how many samples with the largest gradient norms each row has, ≥ 0; see `record`.
+        model: whose samples these are; needed if `samples` is not 0.
+        sample_ids: called with the number of samples at the end of each backward pass, for their
+            ids in the data set.
 
     Attributes:
         steps: how many steps were observed; with a closure, each call of it.
@@ -119,6 +129,9 @@ class Recorder:
         loss: Callable[[], Tensor | float | None] = lambda: None,
         start: float | None = None,
         amend: Amend = lambda _, result: (result, {}),
+        samples: int = 0,
+        model: nn.Module | None = None,
+        sample_ids: Callable[[int], Ids | None] = lambda _: None,
     ) -> None:
         self._writer = writer
         # Neither is kept alive: a script may make many optimizers in one run.
@@ -136,6 +149,9 @@ class Recorder:
         """The path that the user asked for; `path` may have a number in addition."""
         self.steps = self.clipped = self.skipped = 0
         self._describe(clipper)
+        self._samples: LargestSamples | None = None
+        if samples and model is not None:
+            self._samples = LargestSamples(model, samples, self._tell_of_samples, sample_ids)
         clipper.observers.append(self)
 
     def __call__(self, result: ClipResult) -> None:
@@ -157,6 +173,7 @@ class Recorder:
             # Those of other processes have no gradient here, and a norm all the same.
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
             extra={key: _copy(value) for key, value in extra.items()},
+            samples=None if self._samples is None else self._samples.take(),
         )
         self._writer.defer(row, _read)
         if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
@@ -173,7 +190,8 @@ class Recorder:
         found = {name: each[0] for name, each in zip(_NUMBERS, numbers, strict=False)}
         norms: list[float | None] = [*numbers[len(_NUMBERS)]]
         others = iter(numbers[len(_NUMBERS) + 1 :])
-        lr, loss, *extra = (next(others)[0] if isinstance(v, Tensor) else v for v in row.values)
+        lr, loss, *extra = [next(others)[0] if isinstance(v, Tensor) else v for v in row.values]
+        samples = None if row.samples is None else row.samples.row(list(others))
         limit = found["limit"]
         finite = math.isfinite(found["total_norm"])
         sampled = (row.step - 1) % self._stride == 0 or (self._was_finite and not finite)
@@ -200,6 +218,7 @@ class Recorder:
             "ran": row.result.ran,
             "nonfinite": bad if sampled else (),
             "norms": norms if sampled else None,
+            "samples": samples,
             **dict(zip(row.extra, extra, strict=True)),
         }
 
@@ -217,6 +236,8 @@ class Recorder:
         clipper = self._clipper()
         if clipper is not None and self in clipper.observers:
             clipper.observers.remove(self)
+        if self._samples is not None:
+            self._samples.detach()
         self._writer.end(status)
 
     def __enter__(self) -> Self:
@@ -235,6 +256,27 @@ class Recorder:
     def event(self, name: str, text: str) -> None:
         """Note something that happened at the present step."""
         self._writer.event(name, text, step=self.steps)
+
+    def sample_ids(self, ids: Ids) -> None:
+        """Say which samples the present step is made of; call it before `optimizer.step()`.
+
+        Args:
+            ids: one for each sample, in the order of the batch: places in the data set, or names
+                such as those of files. With several micro-batches, call it once for each. Ids in
+                another number than the samples are left out, and an event says so.
+
+        Raises:
+            PolicyError: the recorder was made without `samples`.
+        """
+        if self._samples is None:
+            raise PolicyError.of("samples", 0, "give record(..., samples=5, model=model)")
+        self._samples.give_ids(ids)
+
+    def _tell_of_samples(self, name: str, text: str) -> None:
+        """Write an event, and warn where there will be no samples."""
+        self._writer.event(name, text, step=max(self.steps, 1))
+        if name == "samples-stopped":
+            warnings.warn(f"{text}; the training goes on", GradclipWarning, stacklevel=2)
 
     def _describe(self, clipper: Clipper) -> None:
         """Write which parameters the norms of the coming rows belong to."""
@@ -261,6 +303,8 @@ def record(
     loss: Callable[[], Tensor | float | None] = lambda: None,
     sinks: Iterable[object] = (),
     if_exists: IfExists = "part",
+    samples: int = 0,
+    model: nn.Module | None = None,
 ) -> Recorder:
     """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
 
@@ -278,6 +322,11 @@ def record(
         if_exists: what to do with a record that exists: "part" keeps the record and writes
             `NAME.2.jsonl`, or the next free number; "overwrite" erases the record; "append" adds
             the new rows to the record, which is then read as one run.
+        samples: how many samples each row names, ≥ 0: those with the largest gradient norms in
+            their batch. The norms come from what hooks on the modules keep during the backward
+            pass; weights and gradients stay as they are. Where norms cannot be had, one warning
+            and an event say so. `Recorder.sample_ids` says which samples of the data set they are.
+        model: what is trained; needed with `samples`.
 
     Returns:
         The recorder: a context manager; else call its `close()` when the training is over.
@@ -301,6 +350,9 @@ def record(
         array([1.])
     """
     integer("every", every, low=1)
+    integer("samples", samples, low=0)
+    if samples and model is None:
+        raise PolicyError.of("model", None, "samples are measured in a model: give model=model")
     asked = Path.cwd() / path
     before = [
         each for each in clipper.observers if isinstance(each, Recorder) and each.asked == asked
@@ -311,7 +363,7 @@ def record(
     writer = RecordWriter(
         path, if_exists=if_exists, policy=str(clipper.policy), every=every, sinks=sinks
     )
-    recorder = Recorder(writer, clipper, optimizer, loss=loss)
+    recorder = Recorder(writer, clipper, optimizer, loss=loss, samples=samples, model=model)
     recorder.asked = asked
     return recorder
 

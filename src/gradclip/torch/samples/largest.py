@@ -1,0 +1,411 @@
+"""The samples of each step with the largest gradient norms, beside a training that goes on as ever.
+
+Nothing here changes a gradient, and no fault here ends a training: what fails is left out, and said.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..processes.placements import is_sharded
+from .gathered import gather
+from .kept import Hook, Kept, Unit, Use, units_of
+from .vmapped import tensors_in
+
+__all__ = ["Ids", "Largest", "LargestSamples"]
+
+Ids: TypeAlias = Tensor | Sequence[int | str]
+"""Who the samples are, one id for each: places in the data set, or names."""
+
+EMPTY = 3
+"""After so many steps in a row without a norm, no more are waited for."""
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The samples of one step with the largest gradient norms; the tensors are on the device.
+
+    A norm is of what the sample adds to `.grad`, so for a loss that is a mean over B samples it is
+    1/B of the norm that the sample's own loss has.
+
+    Attributes:
+        of: how many samples there were, of all micro-batches.
+        at: shape (k,), the places of the samples; micro-batches follow one another.
+        norms: shape (k,), the norms, the largest first; NaN counts as the largest.
+        median: the median of all norms.
+        total: the root of the sum of all squared norms.
+        ids: for all samples, or None.
+    """
+
+    of: int
+    at: Tensor
+    norms: Tensor
+    median: Tensor
+    total: Tensor
+    ids: list[int | str] | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All numbers that are on the device."""
+        return [self.at, self.norms, self.median, self.total]
+
+    def row(self, numbers: Sequence[Sequence[float]]) -> dict[str, object]:
+        """Return what a record has of these samples.
+
+        Args:
+            numbers: the values of `tensors`.
+        """
+        at = [int(place) for place in numbers[0]]
+        norms = [_short(norm) for norm in numbers[1]]
+        found: dict[str, object] = {"of": self.of, "at": at, "norms": norms}
+        if self.ids is not None:
+            found["ids"] = [self.ids[place] for place in at]
+        return {**found, "median": _short(numbers[2][0]), "total": _short(numbers[3][0])}
+
+
+class LargestSamples:
+    """Measures the norm of each sample's gradient in every backward pass of a model.
+
+    Only modules with a formula count: no module runs again. The others are left out of the norms,
+    as are modules under a checkpoint, whose inputs shall not be kept.
+
+    Args:
+        model: its modules get hooks until `detach`. The first axis of their inputs is the batch.
+        most: how many samples are kept of each step, ≥ 1.
+        tell: called with a name and a sentence about what cannot be had; each name once.
+        ids: called with the number of samples at the end of each backward pass, for their ids.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        most: int,
+        tell: Callable[[str, str], None],
+        ids: Callable[[int], Ids | None] = lambda _: None,
+    ) -> None:
+        self.most = most
+        self._tell = tell
+        self._told: set[str] = set()
+        self._ids_of = ids
+        self._given: list[int | str] = []
+        self._passes: list[tuple[Tensor, list[int | str] | None]] = []
+        self._queued: set[int] = set()
+        self._marks: dict[Tensor, tuple[int, int]] = {}
+        self._left_out: dict[str, str] = {}
+        self._why_empty = "no backward pass went through its modules: they may be compiled"
+        self._empty = 0
+        self.off = False
+        """Whether the measuring has stopped, for the rest of the training."""
+        self._kept = Kept()
+        self._groups: list[_Group] = []
+        self._group_of: dict[str, _Group] = {}
+        self._begin(model)
+
+    def take(self) -> Largest | None:
+        """Return the largest of the samples since the last call, and forget them all."""
+        passes, self._passes = self._passes, []
+        given, self._given = self._given, []
+        self._marks.clear()
+        if self.off:
+            return None
+        if not passes:
+            self._empty += 1
+            if self._empty >= EMPTY:
+                self._stop(self._why_empty)
+            return None
+        try:
+            self._empty = 0
+            self._say_what_is_left_out()
+            return self._largest(passes, given)
+        except Exception as fault:
+            self._stop(_said(fault))
+            return None
+
+    def give_ids(self, ids: Ids) -> None:
+        """Take the ids of samples of the present step; several calls follow one another."""
+        self._given += _listed(ids)
+
+    def detach(self) -> None:
+        """Remove the hooks, and forget what they kept."""
+        self._kept.detach()
+        self._passes.clear()
+
+    def _begin(self, model: nn.Module) -> None:
+        """Put a hook on each module that has a formula."""
+        units = []
+        for unit in units_of(model):
+            why = _why_not(unit)
+            if why is None:
+                units.append(unit)
+            elif any(p.requires_grad for p in unit.module.parameters()):
+                self._left_out[unit.name] = why
+        if _is_compiled(model):
+            self._stop("the model is compiled, and hooks would change how")
+            return
+        if not units:
+            self._stop("no module of the model has a formula for its samples' gradients")
+            return
+        self._groups = _groups_of(units)
+        self._group_of = {unit.name: group for group in self._groups for unit in group.units}
+        self._kept.watch(units, lambda hook: _Guarded(hook, self))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            count = torch.distributed.get_world_size()
+            if count > 1:
+                self._say(
+                    "samples-of-one-process",
+                    f"the samples are those of this process alone, one of {count}",
+                )
+
+    # ---- in the passes ----------------------------------------------------------------------
+
+    def on_call(self, hook: Hook, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Keep one call of a module, unless a checkpoint is about to run it again."""
+        if self.off or not torch.is_grad_enabled():
+            return
+        if _is_checkpointed():
+            self._why_empty = "all of its modules are under a checkpoint"
+            self._note_left_out(module, "under a checkpoint")
+            return
+        if self._passes and next(module.parameters()).grad is None:
+            self._passes.clear()  # What came before was for another model, and has been cleared.
+        hook(module, args, kwargs, output)
+        for each in tensors_in(output):
+            if each.requires_grad:
+                each.register_hook(self._on_gradient)
+
+    def fail(self, fault: Exception) -> None:
+        """Stop for good, since something of ours does not work here."""
+        self._stop(_said(fault))
+
+    def _on_gradient(self, _grad: Tensor) -> None:
+        """Ask to be called at the end of this backward pass, once."""
+        task = torch._C._current_graph_task_id()
+        if task in self._queued or self.off:
+            return
+        self._queued.add(task)
+        Variable._execution_engine.queue_callback(self._end_of_pass)  # type: ignore[attr-defined]
+
+    def _end_of_pass(self) -> None:
+        try:
+            with torch.no_grad():
+                self._measure()
+        except Exception as fault:
+            self._stop(_said(fault))
+        finally:
+            for use in self._kept.uses:  # Another backward pass over the same graph may come.
+                use.grads[:] = [None] * len(use.grads)
+            self._kept.clear()
+            self._queued.clear()
+
+    def _measure(self) -> None:
+        """Add the norms of one backward pass, before what was kept is freed."""
+        uses = [use for use in self._kept.uses if not self._group_of[use.unit.name].failed]
+        if not uses or not self._has_accumulated(uses):
+            return
+        ids, batch = None, _most_common(use.first_axis for use in uses)
+        found = self._ids_of(batch)
+        if found is not None:
+            ids = _listed(found)
+            ids = ids if len(ids) == batch else None
+        squares: list[Tensor] = []
+        for group in self._groups:
+            mine = [use for use in uses if self._group_of[use.unit.name] is group]
+            other = next((use for use in mine if use.first_axis != batch), None)
+            if other is not None:
+                why = f"its input begins with {other.first_axis}, not with the batch of {batch}"
+                self._fail(group, why)
+            elif mine:
+                try:
+                    squares += group.squares(mine)
+                except Exception as fault:
+                    self._fail(group, _said(fault))
+        if squares:
+            self._passes.append((torch.stack(squares).sum(0), ids))
+
+    def _has_accumulated(self, uses: Sequence[Use]) -> bool:
+        """Whether the pass added to `.grad`: `torch.autograd.grad` does not."""
+        for parameter in uses[0].unit.module.parameters():
+            if parameter.requires_grad:
+                grad = parameter.grad
+                mark = None if grad is None else (id(grad), grad._version)
+                if mark is None or self._marks.get(parameter) == mark:
+                    return False
+                self._marks[parameter] = mark
+                return True
+        return True
+
+    # ---- what is said -----------------------------------------------------------------------
+
+    def _largest(
+        self, passes: Sequence[tuple[Tensor, list[int | str] | None]], given: list[int | str]
+    ) -> Largest | None:
+        squares = torch.cat([each.to(passes[0][0].device) for each, _ in passes])
+        if not len(squares):
+            return None
+        ids: list[int | str] | None = given or None
+        if given and len(given) != len(squares):
+            text = f"{len(given)} ids were given for {len(squares)} samples, and are left out"
+            self._say("samples-without-ids", text)
+            ids = None
+        elif not given and all(own is not None for _, own in passes):
+            ids = [id for _, own in passes for id in own or ()]
+        norms = squares.sqrt()
+        top = norms.topk(min(self.most, len(norms)))
+        return Largest(
+            of=len(norms),
+            at=top.indices,
+            norms=top.values,
+            median=norms.nanmedian(),
+            total=squares.sum().sqrt(),
+            ids=ids,
+        )
+
+    def _fail(self, group: _Group, why: str) -> None:
+        """Leave a group out from now on, so that the norms of all steps are of the same modules."""
+        group.failed = True
+        self._why_empty = f"{group.units[0].name}: {why}"
+        for unit in group.units:
+            self._note_left_out(unit.module, why)
+
+    def _note_left_out(self, module: nn.Module, why: str) -> None:
+        for group in self._groups:
+            for unit in group.units:
+                if unit.module is module:
+                    self._left_out.setdefault(unit.name, why)
+
+    def _say_what_is_left_out(self) -> None:
+        if not self._left_out:
+            return
+        pairs = [f"{name} ({why})" for name, why in self._left_out.items()]
+        shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
+        self._say("samples-partial", f"the norms of the samples leave out modules: {shown}")
+
+    def _stop(self, why: str) -> None:
+        self.off = True
+        self.detach()
+        self._say("samples-stopped", f"the norms of the samples cannot be had: {why}")
+
+    def _say(self, name: str, text: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._tell(name, text)
+
+
+class _Group:
+    """Units that share parameters: their gradients add up before a norm is taken.
+
+    Attributes:
+        units: at least one.
+        failed: whether the group is left out.
+    """
+
+    def __init__(self, units: list[Unit]) -> None:
+        self.units = units
+        self.failed = False
+        named = {p: name for unit in units for name, p in unit.module.named_parameters()}
+        self._index = {parameter: place for place, parameter in enumerate(named)}
+        self._names = list(named.values())
+
+    def squares(self, uses: list[Use]) -> list[Tensor]:
+        """Return the squared norms of each parameter's gradients, each of shape (B,)."""
+        gathered = gather(Kept(uses=uses, passes={0}), self._index, self._names)
+        return [form.squares().values for form in gathered.forms if form is not None]
+
+
+class _Guarded:
+    """A forward hook that raises nothing, stays out of compiled code, and can be pickled."""
+
+    def __init__(self, hook: Hook, owner: LargestSamples) -> None:
+        self._hook = hook
+        self._owner = owner
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        try:
+            self._owner.on_call(self._hook, module, args, kwargs, output)
+        except Exception as fault:
+            self._owner.fail(fault)
+
+    def __deepcopy__(self, _memo: object) -> _Guarded:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A saved model holds a call that does nothing, and loads where gradclip is not installed.
+        return functools.partial, (logging.getLogger().log, -1)
+
+
+def _groups_of(units: Sequence[Unit]) -> list[_Group]:
+    """Return the units, those together that share a parameter."""
+    groups: list[tuple[set[Tensor], list[Unit]]] = []
+    for unit in units:
+        own = set(unit.module.parameters())
+        joined = [unit]
+        apart = []
+        for params, members in groups:
+            if params & own:
+                own |= params
+                joined = [*members, *joined]
+            else:
+                apart.append((params, members))
+        groups = [*apart, (own, joined)]
+    return [_Group(members) for _, members in groups]
+
+
+def _why_not(unit: Unit) -> str | None:
+    """Return why the samples' gradients of a unit cannot be had; None if they can."""
+    kind = type(unit.module).__name__
+    if isinstance(unit.module, _BatchNorm):
+        return f"{kind}, which mixes the samples: the norms are approximate"
+    if unit.ghost is None:
+        return f"{kind}, which has no formula"
+    if any(is_sharded(p) or p.is_complex() for p in unit.module.parameters()):
+        return "sharded or complex"
+    if isinstance(unit.module, nn.Embedding) and unit.module.scale_grad_by_freq:
+        return "scale_grad_by_freq counts over the batch"
+    return None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    return any(
+        isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+def _is_checkpointed() -> bool:
+    """Whether what runs now is run again, or is put elsewhere, in place of being kept."""
+    inside = torch._C._current_graph_task_id() != -1
+    return inside or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _most_common(sizes: Iterable[int]) -> int:
+    return Counter(sizes).most_common(1)[0][0]
+
+
+def _listed(ids: Ids | Iterable[object]) -> list[int | str]:
+    """Return ids as JSON has them."""
+    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)  # type: ignore[union-attr]
+    return [each if isinstance(each, str) else int(each) for each in values]
+
+
+def _short(norm: float) -> float:
+    """Return a norm with six digits, which are enough to rank samples."""
+    return float(f"{norm:.6g}")
+
+
+def _said(fault: Exception) -> str:
+    first = str(fault).strip().partition("\n")[0]
+    return first if first else type(fault).__name__
