@@ -79,6 +79,14 @@ def run(
             "measure, and --clip clips in their place.",
         ),
     ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many samples each step names: those with the largest gradient norms of "
+            "their batch, with their places in the data set of a DataLoader.",
+        ),
+    ] = None,
     sink: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,7 +143,7 @@ def run(
                 sinks=sink or (),
                 script=[*["-m"] * module, target, *context.args],
             )
-        session = Session(**settings, writer=writer)  # type: ignore[arg-type]
+        session = Session(**settings, writer=writer, samples=samples or 0)  # type: ignore[arg-type]
         if writer is not None:
             around.enter_context(
                 before_death(partial(_end_killed, session, writer, folder, others))

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..processes.placements import is_sharded
 from .gathered import gather
-from .kept import Hook, Kept, Unit, Use, units_of
+from .ghost import ghost_of
+from .kept import Hook, Kept, Unit, Use
 from .vmapped import tensors_in
 
 __all__ = ["Ids", "Largest", "LargestSamples"]
@@ -76,8 +77,8 @@ class Largest:
 class LargestSamples:
     """Measures the norm of each sample's gradient in every backward pass of a model.
 
-    Only modules with a formula count: no module runs again. The others are left out of the norms,
-    as are modules under a checkpoint, whose inputs shall not be kept.
+    Only modules with a formula count: no module runs again. Other parameters are left out of the
+    norms, as are modules under a checkpoint, whose inputs shall not be kept.
 
     Args:
         model: its modules get hooks until `detach`. The first axis of their inputs is the batch.
@@ -101,7 +102,9 @@ class LargestSamples:
         self._passes: list[tuple[Tensor, list[int | str] | None]] = []
         self._queued: set[int] = set()
         self._marks: dict[Tensor, tuple[int, int]] = {}
-        self._left_out: dict[str, str] = {}
+        self._trained: dict[Tensor, str] = {}
+        self._covered: set[Tensor] = set()
+        self._failures: dict[str, str] = {}
         self._why_empty = "no backward pass went through its modules: they may be compiled"
         self._empty = 0
         self.off = False
@@ -142,13 +145,14 @@ class LargestSamples:
 
     def _begin(self, model: nn.Module) -> None:
         """Put a hook on each module that has a formula."""
-        units = []
-        for unit in units_of(model):
-            why = _why_not(unit)
-            if why is None:
-                units.append(unit)
-            elif any(p.requires_grad for p in unit.module.parameters()):
-                self._left_out[unit.name] = why
+        units = _units_of(model)
+        self._trained = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        if any(isinstance(module, _BatchNorm) for module in model.modules()):
+            self._say(
+                "samples-approximate",
+                "BatchNorm mixes the samples: the norms are of the rows of the gradient, and leave "
+                "out what a sample does to the others",
+            )
         if _is_compiled(model):
             self._stop("the model is compiled, and hooks would change how")
             return
@@ -174,7 +178,6 @@ class LargestSamples:
             return
         if _is_checkpointed():
             self._why_empty = "all of its modules are under a checkpoint"
-            self._note_left_out(module, "under a checkpoint")
             return
         if self._passes and next(module.parameters()).grad is None:
             self._passes.clear()  # What came before was for another model, and has been cleared.
@@ -227,6 +230,7 @@ class LargestSamples:
             elif mine:
                 try:
                     squares += group.squares(mine)
+                    self._covered.update(group.parameters)
                 except Exception as fault:
                     self._fail(group, _said(fault))
         if squares:
@@ -273,22 +277,22 @@ class LargestSamples:
     def _fail(self, group: _Group, why: str) -> None:
         """Leave a group out from now on, so that the norms of all steps are of the same modules."""
         group.failed = True
+        self._failures.update(dict.fromkeys((unit.name for unit in group.units), why))
         self._why_empty = f"{group.units[0].name}: {why}"
-        for unit in group.units:
-            self._note_left_out(unit.module, why)
-
-    def _note_left_out(self, module: nn.Module, why: str) -> None:
-        for group in self._groups:
-            for unit in group.units:
-                if unit.module is module:
-                    self._left_out.setdefault(unit.name, why)
 
     def _say_what_is_left_out(self) -> None:
-        if not self._left_out:
+        """Say, at the first step with norms, which parameters are not in them."""
+        left = [name for p, name in self._trained.items() if p not in self._covered]
+        if not left or "samples-partial" in self._told:
             return
-        pairs = [f"{name} ({why})" for name, why in self._left_out.items()]
-        shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
-        self._say("samples-partial", f"the norms of the samples leave out modules: {shown}")
+        missing = sum(p.numel() for p in self._trained if p not in self._covered)
+        share = missing / sum(p.numel() for p in self._trained)
+        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        why = "their modules have no formula, were not called, or are under a checkpoint"
+        if self._failures:
+            why = "; ".join(f"{name}: {fault}" for name, fault in [*self._failures.items()][:3])
+        text = f"the norms of the samples leave out {share:.0%} of the parameters, {names}: {why}"
+        self._say("samples-partial", text)
 
     def _stop(self, why: str) -> None:
         self.off = True
@@ -307,6 +311,7 @@ class _Group:
     Attributes:
         units: at least one.
         failed: whether the group is left out.
+        parameters: those that are trained.
     """
 
     def __init__(self, units: list[Unit]) -> None:
@@ -315,6 +320,7 @@ class _Group:
         named = {p: name for unit in units for name, p in unit.module.named_parameters()}
         self._index = {parameter: place for place, parameter in enumerate(named)}
         self._names = list(named.values())
+        self.parameters = tuple(p for p in named if p.requires_grad)
 
     def squares(self, uses: list[Use]) -> list[Tensor]:
         """Return the squared norms of each parameter's gradients, each of shape (B,)."""
@@ -362,18 +368,17 @@ def _groups_of(units: Sequence[Unit]) -> list[_Group]:
     return [_Group(members) for _, members in groups]
 
 
-def _why_not(unit: Unit) -> str | None:
-    """Return why the samples' gradients of a unit cannot be had; None if they can."""
-    kind = type(unit.module).__name__
-    if isinstance(unit.module, _BatchNorm):
-        return f"{kind}, which mixes the samples: the norms are approximate"
-    if unit.ghost is None:
-        return f"{kind}, which has no formula"
-    if any(is_sharded(p) or p.is_complex() for p in unit.module.parameters()):
-        return "sharded or complex"
-    if isinstance(unit.module, nn.Embedding) and unit.module.scale_grad_by_freq:
-        return "scale_grad_by_freq counts over the batch"
-    return None
+def _units_of(model: nn.Module) -> list[Unit]:
+    """Return the modules whose samples' gradients a formula knows, also within unknown ones."""
+    found = []
+    for name, module in model.named_modules():
+        ghost = ghost_of(module)
+        trained = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        if ghost is None or not trained or any(is_sharded(p) or p.is_complex() for p in trained):
+            continue
+        if not getattr(module, "scale_grad_by_freq", False):  # Which counts over the batch.
+            found.append(Unit(name or type(module).__name__, module, ghost))
+    return found
 
 
 def _is_compiled(model: nn.Module) -> bool:
