@@ -15,10 +15,7 @@ from ...errors import PolicyError
 from .ghost import Ghost, ghost_of
 from .vmapped import tensors_in
 
-__all__ = ["Hook", "Kept", "Unit", "Use", "units_of"]
-
-Hook = Callable[..., None]
-"""A forward hook that is given the module, the arguments, those by name, and the output."""
+__all__ = ["Kept", "Unit", "Use", "units_of"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +93,10 @@ class Kept:
     paused: bool = False
     _handles: list[RemovableHandle] = field(default_factory=list)
 
-    def watch(
-        self, units: list[Unit], around: Callable[[Hook], Hook] = lambda hook: hook
-    ) -> None:
-        """Put a hook on each unit, or what `around` makes of the hook."""
+    def watch(self, units: list[Unit]) -> None:
+        """Put a hook on each unit."""
         for unit in units:
-            hook = around(self._hook_of(unit))
+            hook = self._hook_of(unit)
             # First of all hooks, to see the output before another hook changes it.
             handle = unit.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
             self._handles.append(handle)
@@ -118,7 +113,7 @@ class Kept:
         self.uses.clear()
         self.passes.clear()
 
-    def _hook_of(self, unit: Unit) -> Hook:
+    def _hook_of(self, unit: Unit) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
             outputs = tensors_in(output)
             if module is not unit.module:  # A copy of the model has copies of the hooks.
