@@ -15,11 +15,11 @@ from ..errors import NonFiniteError, PolicyError
 from ..method.read import PolicyLike, as_policy
 from .samples.alone import alone, refuse_mixed
 from .samples.batch import Batch, clipped_batch
-from .samples.forms import toward_zero
 from .samples.gathered import gather, refuse_other_batch, refuse_other_sum
 from .samples.kept import Kept, units_of
 from .samples.refusals import refuse_model
 from .samples.rules import rules_of
+from .samples.write import means
 from .step.checkpoint import describe_state, refuse_other_state
 
 __all__ = ["PerSample", "PerSampleResult", "per_sample"]
@@ -219,7 +219,7 @@ class PerSample:
         count = sum(len(batch.norms) for batch in batches)
         divisor = 1.0 if self.reduction == "sum" else float(max(count, 1))
         divisor = divisor if self.expected_batch_size is None else self.expected_batch_size
-        self._write([batch.sums for batch in batches], divisor)
+        self._write(batches, divisor)
         self._limits = self._moved(batches)
         self.steps += 1
         bound = torch.stack([batch.bound for batch in batches]).max()
@@ -273,18 +273,14 @@ class PerSample:
             )
         return batch
 
-    def _write(self, sums: list[list[Tensor | None]], divisor: float) -> None:
+    def _write(self, batches: list[Batch], divisor: float) -> None:
         """Write the mean of the micro-batches' sums in `.grad`; a parameter without one gets 0."""
-        for place, parameter in enumerate(self._parameters):
-            mine = [each for each in (batch[place] for batch in sums) if each is not None]
-            if mine:
-                total = mine[0] if len(mine) == 1 else torch.stack(mine).sum(0)
-                value = toward_zero(total / divisor, parameter.dtype)
-            else:
-                value = torch.zeros_like(parameter)
+        values = means(batches, [p.dtype for p in self._parameters], divisor)
+        for parameter, value in zip(self._parameters, values, strict=True):
             if parameter.grad is not None:
-                parameter.grad.copy_(value)  # In place: it may be a view of something larger.
-            elif mine:
+                # In place: it may be a view of something larger.
+                _ = parameter.grad.zero_() if value is None else parameter.grad.copy_(value)
+            elif value is not None:
                 parameter.grad = value
 
     def _moved(self, batches: list[Batch]) -> list[Tensor | None]:

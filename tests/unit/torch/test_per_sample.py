@@ -58,6 +58,25 @@ class Tied(nn.Module):
         return self.head(torch.tanh(self.middle(self.table(x))))
 
 
+class Shared(nn.Module):
+    """Scales by the weights of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 3, bias=False), nn.LayerNorm([3, 4], bias=False)
+        self.norm.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.norm(x))
+
+
+class OwnLSTM(nn.LSTM):
+    """Does more than its kind, so that no formula knows the module."""
+
+    def forward(self, *args: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.sin(super().forward(*args)[0])
+
+
 class Scaled(nn.Module):
     """A module of a user's, which no formula knows."""
 
@@ -122,9 +141,16 @@ CASES: dict[str, tuple[Make, Callable[[], Tensor], str]] = {
     ),
     "own": (Scaled, _real(4), "vmap"),
     "transposed": (lambda: nn.ConvTranspose1d(4, 2, 3), _real(4, 5), "vmap"),
-    "attention": (lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True)), _real(3, 4), "vmap"),
-    "lstm": (lambda: Seen(nn.LSTM(4, 3, batch_first=True)), _real(6, 4), "loop"),
-    "gru": (lambda: Seen(nn.GRU(4, 3, 2, batch_first=True)), _real(6, 4), "loop"),
+    "attention": (lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True)), _real(3, 4), "ghost"),
+    "attention-bias-k": (
+        lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)),
+        _real(3, 4),
+        "vmap",
+    ),
+    "lstm": (lambda: Seen(nn.LSTM(4, 3, batch_first=True)), _real(6, 4), "ghost"),
+    "gru": (lambda: Seen(nn.GRU(4, 3, 2, batch_first=True)), _real(6, 4), "ghost"),
+    "rnn": (lambda: Seen(nn.RNN(4, 3, nonlinearity="relu", batch_first=True)), _real(6, 4), "ghost"),
+    "own-lstm": (lambda: Seen(OwnLSTM(4, 3, batch_first=True)), _real(6, 4), "loop"),
     "weight-norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
         _real(2, 4),
@@ -132,7 +158,8 @@ CASES: dict[str, tuple[Make, Callable[[], Tensor], str]] = {
     ),
     "bag": (lambda: nn.EmbeddingBag(7, 4, mode="sum"), _words(3), "vmap"),
     "twice": (Twice, _real(3, 4), "ghost"),
-    "tied": (Tied, _words(5), "rows"),
+    "tied": (Tied, _words(5), "ghost"),
+    "shared": (Shared, _real(3, 4), "rows"),
     "deep": (
         lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
         _real(4),

@@ -529,7 +529,7 @@ def test_a_mask_over_time_is_for_all_samples(times: int) -> None:
     clipper = per_sample(model, by_norm(limit), "sum")
     loss(model, x, index).sum().backward()
     result = clipper.clip_()
-    assert result.ran["vmap"] == ("layers.0.self_attn", "layers.1.self_attn")
+    assert result.ran.keys() == {"ghost"}
     total = oracle.added([oracle.rescaled(g, limit) for g in samples])
     for name, p in model.named_parameters():
         assert p.grad is not None

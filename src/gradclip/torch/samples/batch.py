@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine.samples import Squares
+from .forms import squares_of
 from .gathered import Gathered
 from .rules import Rules
 
@@ -30,6 +31,8 @@ class Batch:
         after: the same after clipping, without weights.
         moves: see `Decided`.
         bound: see `Decided`.
+        limits: the parameters that have a norm in common, and what the norm of their sums is at
+            most.
         ran: see `Gathered`.
     """
 
@@ -43,6 +46,7 @@ class Batch:
     after: Tensor
     moves: list[Tensor | None]
     bound: Tensor
+    limits: list[tuple[tuple[int, ...], Tensor]]
     ran: dict[str, list[str]]
 
 
@@ -57,14 +61,14 @@ def clipped_batch(
     """Clip the samples of one batch.
 
     Args:
-        gathered: the samples' gradients.
+        gathered: the samples' gradients; loses its forms.
         rules: the policy.
         limits: what the rules remember.
         step: how many steps came before.
         scale: what turns the gradients that were kept into those of the samples' own losses.
         weights: shape (B,), what each sample counts, in [0, 1].
     """
-    parts = [None if form is None else form.squares() for form in gathered.forms]
+    parts = [None if form is None else squares_of(form) for form in gathered.forms]
     squares = _stacked([part for part in parts if part is not None])
     total = squares.sum(0)
     sound = total.isfinite()
@@ -78,10 +82,10 @@ def clipped_batch(
     # One coefficient for all parameters is known better than as a quotient of norms.
     quotient = after / torch.where(norms > 0, norms, 1.0)
     coef = torch.where((mine == mine[0]).all(0), mine[0], quotient)
-    sums: list[Tensor | None] = [
-        None if form is None else form.weighted(coefs[place] * weights * scale)
-        for place, form in enumerate(gathered.forms)
-    ]
+    sums: list[Tensor | None] = []
+    for place, form in enumerate(gathered.forms):
+        sums.append(None if form is None else form.weighted(coefs[place] * weights * scale))
+        gathered.forms[place] = None  # What it was made of is then free.
     return Batch(
         sums=sums,
         norms=norms * scale,
@@ -93,8 +97,15 @@ def clipped_batch(
         after=after.sum() * scale,
         moves=decided.moves,
         bound=decided.bound,
+        limits=[(members, _times(high, weights[counted])) for members, high in decided.limits],
         ran=gathered.ran,
     )
+
+
+def _times(high: Tensor, weights: Tensor) -> Tensor:
+    """Return what the norms of weighted samples add up to at most."""
+    total = weights.sum()
+    return torch.where(total > 0, high * total, 0.0)
 
 
 def _stacked(parts: list[Squares]) -> Tensor:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PolicyError
-from .forms import Form, joined
+from .call import tensors_in
+from .convolution import Convolution
+from .forms import Form, Outer, Several, joined, size_of, written
 from .ghost import refuse_no_batch
 from .kept import Kept, Use
-from .vmapped import tensors_in, vmapped
+from .parts import summing
+from .vmapped import vmapped
 
 __all__ = ["Gathered", "gather", "refuse_other_batch", "refuse_other_sum"]
 
@@ -45,7 +48,7 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
     """Return the gradients of the samples since the last `clear`.
 
     Args:
-        kept: not mutated, but paused while modules run again.
+        kept: loses its uses, and is paused while modules run again.
         index: the place of each trained parameter.
         names: the names of these parameters.
 
@@ -53,18 +56,23 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
         PolicyError: nothing was kept, or of more than one backward pass; a module has another
             batch than the first, or cannot be taken apart; an input was overwritten.
     """
-    uses = kept.uses[::-1]  # Nearly in the order of the calls.
+    uses = kept.take()
     if not uses:
         remedy = "run the model forward and loss.backward() first, after per_sample(model, …)"
         raise PolicyError.of("backward passes", 0, remedy)
     if len(kept.passes) > 1:
         raise PolicyError.of("backward passes", len(kept.passes), _SEVERAL)
     batch = _batch(uses)
+    kinds = {t.dtype for use in uses for t in tensors_in((use.call.args, use.call.grads))}
+    eps = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+    device = tensors_in(uses[0].call.grads)[0].device
     found: list[list[Form]] = [[] for _ in names]
     ran: dict[str, list[str]] = {}
     kept.paused = True
+    uses.reverse()  # The last one is taken first, and is then free.
     try:
-        for use in uses:
+        while uses:
+            use = uses.pop()
             way, forms = _of_use(use)
             if use.unit.name not in ran.setdefault(way, []):
                 ran[way].append(use.unit.name)
@@ -76,13 +84,24 @@ def gather(kept: Kept, index: Mapping[Tensor, int], names: Sequence[str]) -> Gat
                 found[index[own[name]]].append(form)
     finally:
         kept.paused = False
+    joint: list[Form | None] = []
     for name, forms in zip(names, found, strict=True):
-        if len(forms) > 1 and not all(isinstance(form, type(forms[0])) for form in forms):
+        joint.append(_settled(joined(forms)) if forms else None)
+        forms.clear()
+        if isinstance(joint[-1], Several):
             ran.setdefault("rows", []).append(name)
-    joint = [joined(forms) if forms else None for forms in found]
-    kinds = {t.dtype for use in uses for t in tensors_in((use.args, use.grads))}
-    eps = max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
-    return Gathered(batch, joint, ran, eps, tensors_in(uses[0].grads)[0].device)
+    return Gathered(batch, joint, ran, eps, device)
+
+
+def _settled(form: Form) -> Form:
+    """Write out the gradients where they are smaller than what they are made of."""
+    if isinstance(form, Outer) and form.prefers_rows:
+        return written(form, summing(form.left, form.right))
+    if isinstance(form, Convolution) and form.prefers_rows:
+        kept = form.x[:1].numel() + form.g[:1].numel()
+        if form.shape.numel() <= kept:
+            return written(form, summing(form.x, form.g))
+    return form
 
 
 def refuse_other_batch(uses: Sequence[Use], batch: int, why: str) -> None:
@@ -121,13 +140,11 @@ def _of_use(use: Use) -> tuple[str, dict[str, Form]]:
     """Return the way that was taken, and the forms of the unit's trained parameters."""
     unit = use.unit
     if unit.ghost is not None:
-        (grad,) = use.grads
-        assert grad is not None
-        return "ghost", unit.ghost(unit.module, use.first, grad)
+        return "ghost", unit.ghost(unit.module, use.call)
     # torch.func has no rule for recurrent layers.
     in_turn = any(isinstance(part, nn.RNNBase) for part in unit.module.modules())
     try:
-        forms = vmapped(unit.module, use.args, use.kwargs, use.grads, in_turn=in_turn)
+        forms = vmapped(unit.module, use.call, in_turn=in_turn)
     except Exception as fault:  # The module may be anybody's code.
         raise _not_apart(unit.name, unit.module, fault) from fault
     return ("loop" if in_turn else "vmap"), forms
@@ -162,10 +179,10 @@ def refuse_other_sum(
     off, size = [], []
     for form, parameter in zip(gathered.forms, parameters, strict=True):
         total = torch.zeros_like(parameter, dtype=torch.float64)
-        total = total if form is None else form.weighted(ones)
+        total = total if form is None else form.weighted(ones).double()
         grad = total * 0 if parameter.grad is None else parameter.grad.double()
         off.append((grad - total).norm())
-        size.append(ones[:0].sum() if form is None else form.size.sum())
+        size.append(ones[:0].sum() if form is None else size_of(form).sum())
     apart, sizes = torch.stack(off), torch.stack(size)
     eps = max(gathered.eps, *(torch.finfo(p.dtype).eps for p in parameters))
     wrong = ((apart > eps**0.5 * sizes) & apart.isfinite()).tolist()

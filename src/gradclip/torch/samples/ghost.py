@@ -6,6 +6,7 @@ the first axis of the input.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,103 +16,125 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ...errors import PolicyError
+from .attention import attention, is_plain_attention
+from .call import Call
+from .convolution import Conv, Convolution
 from .forms import Form, Lookup, Outer, Rows, summed
+from .parts import parts_of
+from .recurrent import is_plain_recurrent, recurrent
 
 __all__ = ["Ghost", "ghost_of"]
 
-Ghost = Callable[[nn.Module, Tensor, Tensor], dict[str, Form]]
-"""From a module, its input and the gradient of its output, to forms by the parameter's name."""
+Ghost = Callable[[nn.Module, Call], dict[str, Form]]
+"""From a module and one call of it to forms by the parameter's name."""
 
 
 def ghost_of(module: nn.Module) -> Ghost | None:
     """Return the function for a module; None if the module computes anything but its kind does."""
+    if is_plain_recurrent(module):
+        return recurrent
+    if is_plain_attention(module):
+        return attention
     own = {name for name, _ in module.named_parameters()}
     if parametrize.is_parametrized(module) or not own <= {"weight", "bias"}:
         return None
     for kind, ghost in _GHOSTS.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            return ghost
+            return functools.partial(_of_one, ghost)
     return None
+
+
+def _of_one(
+    ghost: Callable[[nn.Module, Tensor, Tensor], dict[str, Form]], module: nn.Module, call: Call
+) -> dict[str, Form]:
+    """Apply a function of a module, its one input and the gradient of its one output."""
+    (grad,) = call.grads
+    assert call.first is not None
+    assert grad is not None
+    return ghost(module, call.first, grad)
 
 
 def _linear(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
     assert isinstance(module, nn.Linear)
-    left = _sequence(g, module.out_features)
-    right = _sequence(x, module.in_features)
+    left, right = _columns(g, module.out_features), _columns(x, module.in_features)
     outer = Outer(left[:, None], right[:, None], module.weight.shape)
-    return _trained(module, {"weight": lambda: outer, "bias": lambda: summed(left, left.shape[2:])})
+    return _trained(module, {"weight": lambda: outer, "bias": lambda: summed(left)})
 
 
 def _embedding(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
     assert isinstance(module, nn.Embedding)
     index = x.reshape(x.shape[0], math.prod(x.shape[1:])).long()
-    values = _sequence(g, module.embedding_dim)
+    values = _columns(g, module.embedding_dim)
     if module.padding_idx is not None:
-        values = values.masked_fill((index == module.padding_idx)[:, :, None], 0.0)
+        values = values.masked_fill((index == module.padding_idx)[:, None], 0.0)
     return _trained(module, {"weight": lambda: Lookup(index, values, module.weight.shape)})
 
 
 def _conv(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    batch, groups = x.shape[0], module.groups
-    terms = g.double().reshape(batch, module.out_channels, math.prod(g.shape[2:]))
-
-    def weight() -> Form:
-        left = terms.reshape(batch, groups, module.out_channels // groups, terms.shape[2]).mT
-        return Outer(left, _patches(module, x), module.weight.shape)
-
-    return _trained(module, {"weight": weight, "bias": lambda: summed(terms.mT, terms.shape[1:2])})
-
-
-def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """Return what each output position of a convolution sees: (B, groups, positions, values)."""
-    batch, groups, axes = x.shape[0], module.groups, len(module.kernel_size)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    patches = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    for axis, (size, stride, dilation) in enumerate(sizes):
-        patches = patches.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    # From (batch, channels, positions, offsets) to one row of channels and offsets a position.
-    order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-    positions = math.prod(patches.shape[2 : 2 + axes])
-    width = module.in_channels // groups * math.prod(module.kernel_size)
-    rows = patches.permute(order).reshape(batch, positions, groups, width)
-    return rows.transpose(1, 2).double()
+    assert isinstance(module, Conv)
+    weight = Convolution(module, x, g)
+    return _trained(module, {"weight": lambda: weight, "bias": lambda: summed(_flat(g, 2))})
 
 
 def _layer_norm(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
     assert isinstance(module, nn.LayerNorm)
-    shape = list(module.normalized_shape)
+    shape = module.normalized_shape
 
-    def scale() -> Form:
-        return _by_place(g.double() * F.layer_norm(x.double(), shape, eps=module.eps), shape)
+    def normal(x: Tensor) -> Tensor:
+        return F.layer_norm(x, shape, eps=module.eps)
 
-    return _trained(module, {"weight": scale, "bias": lambda: _by_place(g.double(), shape)})
+    return _scale_and_shift(module, _between(x, shape), _between(g, shape), normal)
 
 
 def _rms_norm(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
     assert isinstance(module, nn.RMSNorm)
-    shape = list(module.normalized_shape)
+    shape = module.normalized_shape
     eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
-    normal = F.rms_norm(x.double(), shape, eps=eps)
-    return _trained(module, {"weight": lambda: _by_place(g.double() * normal, shape)})
+
+    def normal(x: Tensor) -> Tensor:
+        return F.rms_norm(x, shape, eps=eps)
+
+    return _scale_and_shift(module, _between(x, shape), _between(g, shape), normal)
 
 
 def _group_norm(module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
     assert isinstance(module, nn.GroupNorm)
 
-    def by_channel(terms: Tensor) -> Rows:
-        terms = terms.reshape(*terms.shape[:2], math.prod(terms.shape[2:]))
-        return summed(terms.mT, terms.shape[1:2])
+    def normal(x: Tensor) -> Tensor:
+        # Not F.group_norm, which refuses one sample of one value a group.
+        return torch.group_norm(x, module.num_groups, eps=module.eps)
 
-    def scale() -> Form:
-        normal = F.group_norm(x.double(), module.num_groups, eps=module.eps)
-        return by_channel(g.double() * normal)
-
-    return _trained(module, {"weight": scale, "bias": lambda: by_channel(g.double())})
+    return _scale_and_shift(module, _flat(x, 2), _flat(g, 2), normal)
 
 
-_GHOSTS: dict[type[nn.Module], Ghost] = {
+def _scale_and_shift(
+    module: nn.Module, x: Tensor, g: Tensor, normal: Callable[[Tensor], Tensor]
+) -> dict[str, Form]:
+    """Return the forms of y = weight·normal(x) + bias, summed over the axis between.
+
+    Args:
+        module: has a weight, and perhaps a bias.
+        x: the input, shape (B, T, *shape) of a norm by places; (B, channels, T) by channels.
+        g: the gradient of the output, likewise.
+        normal: normalises some of the samples in float64.
+    """
+    axis = 2 if isinstance(module, nn.GroupNorm) else 1
+
+    def last(values: Tensor) -> Tensor:
+        return values.movedim(axis, -1)
+
+    def weight() -> Form:
+        parts = [
+            summed(last(g[part].double() * normal(x[part].double())))
+            for part in parts_of(len(x), 2 * x[:1].numel())
+        ]
+        values, size = (torch.cat([getattr(each, n) for each in parts]) for n in ("values", "size"))
+        return Rows(values, size, parts[0].count)
+
+    return _trained(module, {"weight": weight, "bias": lambda: summed(last(g))})
+
+
+_GHOSTS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], dict[str, Form]]] = {
     nn.Linear: _linear,
     nn.Embedding: _embedding,
     nn.Conv1d: _conv,
@@ -127,6 +150,8 @@ LEAST_AXES: dict[type[nn.Module], int] = {
     nn.Conv1d: 3,
     nn.Conv2d: 4,
     nn.Conv3d: 5,
+    nn.RNNBase: 3,
+    nn.MultiheadAttention: 3,
 }
 """The axes of an input that has a batch; 2 for what is not here."""
 
@@ -140,16 +165,20 @@ def refuse_no_batch(name: str, module: nn.Module, x: Tensor) -> None:
         raise PolicyError.of("input.shape", tuple(x.shape), remedy)
 
 
-def _sequence(values: Tensor, width: int) -> Tensor:
-    """Return values as (batch, everything between, width), in float64."""
-    batch, between = values.shape[0], math.prod(values.shape[1:-1])
-    return values.double().reshape(batch, between, width)
+def _columns(values: Tensor, width: int) -> Tensor:
+    """Return values as (batch, width, everything between)."""
+    return values.reshape(values.shape[0], math.prod(values.shape[1:-1]), width).mT
 
 
-def _by_place(terms: Tensor, shape: list[int]) -> Rows:
-    """Return the sum over all axes between the batch and the normalised shape."""
-    between = math.prod(terms.shape[1 : terms.dim() - len(shape)])
-    return summed(terms.reshape(terms.shape[0], between, *shape), torch.Size(shape))
+def _flat(values: Tensor, axes: int) -> Tensor:
+    """Return values with all axes after the first ones as one."""
+    return values.reshape(*values.shape[:axes], math.prod(values.shape[axes:]))
+
+
+def _between(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return values with all axes between the batch and the normalised shape as one."""
+    between = values.shape[1 : values.dim() - len(shape)]
+    return values.reshape(values.shape[0], math.prod(between), *shape)
 
 
 def _trained(module: nn.Module, forms: dict[str, Callable[[], Form]]) -> dict[str, Form]:

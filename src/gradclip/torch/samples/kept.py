@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import PolicyError
+from .attention import draws, random_of
+from .call import Call, tensors_in
 from .ghost import Ghost, ghost_of
-from .vmapped import tensors_in
 
 __all__ = ["Kept", "Unit", "Use", "units_of"]
 
@@ -39,26 +40,22 @@ class Use:
 
     Attributes:
         unit: what was called.
-        args: with what, detached.
-        kwargs: as args, by name.
+        call: with what; a backward pass fills in the gradients of the output.
         versions: the version of each tensor in args and kwargs at the call.
-        grads: the gradient of each tensor in the output; None until a backward pass gives one.
     """
 
     unit: Unit
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    call: Call
     versions: list[int]
-    grads: list[Tensor | None]
 
     @property
     def first(self) -> Tensor:
         """The first tensor that the unit was called with."""
-        given = tensors_in((self.args, self.kwargs))
-        if not given:
+        first = self.call.first
+        if first is None:
             remedy = "it was called without a tensor, whose first axis would be the batch"
             raise PolicyError.of("module", self.unit.name, remedy)
-        return given[0]
+        return first
 
     @property
     def first_axis(self) -> int:
@@ -67,7 +64,7 @@ class Use:
 
     def refuse_overwritten(self) -> None:
         """Refuse an input that somebody has changed in place since the call."""
-        now = [tensor._version for tensor in tensors_in((self.args, self.kwargs))]
+        now = [tensor._version for tensor in tensors_in((self.call.args, self.call.kwargs))]
         if now != self.versions:
             remedy = (
                 "its input was changed in place after the call: use the form that returns a new "
@@ -86,20 +83,28 @@ class Kept:
         uses: in the order in which gradients came.
         passes: the backward passes that gave something.
         paused: whether a call is to be ignored.
+        lean: whether backward passes leave out the gradients of whole weights.
     """
 
     uses: list[Use] = field(default_factory=list)
     passes: set[int] = field(default_factory=set)
     paused: bool = False
+    lean: bool = False
     _handles: list[RemovableHandle] = field(default_factory=list)
+    _random: dict[str, Tensor] = field(default_factory=dict)
+    _resting: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def watch(self, units: list[Unit]) -> None:
         """Put a hook on each unit."""
         for unit in units:
+            # Last of all hooks before the call, and first of all after the call, so that no other
+            # hook changes the output before.
+            before = unit.module.register_forward_pre_hook(self._before(unit), with_kwargs=True)
             hook = self._hook_of(unit)
-            # First of all hooks, to see the output before another hook changes it.
-            handle = unit.module.register_forward_hook(hook, prepend=True, with_kwargs=True)
-            self._handles.append(handle)
+            after = unit.module.register_forward_hook(
+                hook, prepend=True, with_kwargs=True, always_call=True
+            )
+            self._handles += [before, after]
 
     def detach(self) -> None:
         """Remove all hooks."""
@@ -108,21 +113,42 @@ class Kept:
         self._handles.clear()
         self.clear()
 
+    def take(self) -> list[Use]:
+        """Hand out the uses, nearly in the order of the calls, so that each can be freed."""
+        taken = self.uses[::-1]
+        self.uses.clear()
+        return taken
+
     def clear(self) -> None:
         """Forget the uses, whose tensors are then free."""
         self.uses.clear()
         self.passes.clear()
 
+    def _before(self, unit: Unit) -> Callable[..., None]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            if module is not unit.module or self.paused or not torch.is_grad_enabled():
+                return
+            given = tensors_in((args, kwargs))
+            if given and draws(module):
+                self._random[unit.name] = random_of(given[0].device).get_rng_state()
+            if self.lean and unit.ghost is not None:
+                self._resting[unit.name] = _at_rest(module, given)
+
+        return before
+
     def _hook_of(self, unit: Unit) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-            outputs = tensors_in(output)
             if module is not unit.module:  # A copy of the model has copies of the hooks.
                 return
+            for weight in self._resting.pop(unit.name, []):
+                weight.requires_grad_()
+            state = self._random.pop(unit.name, None)
+            outputs = tensors_in(output)
             if self.paused or not any(each.requires_grad for each in outputs):
                 return
             args, kwargs = tree_map_only(Tensor, torch.detach, (args, kwargs))
             versions = [tensor._version for tensor in tensors_in((args, kwargs))]
-            use = Use(unit, args, kwargs, versions, [None] * len(outputs))
+            use = Use(unit, Call(args, kwargs, [None] * len(outputs), state), versions)
             for place, each in enumerate(outputs):
                 if each.requires_grad:
                     each.register_hook(self._collector(use, place))
@@ -131,12 +157,23 @@ class Kept:
 
     def _collector(self, use: Use, place: int) -> Callable[[Tensor], None]:
         def collect(grad: Tensor) -> None:
-            if all(each is None for each in use.grads):
+            if all(each is None for each in use.call.grads):
                 self.uses.append(use)
-            use.grads[place] = grad.detach()
+            use.call.grads[place] = grad.detach()
             self.passes.add(torch._C._current_graph_task_id())
 
         return collect
+
+
+def _at_rest(module: nn.Module, given: list[Tensor]) -> list[Tensor]:
+    """Let the matrices of a module need no gradient, if its output needs one without them."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    weights = [p for p in trained if p.dim() > 1]
+    if len(weights) < len(trained) or any(each.requires_grad for each in given):
+        for weight in weights:
+            weight.requires_grad_(False)
+        return weights
+    return []
 
 
 def units_of(model: nn.Module) -> list[Unit]:

@@ -28,11 +28,13 @@ class Decided(NamedTuple):
         moves: for each stage, how the logarithm of its limits moves, summed over the samples:
             shape (limits,); None of a stage that remembers nothing.
         bound: shape (), what the norm of each sample is at most, after this.
+        limits: the parameters that have a norm in common, and what a sample's is at most.
     """
 
     coefs: Tensor
     moves: list[Tensor | None]
     bound: Tensor
+    limits: list[tuple[tuple[int, ...], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,16 @@ class Rules:
         moves: list[Tensor | None] = []
         covered: list[int] = []
         bounds: list[Tensor] = []
+        most: list[tuple[tuple[int, ...], Tensor]] = []
         for stage, limit in zip(self.stages, limits, strict=True):
             covered += stage.members
             rows = _rows(stage, parts, counted)
             factors, high, move = _of_stage(stage, rows, scale, limit, counted, step)
             coefs[list(stage.members)] = factors.expand(len(stage.members), -1)
             moves.append(move)
+            one = len(rows) == 1
+            groups = [stage.members] if one else [(member,) for member in stage.members]
+            most += [(group, high[i, 0]) for i, group in enumerate(groups)]
             # A parameter that took no part adds nothing to the norm.
             took = [parts[member] is not None for member in stage.members]
             took = took if len(rows) == len(took) else [any(took)]
@@ -93,7 +99,7 @@ class Rules:
         if any(part is not None and m not in covered for m, part in enumerate(parts)):
             bounds.append(coefs.new_full((), math.inf))
         bound = combine(torch.stack(bounds), 2.0, xp) if bounds else coefs.new_zeros(())
-        return Decided(coefs, moves, bound)
+        return Decided(coefs, moves, bound, most)
 
 
 def rules_of(policy: AnyPolicy, names: Sequence[str]) -> Rules:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .call import Call, tensors_in
 from .forms import Form, Rows
 
-__all__ = ["tensors_in", "vmapped"]
-
-
-def tensors_in(tree: object) -> list[Tensor]:
-    """Return the tensors in a tree of tuples, lists and dictionaries."""
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+__all__ = ["vmapped"]
 
 
 def vmapped(
     module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    grads: Sequence[Tensor | None],
+    call: Call,
     *,
     in_turn: bool = False,
 ) -> dict[str, Form]:
@@ -34,26 +27,24 @@ def vmapped(
 
     Args:
         module: any module that treats samples apart.
-        args: what the module was called with; a tensor whose first axis has the length of the
-            batch is mapped, everything else is given to each sample. The batch is the first axis
-            of the first tensor. Not mutated.
-        kwargs: as args, by name; an `attn_mask` of two axes is for all samples.
-        grads: the gradient of each tensor in the module's output; None where there is none.
+        call: a tensor whose first axis has the length of the batch is mapped, everything else is
+            given to each sample; an `attn_mask` of two axes is for all samples. The batch is the
+            first axis of the first tensor. Not mutated.
         in_turn: take one sample after the other, for a module that `torch.func.vmap` cannot map.
 
     Raises:
         Exception: whatever the module raises on one sample; a RuntimeError if it draws random
             numbers or looks at values.
     """
-    leaves, spec = tree_flatten((args, dict(kwargs)))
+    leaves, spec = tree_flatten((call.args, call.kwargs))
     batch = next(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor))
-    mask = kwargs.get("attn_mask")
+    mask = call.kwargs.get("attn_mask")
     shared = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
     places = [i for i, x in enumerate(leaves) if x is not shared and _is_batched(x, batch)]
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
-    wanted = [i for i, grad in enumerate(grads) if grad is not None]
+    wanted = [i for i, grad in enumerate(call.grads) if grad is not None]
     if batch == 0:
-        return {name: _rows(p.new_zeros(0, *p.shape).double()) for name, p in params.items()}
+        return {name: _rows(p.new_zeros(0, *p.shape)) for name, p in params.items()}
 
     def one(mapped: list[Tensor], pulled: list[Tensor]) -> dict[str, Tensor]:
         mine = list(leaves)
@@ -68,14 +59,14 @@ def vmapped(
         return vjp(outputs, params)[1]([grad[None] for grad in pulled])[0]
 
     mapped = [leaves[i] for i in places]
-    pulled = [grad for grad in grads if grad is not None]
+    pulled = [grad for grad in call.grads if grad is not None]
     with torch.enable_grad():
         rows = _in_turn(one, mapped, pulled) if in_turn else vmap(one)(mapped, pulled)
-    return {name: _rows(values.detach().double()) for name, values in rows.items()}
+    return {name: _rows(values.detach()) for name, values in rows.items()}
 
 
 def _rows(values: Tensor) -> Rows:
-    return Rows(values, values.flatten(1).norm(dim=1))
+    return Rows(values, torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64))
 
 
 def _in_turn(
