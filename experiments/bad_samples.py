@@ -13,6 +13,7 @@ Figures go to `experiments/results/bad_samples.json`; a run that is in there is 
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
@@ -118,7 +119,7 @@ def _places(count: int, draw: Generator) -> tuple[Tensor, Tensor]:
 
 def _net(*widths: int) -> Callable[[Data], nn.Module]:
     def made(_: Data) -> nn.Module:
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         layers = [part for pair in pairs for part in (nn.Linear(*pair), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
 
@@ -185,9 +186,7 @@ def kept(trace: Trace, most: int) -> Trace:
     rows = tuple(
         (
             row,
-            each._replace(
-                at=each.at[:most], norms=each.norms[:most], ids=(each.ids or ())[:most]
-            ),
+            each._replace(at=each.at[:most], norms=each.norms[:most], ids=(each.ids or ())[:most]),
         )
         for row, each in run._samples
     )
@@ -201,7 +200,7 @@ def vars_of(run: Any) -> dict[str, Any]:
 
 
 def rankings(trace: Trace, count: int) -> dict[str, list[int]]:
-    """Return the places of all samples by each way to rank them; the second half needs all norms."""
+    """Return the places of all samples in the order of each way to rank them."""
     rows = trace.samples
     seen, rank, once, last = (np.zeros(count) for _ in range(4))
     hits, energy = np.zeros(count), np.zeros(count)
@@ -306,7 +305,9 @@ def main(
     plan = [("planted", name, seed) for seed in range(seeds) for name in PLANTED]
     plan += [("healthy", name, seed) for seed in range(min(seeds, 3)) for name in HEALTHY]
     plan = [] if markdown else plan
-    for how, name, seed in track(plan, "training", console=console, disable=not console.is_terminal):
+    for how, name, seed in track(
+        plan, "training", console=console, disable=not console.is_terminal
+    ):
         key = f"{how}, {name}, seed {seed}"
         if key not in found["runs"]:
             found["runs"][key] = run(name, seed, how == "planted")

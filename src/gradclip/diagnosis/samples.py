@@ -47,11 +47,13 @@ DEVIATIONS = 2.5
 back often by this many standard deviations of the counts."""
 
 BROKEN = 5.0
-"""A norm of this many times the usual largest norm of a sample, again and again, is of a sample that
-is broken."""
+"""A sample whose norm is this many times the usual largest norm, again and again, is broken."""
 
 BROKEN_VISITS = 3
 """So often."""
+
+DENSE = 0.5
+"""Below this share of steps with samples, the rows are those of spikes."""
 
 MOST = 100
 """The largest number of samples in a finding."""
@@ -107,8 +109,9 @@ def spike_samples(trace: Trace) -> list[SpikeSamples]:
     if not rows:
         return []
     norm = trace.column("norm")
+    # Rows of spikes alone have no usual norm.
+    usual = _usual_largest(rows) if len(rows) > DENSE * len(norm) else [0.0] * len(rows)
     spiking = {*trace.steps[norm_spikes(norm)].tolist(), *trace.steps[~np.isfinite(norm)].tolist()}
-    usual = _usual_largest(rows)
     found = []
     for (step, samples), level in zip(rows, usual, strict=True):
         if step not in spiking:
@@ -120,7 +123,7 @@ def spike_samples(trace: Trace) -> list[SpikeSamples]:
 
 
 def _usual_largest(rows: list[tuple[int, Samples]]) -> list[float]:
-    """Return the usual largest norm at each step; NaN where too few steps came before.
+    """Return the usual largest norm at each step; NaN where too few rows came before.
 
     The median of the steps before, and no less than that of the whole run: in a model that has
     learnt everything, each sample that it gets wrong is huge.

@@ -105,5 +105,5 @@ class Samples(NamedTuple):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The norms over their batch's median, which no loss scale and no size of a batch changes."""
+        """The norms over the median, which no loss scale and no size of a batch changes."""
         return tuple(norm / self.median if self.median > 0 else float("nan") for norm in self.norms)

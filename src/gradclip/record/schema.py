@@ -6,7 +6,7 @@ A record is a UTF-8 file of JSON lines. Each line is one object, whose ``kind`` 
 | --- | --- | --- |
 | header | first line | schema, created, gradclip, policy, command, versions |
 | optimizer | before its first step | id, class, policy, parameters: [{name, shape, dtype}] |
-| step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms: [number], samples |
+| step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms, samples |
 | event | at an event for the user | step, name, text |
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
@@ -27,10 +27,10 @@ A row has ``script_limit`` (null for several) and ``script_coef`` if the script 
 gradients by itself before this step; ``norm`` and ``norms`` are then those before that.
 
 A row has ``samples`` if the run was asked for the samples with the largest gradient norms:
-``of`` (how many samples the step had), ``at`` (their places in it), ``norms``, ``ids`` (who they are,
-if that is known), ``median`` (of the norms of all samples of the step) and ``total`` (the root of the
-sum of all squared norms). A norm is of what a sample adds to ``.grad``, before a GradScaler's scale is
-taken out.
+``of`` (how many samples the step had), ``at`` (their places in it), ``norms``, ``ids`` (who they
+are, if that is known), ``median`` (of the norms of all samples of the step) and ``total`` (the root
+of the sum of all squared norms). A norm is of what a sample adds to ``.grad``, before a
+GradScaler's scale is taken out.
 
 A record does not store the numbers of clipped, skipped and non-finite steps so far. They are
 running sums of the steps (`Run.counters`), for a record of any version.

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..checks import integer
+from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..errors import GradclipWarning, PolicyError
 from ..record import Parameter, RecordWriter
 from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
-from .samples.largest import Ids, Largest, LargestSamples
+from .samples.largest import Ids, Largest, LargestSamples, When
 
 __all__ = ["Recorder", "record"]
 
@@ -112,6 +112,7 @@ class Recorder:
         model: whose samples these are; needed if `samples` is not 0.
         sample_ids: called with the number of samples at the end of each backward pass, for their
             ids in the data set.
+        samples_when: see `record`.
 
     Attributes:
         steps: how many steps were observed; with a closure, each call of it.
@@ -132,6 +133,7 @@ class Recorder:
         samples: int = 0,
         model: nn.Module | None = None,
         sample_ids: Callable[[int], Ids | None] = lambda _: None,
+        samples_when: When = "always",
     ) -> None:
         self._writer = writer
         # Neither is kept alive: a script may make many optimizers in one run.
@@ -151,7 +153,9 @@ class Recorder:
         self._describe(clipper)
         self._samples: LargestSamples | None = None
         if samples and model is not None:
-            self._samples = LargestSamples(model, samples, self._tell_of_samples, sample_ids)
+            self._samples = LargestSamples(
+                model, samples, self._tell_of_samples, sample_ids, samples_when
+            )
         clipper.observers.append(self)
 
     def __call__(self, result: ClipResult) -> None:
@@ -173,7 +177,7 @@ class Recorder:
             # Those of other processes have no gradient here, and a norm all the same.
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
             extra={key: _copy(value) for key, value in extra.items()},
-            samples=None if self._samples is None else self._samples.take(),
+            samples=None if self._samples is None else self._samples.take(result.total_norm),
         )
         self._writer.defer(row, _read)
         if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
@@ -305,6 +309,7 @@ def record(
     if_exists: IfExists = "part",
     samples: int = 0,
     model: nn.Module | None = None,
+    samples_when: When = "always",
 ) -> Recorder:
     """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
 
@@ -327,6 +332,10 @@ def record(
             pass; weights and gradients stay as they are. Where norms cannot be had, one warning
             and an event say so. `Recorder.sample_ids` says which samples of the data set they are.
         model: what is trained; needed with `samples`.
+        samples_when: "always" computes the norms at each step. "spikes" does so where the norm of
+            the step is not finite or twice the median of the 50 before; this costs next to no
+            time, but keeps the inputs of the modules up to the step, and on an accelerator each
+            step waits for its norm. Samples that come back again and again need "always".
 
     Returns:
         The recorder: a context manager; else call its `close()` when the training is over.
@@ -351,6 +360,7 @@ def record(
     """
     integer("every", every, low=1)
     integer("samples", samples, low=0)
+    choice("samples_when", samples_when, ("always", "spikes"))
     if samples and model is None:
         raise PolicyError.of("model", None, "samples are measured in a model: give model=model")
     asked = Path.cwd() / path
@@ -363,7 +373,15 @@ def record(
     writer = RecordWriter(
         path, if_exists=if_exists, policy=str(clipper.policy), every=every, sinks=sinks
     )
-    recorder = Recorder(writer, clipper, optimizer, loss=loss, samples=samples, model=model)
+    recorder = Recorder(
+        writer,
+        clipper,
+        optimizer,
+        loss=loss,
+        samples=samples,
+        model=model,
+        samples_when=samples_when,
+    )
     recorder.asked = asked
     return recorder
 

@@ -174,7 +174,7 @@ class Bare(nn.Module):
 
 
 def trained(
-    name: str, path: Path, samples: int, steps: int = STEPS
+    name: str, path: Path, samples: int, steps: int = STEPS, when: str = "always"
 ) -> tuple[list[Tensor], Run, list[str]]:
     """Train in one of the ways; return the weights, the record and the warnings."""
     make, train, kind = TRAININGS[name]
@@ -183,7 +183,8 @@ def trained(
     model = make()
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01)
     clipper = attach(optimizer, "norm:0.5", model=model)
-    options: dict[str, Any] = {"samples": samples, "model": model} if samples else {}
+    options: dict[str, Any] = {"samples": samples, "model": model, "samples_when": when}
+    options = options if samples else {}
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", GradclipWarning)
         with record(clipper, path, optimizer=optimizer, **options):
@@ -194,10 +195,12 @@ def trained(
     return [p.detach().clone() for p in model.parameters()], read_run(path), texts
 
 
+@pytest.mark.parametrize("when", ["always", "spikes"])
 @pytest.mark.parametrize("name", TRAININGS)
-def test_the_weights_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
-    without, run, _ = trained(name, tmp_path / "without", 0)
-    with_samples, again, _ = trained(name, tmp_path / "with", 3)
+def test_the_weights_are_the_same_bit_for_bit(name: str, when: str, tmp_path: Path) -> None:
+    steps = STEPS if when == "always" else 14
+    without, run, _ = trained(name, tmp_path / "without", 0, steps)
+    with_samples, again, _ = trained(name, tmp_path / "with", 3, steps, when)
     assert len(without) == len(with_samples)
     for one, other in zip(without, with_samples, strict=True):
         assert torch.equal(one, other)
@@ -206,8 +209,15 @@ def test_the_weights_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "of"),
-    [("plain", 12), ("accumulated", 12), ("evaluation", 12), ("scaler", 12), ("one graph", 24)]
-    + [("cleared", 12), ("odd parts", 12)],
+    [
+        ("plain", 12),
+        ("accumulated", 12),
+        ("evaluation", 12),
+        ("scaler", 12),
+        ("one graph", 24),
+        ("cleared", 12),
+        ("odd parts", 12),
+    ],
 )
 def test_each_step_names_its_largest_samples(name: str, of: int, tmp_path: Path) -> None:
     _, run, texts = trained(name, tmp_path / "r", 3)
@@ -240,7 +250,10 @@ def test_what_the_norms_leave_out_is_in_the_record(tmp_path: Path) -> None:
     texts = {event.name: event.text for event in run.events}
     assert texts.keys() == {"samples-approximate", "samples-partial"}
     assert "BatchNorm mixes the samples" in texts["samples-approximate"]
-    assert "leave out 95% of the parameters, scale, mixed.weight" in texts["samples-partial"]
+    assert (
+        "leave out 10% of the parameters, scale, mixed.weight, mixed.bias"
+        in texts["samples-partial"]
+    )
 
 
 def squares_of(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[..., Tensor]) -> list[float]:
@@ -408,3 +421,33 @@ def test_the_schema_of_the_samples(tmp_path: Path) -> None:
     row = next(row for row in rows if row["kind"] == "step")
     assert list(row["samples"]) == ["of", "at", "norms", "median", "total"]
     assert tuple(row["samples"]["norms"]) == run.samples()[0][1].norms
+
+
+def test_at_spikes_alone_the_same_norms_are_computed(tmp_path: Path) -> None:
+    def run(when: Any) -> Run:
+        torch.manual_seed(0)
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        clipper = attach(optimizer, None, model=model)
+        with record(clipper, tmp_path / when, samples=2, model=model, samples_when=when) as rec:
+            for step in range(30):
+                rec.sample_ids(torch.arange(BATCH) + 100 * step)
+                x, y = batch(5)
+                y[5] *= 40 if step == 20 else 1
+                optimizer.zero_grad()
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
+        return read_run(tmp_path / when)
+
+    always, spikes = dict(run("always").samples()), dict(run("spikes").samples())
+    assert list(always) == list(range(1, 31))
+    assert spikes == {21: always[21]}
+    assert spikes[21].ids is not None
+    assert spikes[21].ids[0] == 2005
+
+
+def test_several_passes_a_step_are_measured_in_each(tmp_path: Path) -> None:
+    _, run, _ = trained("accumulated", tmp_path / "r", 3, when="spikes")
+    assert [step for step, _ in run.samples()] == [1, 2, 3, 4, 5]
+    assert {samples.of for _, samples in run.samples()} == {12}
+    assert [event.name for event in run.events] == ["samples-always"]

@@ -1,16 +1,18 @@
-"""The samples of each step with the largest gradient norms, beside a training that goes on as ever.
+"""The samples of each step with the largest gradient norms, beside a training that goes on.
 
-Nothing here changes a gradient, and no fault here ends a training: what fails is left out, and said.
+Nothing here changes a gradient, and no fault here ends a training: what fails is left out, with a
+word about it.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +20,27 @@ from torch.autograd import Variable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..processes.placements import is_sharded
+from .call import tensors_in
 from .gathered import gather
 from .ghost import ghost_of
-from .kept import Hook, Kept, Unit, Use
-from .vmapped import tensors_in
+from .kept import Kept, Unit, Use
 
-__all__ = ["Ids", "Largest", "LargestSamples"]
+__all__ = ["Ids", "Largest", "LargestSamples", "When"]
+
+When = Literal["always", "spikes"]
+"""At which steps the norms are computed: at all, or at those whose own norm is unusual."""
 
 Ids: TypeAlias = Tensor | Sequence[int | str]
 """Who the samples are, one id for each: places in the data set, or names."""
 
+Hook: TypeAlias = Callable[..., None]
+"""A hook before or after a call of a module."""
+
 EMPTY = 3
 """After so many steps in a row without a norm, no more are waited for."""
+
+SPIKE, WINDOW, LEAST = 2.0, 50, 10
+"""A norm of this many times the median of so many norms before, of some at least, is unusual."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,9 @@ class LargestSamples:
         most: how many samples are kept of each step, ≥ 1.
         tell: called with a name and a sentence about what cannot be had; each name once.
         ids: called with the number of samples at the end of each backward pass, for their ids.
+        when: "spikes" computes norms only where the norm of the step is unusual, and keeps what
+            they need until then; on an accelerator each step then waits for its norm. In a training
+            with several backward passes a step this becomes "always".
     """
 
     def __init__(
@@ -93,8 +107,12 @@ class LargestSamples:
         most: int,
         tell: Callable[[str, str], None],
         ids: Callable[[int], Ids | None] = lambda _: None,
+        when: When = "always",
     ) -> None:
         self.most = most
+        self._waits = when == "spikes"
+        self._waiting: _Pass | None = None
+        self._usual: deque[float] = deque(maxlen=WINDOW)
         self._tell = tell
         self._told: set[str] = set()
         self._ids_of = ids
@@ -114,8 +132,21 @@ class LargestSamples:
         self._group_of: dict[str, _Group] = {}
         self._begin(model)
 
-    def take(self) -> Largest | None:
-        """Return the largest of the samples since the last call, and forget them all."""
+    def take(self, norm: Tensor) -> Largest | None:
+        """Return the largest of the samples since the last call, and forget them all.
+
+        Args:
+            norm: of the whole gradient, of the step that now comes.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._empty = 0
+            if self._is_unusual(float(norm)):
+                self._try(waiting)
+            elif not self.off:
+                self._given.clear()
+                self._marks.clear()
+                return None
         passes, self._passes = self._passes, []
         given, self._given = self._given, []
         self._marks.clear()
@@ -142,6 +173,15 @@ class LargestSamples:
         """Remove the hooks, and forget what they kept."""
         self._kept.detach()
         self._passes.clear()
+        self._waiting = None
+
+    def _is_unusual(self, norm: float) -> bool:
+        usual = sorted(self._usual)
+        if math.isfinite(norm):
+            self._usual.append(norm)
+        return not math.isfinite(norm) or (
+            len(usual) >= LEAST and norm > SPIKE * usual[len(usual) // 2]
+        )
 
     def _begin(self, model: nn.Module) -> None:
         """Put a hook on each module that has a formula."""
@@ -161,7 +201,7 @@ class LargestSamples:
             return
         self._groups = _groups_of(units)
         self._group_of = {unit.name: group for group in self._groups for unit in group.units}
-        self._kept.watch(units, lambda hook: _Guarded(hook, self))
+        self._watch(units)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             count = torch.distributed.get_world_size()
             if count > 1:
@@ -170,19 +210,30 @@ class LargestSamples:
                     f"the samples are those of this process alone, one of {count}",
                 )
 
+    def _watch(self, units: Sequence[Unit]) -> None:
+        """Put the hooks on the modules, each within a guard."""
+        kinds = ("_forward_pre_hooks", "_forward_hooks")
+        places = [(vars(unit.module)[kind], kind) for unit in units for kind in kinds]
+        before = [{*hooks} for hooks, _ in places]
+        self._kept.watch([*units])
+        for (hooks, kind), known in zip(places, before, strict=True):
+            for key in hooks.keys() - known:
+                hooks[key] = _Guarded(hooks[key], self, is_last=kind == "_forward_hooks")
+
     # ---- in the passes ----------------------------------------------------------------------
 
-    def on_call(self, hook: Hook, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def on_call(self, hook: Hook, is_last: bool, module: nn.Module, *call: Any) -> None:
         """Keep one call of a module, unless a checkpoint is about to run it again."""
         if self.off or not torch.is_grad_enabled():
             return
         if _is_checkpointed():
             self._why_empty = "all of its modules are under a checkpoint"
             return
-        if self._passes and next(module.parameters()).grad is None:
+        if (self._passes or self._waiting) and next(module.parameters()).grad is None:
             self._passes.clear()  # What came before was for another model, and has been cleared.
-        hook(module, args, kwargs, output)
-        for each in tensors_in(output):
+            self._waiting = None
+        hook(module, *call)
+        for each in tensors_in(call[-1]) if is_last else ():
             if each.requires_grad:
                 each.register_hook(self._on_gradient)
 
@@ -199,27 +250,51 @@ class LargestSamples:
         Variable._execution_engine.queue_callback(self._end_of_pass)  # type: ignore[attr-defined]
 
     def _end_of_pass(self) -> None:
+        kept = self._kept.take()
+        # Another backward pass over the same graph may come, and fill in other gradients.
+        uses = [replace(use, call=replace(use.call, grads=[*use.call.grads])) for use in kept]
+        for use in kept:
+            use.call.grads[:] = [None] * len(use.call.grads)
+        self._kept.clear()
+        self._queued.clear()
         try:
-            with torch.no_grad():
-                self._measure()
+            found = self._pass_of(uses)
         except Exception as fault:
             self._stop(_said(fault))
-        finally:
-            for use in self._kept.uses:  # Another backward pass over the same graph may come.
-                use.grads[:] = [None] * len(use.grads)
-            self._kept.clear()
-            self._queued.clear()
-
-    def _measure(self) -> None:
-        """Add the norms of one backward pass, before what was kept is freed."""
-        uses = [use for use in self._kept.uses if not self._group_of[use.unit.name].failed]
-        if not uses or not self._has_accumulated(uses):
             return
-        ids, batch = None, _most_common(use.first_axis for use in uses)
+        if found is None:
+            return
+        if self._waits and self._waiting is None and not self._passes:
+            self._waiting = found
+            return
+        if self._waiting is not None:
+            self._waits = False
+            earlier, self._waiting = self._waiting, None
+            text = "a step has several backward passes: the samples are measured in each"
+            self._say("samples-always", text)
+            self._try(earlier)
+        self._try(found)
+
+    def _pass_of(self, uses: Sequence[Use]) -> _Pass | None:
+        """Return what a backward pass has left; None if it added to no `.grad`."""
+        uses = [use for use in uses if not self._group_of[use.unit.name].failed]
+        if not uses or not self._has_accumulated(uses):
+            return None
+        batch = _most_common(use.first_axis for use in uses)
         found = self._ids_of(batch)
-        if found is not None:
-            ids = _listed(found)
-            ids = ids if len(ids) == batch else None
+        ids = None if found is None else _listed(found)
+        return _Pass(uses, batch, ids if ids is not None and len(ids) == batch else None)
+
+    def _try(self, found: _Pass) -> None:
+        try:
+            with torch.no_grad():
+                self._measure(found)
+        except Exception as fault:
+            self._stop(_said(fault))
+
+    def _measure(self, found: _Pass) -> None:
+        """Add the norms of one backward pass."""
+        uses, batch, ids = found
         squares: list[Tensor] = []
         for group in self._groups:
             mine = [use for use in uses if self._group_of[use.unit.name] is group]
@@ -305,6 +380,14 @@ class LargestSamples:
             self._tell(name, text)
 
 
+class _Pass(NamedTuple):
+    """One backward pass: the calls of modules, the number of samples, and their ids."""
+
+    uses: list[Use]
+    batch: int
+    ids: list[int | str] | None
+
+
 class _Group:
     """Units that share parameters: their gradients add up before a norm is taken.
 
@@ -324,22 +407,23 @@ class _Group:
 
     def squares(self, uses: list[Use]) -> list[Tensor]:
         """Return the squared norms of each parameter's gradients, each of shape (B,)."""
-        gathered = gather(Kept(uses=uses, passes={0}), self._index, self._names)
+        gathered = gather(Kept(uses=uses[::-1], passes={0}), self._index, self._names)
         return [form.squares().values for form in gathered.forms if form is not None]
 
 
 class _Guarded:
     """A forward hook that raises nothing, stays out of compiled code, and can be pickled."""
 
-    def __init__(self, hook: Hook, owner: LargestSamples) -> None:
+    def __init__(self, hook: Hook, owner: LargestSamples, *, is_last: bool) -> None:
         self._hook = hook
         self._owner = owner
+        self._is_last = is_last
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, *call: Any) -> None:
         if torch.compiler.is_compiling():
             return
         try:
-            self._owner.on_call(self._hook, module, args, kwargs, output)
+            self._owner.on_call(self._hook, self._is_last, module, *call)
         except Exception as fault:
             self._owner.fail(fault)
 

@@ -64,7 +64,9 @@ def recurrent(module: nn.Module, call: Call) -> dict[str, Form]:
     assert isinstance(module, nn.RNNBase)
     with torch.enable_grad():
         outputs, traced = _run(module, call)
-    wanted = [each for _, t in traced for each in (*t.gates, *t.repeated, *t.outputs[: len(t.wide)])]
+    wanted = [
+        each for _, t in traced for each in (*t.gates, *t.repeated, *t.outputs[: len(t.wide)])
+    ]
     pairs = [(out, g) for out, g in zip(outputs, call.grads, strict=True) if g is not None]
     tops, pulls = [out for out, _ in pairs], [g.to(out.dtype) for out, g in pairs]
     found = torch.autograd.grad(tops, wanted, pulls, allow_unused=True)

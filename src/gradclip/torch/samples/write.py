@@ -57,7 +57,9 @@ def _factor(totals: Sequence[Tensor], most: Tensor) -> Tensor:
     eps = max(torch.finfo(total.dtype).eps for total in totals)
     # The norm may be off by its own rounding, and each value by half of the smallest float.
     norm = device_norms(totals, 2.0).square().sum().sqrt() * (1 + (count + 8) * EPS)
-    tiny = min(torch.finfo(total.dtype).smallest_normal * torch.finfo(total.dtype).eps for total in totals)
+    tiny = min(
+        torch.finfo(total.dtype).smallest_normal * torch.finfo(total.dtype).eps for total in totals
+    )
     norm = norm * (1 + 2 * eps) + tiny * count**0.5
     return torch.where(norm.isfinite(), (most / norm).clamp(max=1.0), 1.0)
 

@@ -24,6 +24,7 @@ from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_together
 from ..clipper import Clipper
 from ..recorder import Recorder
+from ..samples.largest import When
 from ..step.hooks import Args, Kwargs
 from ..step.several import why_alone
 from .find_model import find_model
@@ -51,6 +52,7 @@ class Session:
         writer: where the record goes; None records nothing.
         take_over: whether the script's own calls of clipping functions only measure.
         samples: how many samples with the largest gradient norms each row names, ≥ 0.
+        samples_when: see `gradclip.torch.record`.
 
     Attributes:
         losses: of the steps to come.
@@ -75,6 +77,7 @@ class Session:
         writer: RecordWriter | None = None,
         take_over: bool = False,
         samples: int = 0,
+        samples_when: When = "always",
     ) -> None:
         self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
@@ -83,6 +86,7 @@ class Session:
         self.late = Late()
         self.loaders = Loaders(self._tell) if samples and writer is not None else None
         self._samples = samples
+        self._samples_when: When = samples_when
         self._take_over = take_over
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
@@ -414,6 +418,7 @@ class Session:
             amend=self._amended,
             samples=self._samples,
             model=find_model(clipper.params) if self._samples else None,
+            samples_when=self._samples_when,
             sample_ids=lambda count: None if self.loaders is None else self.loaders.ids_of(count),
         )
         self._recorders[id(recorder)] = recorder
