@@ -39,7 +39,7 @@ from gradclip.record import Trace, traces_of
 from gradclip.torch import attach, record
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path("/tmp/bad.json")
+RESULTS = ROOT / "experiments/results/bad_samples.json"
 SHARE, CORRUPTED, FIRST, KEPT = 0.02, 5, 100, 5
 WINDOWS = 4000
 KINDS = ("spike-sample", "recurring-samples")
@@ -127,28 +127,28 @@ def _net(*widths: int) -> Callable[[Data], nn.Module]:
 
 
 def _transformer(_: Data) -> nn.Module:
-    return CharTransformer(corpus()[1], 48, 2)
+    return CharTransformer(corpus()[1], 32, 1)
 
 
 def _lstm(_: Data) -> nn.Module:
-    return CharLSTM(corpus()[1], 96, 1)
+    return CharLSTM(corpus()[1], 48, 1)
 
 
 PLANTED = {
     "mnist": Case(mnist, _net(784, 128, 128, 10)),
-    "text": Case(plays, _transformer, lr=3e-3),
+    "text": Case(plays, _transformer, lr=3e-3, epochs=8),
 }
 HEALTHY = {
     **PLANTED,
-    "mnist, batches of 16": Case(mnist, _net(784, 128, 128, 10), batch=16),
-    "mnist, batches of 256": Case(mnist, _net(784, 128, 128, 10), batch=256, epochs=20),
+    "mnist, batches of 16": Case(mnist, _net(784, 128, 128, 10), batch=16, epochs=5),
+    "mnist, batches of 256": Case(mnist, _net(784, 128, 128, 10), batch=256, epochs=15),
     "mnist, SGD": Case(mnist, _net(784, 128, 128, 10), lr=0.05, optimizer="SGD", epochs=15),
     "mnist, slow": Case(mnist, _net(784, 128, 128, 10), lr=3e-5),
     "mnist, linear": Case(mnist, _net(784, 10), epochs=15),
     "mnist, linear, SGD": Case(mnist, _net(784, 10), lr=0.003, optimizer="SGD", epochs=15),
     "mnist, deep": Case(mnist, _net(784, *[64] * 8, 10), epochs=15),
-    "text, LSTM": Case(plays, _lstm, lr=3e-3),
-    "text, slow": Case(plays, _transformer, lr=1e-4),
+    "text, LSTM": Case(plays, _lstm, lr=3e-3, epochs=5),
+    "text, slow": Case(plays, _transformer, lr=1e-4, epochs=5),
 }
 
 
@@ -221,7 +221,7 @@ def rankings(trace: Trace, count: int) -> dict[str, list[int]]:
         "last epoch alone": last,
     }
     found = {name: np.argsort(-score, kind="stable").tolist() for name, score in scores.items()}
-    return {"hits after the first 30 %": ours, **found}
+    return {"gradclip": ours, **found}
 
 
 def run(name: str, seed: int, plant: bool) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def main(
         stored = json.loads(RESULTS.read_text())
         found = stored if markdown or stored["setting"] == setting else found
     plan = [("planted", name, seed) for seed in range(seeds) for name in PLANTED]
-    plan += [("healthy", name, seed) for seed in range(min(seeds, 3)) for name in HEALTHY]
+    plan += [("healthy", name, seed) for seed in range(min(seeds, 2)) for name in HEALTHY]
     plan = [] if markdown else plan
     for how, name, seed in track(
         plan, "training", console=console, disable=not console.is_terminal

@@ -172,19 +172,16 @@ _TEXTS = (
     ),
     Explanation(
         "recurring-samples",
-        "The same samples have the largest norms each time",
-        "Some samples are among the largest of their batch each time that they are seen, and there "
-        "are more of them than hard samples explain.",
-        "The record names samples and their ids, and after the first "
-        f"{samples.WARM_UP:.0%} of the steps a sample was among the largest "
-        f"{samples.LEAST_VISITS} times or more. The samples that are so at {samples.ALWAYS:.0%} of "
-        f"the most visits outnumber those at {samples.OFTEN:.0%} to {samples.ALWAYS:.0%} by "
-        f"{samples.DEVIATIONS:g} standard deviations of these counts. Or a sample was "
-        f"{samples.BROKEN:g} times the usual largest norm {samples.BROKEN_VISITS} times or more.",
-        "Wrong labels: the model learns what the other samples say, and these contradict it at "
-        "each visit. Broken files. Some are only hard.",
-        "Look at the samples in the order of the ranking, which `gradclip diagnose --json` and the "
-        "report have. Correct or remove what is wrong, and train again.",
+        "The same samples are far larger each time",
+        "A sample adds far more to the gradient than any other, each time that it is seen: the "
+        "model does not learn it.",
+        f"The record names samples and their ids (`samples=5`). A sample's norm was "
+        f"{samples.BROKEN:g} times the usual largest norm of a sample or more, "
+        f"{samples.BROKEN_VISITS} times or more.",
+        "A broken file, a value of another scale, a wrong label. Samples that are only often among "
+        "the largest are no finding, since hard samples are so too: the report ranks them.",
+        "Look at the sample. Correct or remove what is wrong, and train again; or clip each sample "
+        "by itself (`gradclip.torch.per_sample`).",
     ),
     Explanation(
         "never-binds",

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from ..record.rows import Samples
-from ..record.trace import Trace
+from ..record.run import Run
+from ..record.trace import Trace, traces_of
 from .finding import Finding
 from .spikes import norm_spikes
 from .window import median, usual_before
 
 __all__ = [
     "RankedSample",
+    "SamplesOfTrace",
     "SpikeSamples",
     "find_recurring_samples",
     "find_spike_samples",
     "ranked_samples",
+    "samples_of",
     "spike_samples",
 ]
 
@@ -32,19 +35,6 @@ OVER = 2.0
 
 WARM_UP = 0.3
 """The first part of the steps does not count in the ranking: an untrained model finds all hard."""
-
-LEAST_VISITS = 4
-"""So often must a sample have been among the largest before the ranking says more than chance."""
-
-ALWAYS = 0.8
-"""A sample that is among the largest in this share of the most visits comes back each time."""
-
-OFTEN = 0.5
-"""From this share on, up to `ALWAYS`, a sample comes back often, as hard samples do."""
-
-DEVIATIONS = 2.5
-"""The samples that come back each time are a group of their own if they outnumber those that come
-back often by this many standard deviations of the counts."""
 
 BROKEN = 5.0
 """A sample whose norm is this many times the usual largest norm, again and again, is broken."""
@@ -89,14 +79,58 @@ class RankedSample:
         hits: how often, after the first steps.
         ratio: the geometric mean of its norms over the median of their batch.
         huge: how often its norm was `BROKEN` times the usual largest norm, in the whole run.
-        last: the last step at which it was among the largest.
+        first: the first step at which it was among the largest.
+        last: the last such step.
     """
 
     id: int | str
     hits: int
     ratio: float
     huge: int
+    first: int
     last: int
+
+
+@dataclass(frozen=True)
+class SamplesOfTrace:
+    """What a record tells about the samples of one optimizer's steps.
+
+    Attributes:
+        optimizer: its id.
+        spikes: the spikes that single samples made.
+        ranked: the samples that were among the largest of their batch most often.
+    """
+
+    optimizer: int
+    spikes: list[SpikeSamples]
+    ranked: list[RankedSample]
+
+    @property
+    def title(self) -> str:
+        """The heading of the ranking."""
+        of = f" (optimizer {self.optimizer})" if self.optimizer else ""
+        return f"Most often among the samples with the largest norms of their batch{of}"
+
+    def lines(self, most: int) -> list[str]:
+        """Return the first of the ranking, one a line."""
+        return [
+            f"sample {each.id}: {each.hits} times, {each.ratio:.3g} times the median of its batch, "
+            f"last at step {each.last:,}"
+            for each in self.ranked[:most]
+        ]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain data; a ratio may be inf."""
+        return asdict(self)
+
+
+def samples_of(run: Run) -> list[SamplesOfTrace]:
+    """Return what a record tells about samples, for each optimizer whose rows name some."""
+    return [
+        SamplesOfTrace(trace.optimizer, spike_samples(trace), ranked_samples(trace))
+        for trace in traces_of([run])
+        if trace.samples
+    ]
 
 
 def spike_samples(trace: Trace) -> list[SpikeSamples]:
@@ -162,8 +196,9 @@ def _behind(step: int, samples: Samples, places: list[int]) -> SpikeSamples:
 def ranked_samples(trace: Trace, most: int = MOST) -> list[RankedSample]:
     """Return the samples that were among the largest of their batch most often, the first first.
 
-    The first 30 % of the steps do not count. Samples that are among the largest equally often are
-    in the order of the sum of the logarithms of norm over median.
+    Samples that are huge again and again come before all. The first 30 % of the steps do not count
+    for the others; those that are among the largest equally often are in the order of the sum of
+    the logarithms of norm over median.
 
     Args:
         trace: not mutated.
@@ -179,23 +214,23 @@ def _ranking(trace: Trace) -> list[RankedSample]:
     rows = [(step, samples) for step, samples in trace.samples if samples.ids is not None]
     if not rows:
         return []
-    first = rows[int(WARM_UP * len(rows))][0]
-    hits: dict[int | str, int] = defaultdict(int)
-    logs: dict[int | str, float] = defaultdict(float)
+    begin = rows[int(WARM_UP * len(rows))][0]
+    seen: dict[int | str, list[tuple[int, float]]] = defaultdict(list)
     huge: dict[int | str, int] = defaultdict(int)
-    last: dict[int | str, int] = {}
     for (step, samples), level in zip(rows, _usual_largest(rows), strict=True):
         for id, norm, ratio in zip(samples.ids or (), samples.norms, samples.ratios, strict=True):
             huge[id] += norm >= BROKEN * level
-            if step >= first and ratio > 0:
-                hits[id] += 1
-                logs[id] += math.log(min(ratio, 1e300))
-                last[id] = step
-    order = sorted(hits, key=lambda id: (-hits[id], -logs[id]))
-    return [
-        RankedSample(id, hits[id], math.exp(logs[id] / hits[id]), huge[id], last[id])
-        for id in order
-    ]
+            seen[id].append((step, math.log(ratio) if 0 < ratio < math.inf else 0.0))
+    found = []
+    for id, pairs in seen.items():
+        logs = [log for step, log in pairs if step >= begin]
+        if logs or huge[id] >= BROKEN_VISITS:
+            mean = sum(log for _, log in pairs) / len(pairs)
+            ranked = RankedSample(
+                id, len(logs), math.exp(mean), huge[id], pairs[0][0], pairs[-1][0]
+            )
+            found.append((ranked.huge < BROKEN_VISITS, -len(logs), -sum(logs), ranked))
+    return [each[-1] for each in sorted(found, key=lambda each: each[:-1])]
 
 
 def find_spike_samples(trace: Trace) -> list[Finding]:
@@ -237,44 +272,30 @@ def find_spike_samples(trace: Trace) -> list[Finding]:
 
 
 def find_recurring_samples(trace: Trace) -> list[Finding]:
-    """Return one finding on samples that are among the largest each time they are seen.
+    """Return one finding on samples that are far larger than others each time they are seen.
 
-    In a healthy run the more often samples are among the largest, the fewer there are: from easy to
-    hard there is no gap. Wrong labels make a second group, which comes back each time.
+    How often a sample is among the largest alone is no fault: the hard samples of a healthy run
+    come back as surely as wrong labels do. `ranked_samples` has them all.
     """
     ranked = _ranking(trace)
     broken = [each for each in ranked if each.huge >= BROKEN_VISITS]
-    most = ranked[0].hits if ranked else 0
-    always = [each for each in ranked if each.hits >= ALWAYS * most]
-    often = [each for each in ranked if OFTEN * most <= each.hits < ALWAYS * most]
-    apart = len(always) - len(often) > DEVIATIONS * math.sqrt(len(always) + len(often))
-    if not broken and (most < LEAST_VISITS or not apart):
+    if not broken:
         return []
-    named = broken if not apart or most < LEAST_VISITS else always
-    shown = ", ".join(str(each.id) for each in named[:5])
-    shown += f" and {len(named) - 5:,} more" if len(named) > 5 else ""
-    what = (
-        f"came back at nearly each of {most} visits, where a healthy run has fewer and fewer"
-        if named is always
-        else f"were {BROKEN:g} times the usual largest norm, {BROKEN_VISITS} times or more"
-    )
-    one = len(named) == 1
+    names = ", ".join(str(each.id) for each in broken[:5])
+    names += f" and {len(broken) - 5:,} more" if len(broken) > 5 else ""
+    one = len(broken) == 1
     return [
         Finding(
             "recurring-samples",
             "warning",
-            None,
-            f"{len(named):,} sample{'s' * (not one)} with the largest norms of their batch {what}: "
-            f"{shown}.",
-            "Look at these samples, from the first on: wrong labels and broken files are among "
-            "them, beside samples that are only hard. `gradclip diagnose --json` lists them.",
+            min(each.first for each in broken),
+            f"{'One sample' if one else f'{len(broken):,} samples'} had {BROKEN:g} times the usual "
+            f"largest norm of a sample, {BROKEN_VISITS} times or more: {names}.",
+            f"Look at {'this sample' if one else 'these samples'}: a broken file, a value of "
+            "another scale, or a wrong label. Remove or correct what is wrong, and train again.",
             {
-                "samples": [each.id for each in ranked[:MOST]],
-                "hits": [each.hits for each in ranked[:MOST]],
-                "always": len(always),
-                "often": len(often),
-                "visits": most,
-                "broken": [each.id for each in broken[:MOST]],
+                "samples": [each.id for each in broken[:MOST]],
+                "times": [each.huge for each in broken[:MOST]],
             },
             trace.optimizer,
         )
