@@ -6,23 +6,21 @@ word about it.
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..processes.placements import is_sharded
 from .call import tensors_in
-from .gathered import gather
-from .ghost import ghost_of
+from .groups import Group, groups_of, units_with_formula
+from .guarded import Guarded, Hook, is_checkpointed, is_compiled
 from .kept import Kept, Unit, Use
 
 __all__ = ["Ids", "Largest", "LargestSamples", "When"]
@@ -32,9 +30,6 @@ When = Literal["always", "spikes"]
 
 Ids: TypeAlias = Tensor | Sequence[int | str]
 """Who the samples are, one id for each: places in the data set, or names."""
-
-Hook: TypeAlias = Callable[..., None]
-"""A hook before or after a call of a module."""
 
 EMPTY = 3
 """After so many steps in a row without a norm, no more are waited for."""
@@ -128,8 +123,8 @@ class LargestSamples:
         self.off = False
         """Whether the measuring has stopped, for the rest of the training."""
         self._kept = Kept()
-        self._groups: list[_Group] = []
-        self._group_of: dict[str, _Group] = {}
+        self._groups: list[Group] = []
+        self._group_of: dict[str, Group] = {}
         self._begin(model)
 
     def take(self, norm: Tensor) -> Largest | None:
@@ -185,7 +180,7 @@ class LargestSamples:
 
     def _begin(self, model: nn.Module) -> None:
         """Put a hook on each module that has a formula."""
-        units = _units_of(model)
+        units = units_with_formula(model)
         self._trained = {p: name for name, p in model.named_parameters() if p.requires_grad}
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             self._say(
@@ -193,13 +188,13 @@ class LargestSamples:
                 "BatchNorm mixes the samples: the norms are of the rows of the gradient, and leave "
                 "out what a sample does to the others",
             )
-        if _is_compiled(model):
+        if is_compiled(model):
             self._stop("the model is compiled, and hooks would change how")
             return
         if not units:
             self._stop("no module of the model has a formula for its samples' gradients")
             return
-        self._groups = _groups_of(units)
+        self._groups = groups_of(units)
         self._group_of = {unit.name: group for group in self._groups for unit in group.units}
         self._watch(units)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -218,7 +213,7 @@ class LargestSamples:
         self._kept.watch([*units])
         for (hooks, kind), known in zip(places, before, strict=True):
             for key in hooks.keys() - known:
-                hooks[key] = _Guarded(hooks[key], self, is_last=kind == "_forward_hooks")
+                hooks[key] = Guarded(hooks[key], self, is_last=kind == "_forward_hooks")
 
     # ---- in the passes ----------------------------------------------------------------------
 
@@ -226,7 +221,7 @@ class LargestSamples:
         """Keep one call of a module, unless a checkpoint is about to run it again."""
         if self.off or not torch.is_grad_enabled():
             return
-        if _is_checkpointed():
+        if is_checkpointed():
             self._why_empty = "all of its modules are under a checkpoint"
             return
         if (self._passes or self._waiting) and next(module.parameters()).grad is None:
@@ -349,7 +344,7 @@ class LargestSamples:
             ids=ids,
         )
 
-    def _fail(self, group: _Group, why: str) -> None:
+    def _fail(self, group: Group, why: str) -> None:
         """Leave a group out from now on, so that the norms of all steps are of the same modules."""
         group.failed = True
         self._failures.update(dict.fromkeys((unit.name for unit in group.units), why))
@@ -388,105 +383,13 @@ class _Pass(NamedTuple):
     ids: list[int | str] | None
 
 
-class _Group:
-    """Units that share parameters: their gradients add up before a norm is taken.
-
-    Attributes:
-        units: at least one.
-        failed: whether the group is left out.
-        parameters: those that are trained.
-    """
-
-    def __init__(self, units: list[Unit]) -> None:
-        self.units = units
-        self.failed = False
-        named = {p: name for unit in units for name, p in unit.module.named_parameters()}
-        self._index = {parameter: place for place, parameter in enumerate(named)}
-        self._names = list(named.values())
-        self.parameters = tuple(p for p in named if p.requires_grad)
-
-    def squares(self, uses: list[Use]) -> list[Tensor]:
-        """Return the squared norms of each parameter's gradients, each of shape (B,)."""
-        gathered = gather(Kept(uses=uses[::-1], passes={0}), self._index, self._names)
-        return [form.squares().values for form in gathered.forms if form is not None]
-
-
-class _Guarded:
-    """A forward hook that raises nothing, stays out of compiled code, and can be pickled."""
-
-    def __init__(self, hook: Hook, owner: LargestSamples, *, is_last: bool) -> None:
-        self._hook = hook
-        self._owner = owner
-        self._is_last = is_last
-
-    def __call__(self, module: nn.Module, *call: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        try:
-            self._owner.on_call(self._hook, self._is_last, module, *call)
-        except Exception as fault:
-            self._owner.fail(fault)
-
-    def __deepcopy__(self, _memo: object) -> _Guarded:
-        return self
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # A saved model holds a call that does nothing, and loads where gradclip is not installed.
-        return functools.partial, (logging.getLogger().log, -1)
-
-
-def _groups_of(units: Sequence[Unit]) -> list[_Group]:
-    """Return the units, those together that share a parameter."""
-    groups: list[tuple[set[Tensor], list[Unit]]] = []
-    for unit in units:
-        own = set(unit.module.parameters())
-        joined = [unit]
-        apart = []
-        for params, members in groups:
-            if params & own:
-                own |= params
-                joined = [*members, *joined]
-            else:
-                apart.append((params, members))
-        groups = [*apart, (own, joined)]
-    return [_Group(members) for _, members in groups]
-
-
-def _units_of(model: nn.Module) -> list[Unit]:
-    """Return the modules whose samples' gradients a formula knows, also within unknown ones."""
-    found = []
-    for name, module in model.named_modules():
-        ghost = ghost_of(module)
-        trained = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        if ghost is None or not trained or any(is_sharded(p) or p.is_complex() for p in trained):
-            continue
-        if not getattr(module, "scale_grad_by_freq", False):  # Which counts over the batch.
-            found.append(Unit(name or type(module).__name__, module, ghost))
-    return found
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    from torch._dynamo.eval_frame import OptimizedModule
-
-    return any(
-        isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-
-
-def _is_checkpointed() -> bool:
-    """Whether what runs now is run again, or is put elsewhere, in place of being kept."""
-    inside = torch._C._current_graph_task_id() != -1
-    return inside or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
 def _most_common(sizes: Iterable[int]) -> int:
     return Counter(sizes).most_common(1)[0][0]
 
 
-def _listed(ids: Ids | Iterable[object]) -> list[int | str]:
+def _listed(ids: Ids) -> list[int | str]:
     """Return ids as JSON has them."""
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)  # type: ignore[union-attr]
+    values: Iterable[Any] = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
     return [each if isinstance(each, str) else int(each) for each in values]
 
 

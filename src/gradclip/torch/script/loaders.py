@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -121,6 +121,6 @@ def _ids(iterator: Any, index: object) -> list[int | str] | None:
     is_map = iterator._dataset_kind == dataloader._DatasetKind.Map
     if index is None or not is_map or not getattr(iterator, "_in_order", True):
         return None
-    listed = index if isinstance(index, (list, tuple)) else [index]
-    values = [each.item() if hasattr(each, "item") else each for each in listed]
+    listed: Sequence[Any] = index if isinstance(index, (list, tuple)) else [index]
+    values: list[Any] = [each.item() if hasattr(each, "item") else each for each in listed]
     return values if all(isinstance(each, (int, str)) for each in values) else None
