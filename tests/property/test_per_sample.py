@@ -192,7 +192,9 @@ def test_one_sample_moves_the_gradient_by_no_more_than_the_sensitivity(
     seed=st.integers(0, 2**32),
     times=st.integers(2, 6),
     near=st.sampled_from([1.0, 1e-3, 1e-9, 0.0]),
-    kind=st.sampled_from(["outer", "outer broad", "outer rows", "lookup", "lookup rows", "summed", "tied", "several"]),
+    kind=st.sampled_from(
+        ["outer", "outer broad", "outer rows", "lookup", "lookup rows", "summed", "tied", "several"]
+    ),
 )
 def test_the_exact_squared_norm_is_within_the_slack(
     seed: int, times: int, near: float, kind: str
@@ -217,9 +219,7 @@ def test_the_exact_squared_norm_is_within_the_slack(
         "lookup rows": (written(lookup, torch.float32), [(chosen, left)]),
         "summed": (summed(left.mT), [(torch.ones(1, 2 * times, 1), left)]),
         "tied": (joined([lookup, wide]), [(chosen, left), (chosen, left)]),
-        "several": (
-            joined([lookup, other]), [(chosen, left), (torch.eye(3)[None], left[:, :3])]
-        ),
+        "several": (joined([lookup, other]), [(chosen, left), (torch.eye(3)[None], left[:, :3])]),
     }
     form, terms = forms[kind]
     squares = squares_of(form)

@@ -37,6 +37,8 @@ FLAGS = {
         "--nonfinite",
         "--max-skips",
         "--take-over",
+        "--samples",
+        "--samples-when",
         "--sink",
         "-m",
         "--help",

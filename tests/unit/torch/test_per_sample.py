@@ -141,7 +141,11 @@ CASES: dict[str, tuple[Make, Callable[[], Tensor], str]] = {
     ),
     "own": (Scaled, _real(4), "vmap"),
     "transposed": (lambda: nn.ConvTranspose1d(4, 2, 3), _real(4, 5), "vmap"),
-    "attention": (lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True)), _real(3, 4), "ghost"),
+    "attention": (
+        lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True)),
+        _real(3, 4),
+        "ghost",
+    ),
     "attention-bias-k": (
         lambda: Seen(nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)),
         _real(3, 4),
@@ -149,7 +153,11 @@ CASES: dict[str, tuple[Make, Callable[[], Tensor], str]] = {
     ),
     "lstm": (lambda: Seen(nn.LSTM(4, 3, batch_first=True)), _real(6, 4), "ghost"),
     "gru": (lambda: Seen(nn.GRU(4, 3, 2, batch_first=True)), _real(6, 4), "ghost"),
-    "rnn": (lambda: Seen(nn.RNN(4, 3, nonlinearity="relu", batch_first=True)), _real(6, 4), "ghost"),
+    "rnn": (
+        lambda: Seen(nn.RNN(4, 3, nonlinearity="relu", batch_first=True)),
+        _real(6, 4),
+        "ghost",
+    ),
     "own-lstm": (lambda: Seen(OwnLSTM(4, 3, batch_first=True)), _real(6, 4), "loop"),
     "weight-norm": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
