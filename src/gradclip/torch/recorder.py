@@ -25,6 +25,7 @@ from ..record import Parameter, RecordWriter
 from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
 from .samples.largest import Ids, Largest, LargestSamples, When
+from .tensors.read import copy_of, on_host
 
 __all__ = ["Recorder", "record"]
 
@@ -172,11 +173,11 @@ class Recorder:
             step=self.steps,
             time=round(time.perf_counter() - self._start, 6),
             lr=self._learning_rate(),
-            loss=_copy(self._loss()),
+            loss=copy_of(self._loss()),
             result=result,
             # Those of other processes have no gradient here, and a norm all the same.
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
-            extra={key: _copy(value) for key, value in extra.items()},
+            extra={key: copy_of(value) for key, value in extra.items()},
             samples=None if self._samples is None else self._samples.take(result.total_norm),
         )
         self._writer.defer(row, _read)
@@ -295,7 +296,7 @@ class Recorder:
 
     def _learning_rate(self) -> float | Tensor | None:
         optimizer = None if self._optimizer is None else self._optimizer()
-        return None if optimizer is None else _copy(optimizer.param_groups[0].get("lr"))
+        return None if optimizer is None else copy_of(optimizer.param_groups[0].get("lr"))
 
 
 def record(
@@ -400,33 +401,8 @@ def _why_torch(path: str) -> str:
 def _read(rows: Sequence[PendingRow]) -> list[dict[str, object]]:
     """Return the values of some steps, of any recorders: one copy from each device for all."""
     tensors = [row.tensors for row in rows]
-    numbers = iter(_on_host([*chain.from_iterable(tensors)]))
+    numbers = iter(on_host([*chain.from_iterable(tensors)]))
     return [
         row.recorder._values(row, [next(numbers) for _ in own])
         for row, own in zip(rows, tensors, strict=True)
     ]
-
-
-def _copy(value: object) -> float | Tensor | None:
-    """Return a number as it is now, and leave it on its device: the script may write to it."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if value.numel() == 1 else None
-    try:
-        return None if value is None else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # A loss or a learning rate of a kind we do not know.
-        return None
-
-
-def _on_host(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """Read many small tensors with one copy from each device."""
-    places: dict[torch.device, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        places.setdefault(tensor.device, []).append(index)
-    read: list[list[float]] = [[] for _ in tensors]
-    for members in places.values():
-        flat = torch.cat([tensors[i].reshape(-1) for i in members]).tolist()
-        start = 0
-        for i in members:
-            read[i] = flat[start : start + tensors[i].numel()]
-            start += tensors[i].numel()
-    return read

@@ -216,6 +216,7 @@ def test_the_weights_are_the_same_bit_for_bit(name: str, when: str, tmp_path: Pa
         ("scaler", 12),
         ("one graph", 24),
         ("cleared", 12),
+        ("penalty", 12),
         ("odd parts", 12),
     ],
 )
