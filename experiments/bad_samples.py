@@ -1,6 +1,6 @@
 """Plants broken labels and corrupted samples, and counts how many of them a record names.
 
-    python experiments/bad_samples.py
+    PYTHONPATH=. python experiments/bad_samples.py
 
 Two tasks: MNIST (2 % of the labels are wrong, and 5 images are random bytes that nobody divided by
 255), and windows of Shakespeare's plays (2 % have their characters in a random order, and 5 are

@@ -1,6 +1,6 @@
 """Measures what `samples=` costs: a training step with and without, in turns.
 
-    python experiments/bad_samples_cost.py
+    PYTHONPATH=. python experiments/bad_samples_cost.py
 
 One thread, AdamW. Each row is the median over rounds; in each round every way makes some steps, so
 that other work on the machine slows all alike.

@@ -21,6 +21,8 @@ import sample_oracle as oracle
 from gradclip import PolicyError, Run, read_run
 from gradclip.errors import GradclipWarning
 from gradclip.torch import attach, record
+from gradclip.torch.samples.guarded import Guarded
+from gradclip.torch.samples.largest import LargestSamples
 
 BATCH, STEPS = 12, 5
 Train = Callable[[nn.Module, torch.optim.Optimizer, int], None]
@@ -133,6 +135,13 @@ def with_penalty(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) 
     optimizer.step()
 
 
+def with_gradients_beside(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.zero_grad()
+    loss_at(model, step).backward()
+    torch.autograd.grad(loss_at(model, step), [*model.parameters()])  # Adds to no `.grad`.
+    optimizer.step()
+
+
 def compiled(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     optimizer.zero_grad()
     fast = torch.compile(model, backend="aot_eager")
@@ -154,6 +163,7 @@ TRAININGS: dict[str, tuple[Callable[[], nn.Module], Train, str]] = {
     "closure": (net, with_closure, "LBFGS"),
     "one graph": (net, twice_over_one_graph, "SGD"),
     "penalty": (net, with_penalty, "SGD"),
+    "gradients beside": (net, with_gradients_beside, "SGD"),
     "compiled": (net, compiled, "SGD"),
     "cleared": (net, cleared_by_another, "SGD"),
     "odd parts": (Odd, plain, "AdamW"),
@@ -217,6 +227,7 @@ def test_the_weights_are_the_same_bit_for_bit(name: str, when: str, tmp_path: Pa
         ("one graph", 24),
         ("cleared", 12),
         ("penalty", 12),
+        ("gradients beside", 12),
         ("odd parts", 12),
     ],
 )
@@ -370,6 +381,17 @@ def test_a_fault_of_ours_stops_the_norms_alone(tmp_path: Path) -> None:
             plain(model, optimizer, step)
     recorder.close()
     assert read_run(tmp_path / "r").samples() == []
+
+
+def test_a_fault_of_a_hook_stops_the_norms_alone() -> None:
+    told: list[str] = []
+    model = net()
+    largest = LargestSamples(model, 3, lambda *texts: told.extend(texts))
+    hook = Guarded(lambda *_: 1 / 0, largest, is_last=True)
+    hook(model[0], (), {}, torch.ones(2, requires_grad=True))  # type: ignore[index]
+    assert largest.off
+    assert told == ["samples-stopped", "the norms of the samples cannot be had: division by zero"]
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_samples_that_hold_nan_come_first(tmp_path: Path) -> None:

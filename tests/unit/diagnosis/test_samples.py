@@ -25,13 +25,21 @@ def like(_step: int, _id: int) -> float:
     return 1.0
 
 
-def write(path: Path, size: Any = like, *, ids: bool = True, at: Any = None, most: int = 3) -> Path:
+def write(
+    path: Path,
+    size: Any = like,
+    *,
+    ids: bool = True,
+    at: Any = None,
+    most: int = 3,
+    epochs: int = EPOCHS,
+) -> Path:
     """Write a run over a data set; `size` says how large a sample's norm is at a step."""
     draw = np.random.default_rng(0)
     step = 0
     with RecordWriter(path) as record:
         record.optimizer("SGD", [("weight", (1,), "float32")])
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for rows in draw.permutation(COUNT).reshape(-1, BATCH):
                 step += 1
                 usual = draw.uniform(0.8, 1.2, BATCH)
@@ -120,7 +128,9 @@ def test_a_sample_that_is_huge_each_time_is_a_warning_and_comes_first(tmp_path: 
 
 def test_hard_samples_of_a_model_that_has_learnt_the_rest_are_no_finding(tmp_path: Path) -> None:
     """Late norms that are huge beside the others, and no larger than the first ones were."""
-    path = write(tmp_path / "r", lambda step, id: 1.0 if step < 60 or id == 7 else 0.001)
+    path = write(
+        tmp_path / "r", lambda step, id: 1.0 if step < 130 or id == 7 else 0.001, epochs=30
+    )
     assert "recurring-samples" not in found(path)
 
 

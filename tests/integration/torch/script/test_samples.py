@@ -125,7 +125,9 @@ def test_at_spikes_alone(run: Callable[..., tuple[str, str, Run]]) -> None:
     places, _ = told(out)
     found = dict(record.samples())
     assert 0 < len(found) < 30
-    assert {*places} - {*range(1, 12)} == {step for step, each in found.items() if 77 in (each.ids or ())}
+    assert {*places} - {*range(1, 12)} == {
+        step for step, each in found.items() if 77 in (each.ids or ())
+    }
 
 
 @pytest.mark.parametrize(
