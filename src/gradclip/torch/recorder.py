@@ -153,9 +153,12 @@ class Recorder:
         self.steps = self.clipped = self.skipped = 0
         self._describe(clipper)
         self._samples: LargestSamples | None = None
-        if samples and model is not None:
+        if samples and model is None:
+            text = "the norms of the samples cannot be had: no model of these parameters was found"
+            self._tell_of_samples("samples-stopped", text)
+        elif samples and model is not None:
             self._samples = LargestSamples(
-                model, samples, self._tell_of_samples, sample_ids, samples_when
+                model, clipper.params, samples, self._tell_of_samples, sample_ids, samples_when
             )
         clipper.observers.append(self)
 

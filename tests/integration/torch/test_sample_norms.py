@@ -23,6 +23,7 @@ from gradclip.errors import GradclipWarning
 from gradclip.torch import attach, record
 from gradclip.torch.samples.guarded import Guarded
 from gradclip.torch.samples.largest import LargestSamples
+from integration.training import ReadsBack
 
 BATCH, STEPS = 12, 5
 Train = Callable[[nn.Module, torch.optim.Optimizer, int], None]
@@ -306,6 +307,24 @@ def test_the_norms_are_those_of_each_sample_alone(tied: bool, tmp_path: Path) ->
     np.testing.assert_allclose(samples.median, np.sort(exact)[BATCH // 2 - 1], rtol=2e-5)
 
 
+def test_only_the_parameters_of_the_optimizer_count(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = net()
+    head = model[3]  # type: ignore[index]
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.0)
+    clipper = attach(optimizer, None, model=model)
+    x, y = batch(1)
+    with record(clipper, tmp_path / "r", samples=BATCH, model=model):
+        square_loss(model, x, y).mean().backward()
+        optimizer.step()
+    run = read_run(tmp_path / "r")
+    ((_, samples),) = run.samples()
+    each = oracle.sample_gradients(model, square_loss, x, y)
+    exact = [oracle.norm({n: g for n, g in one.items() if n[0] == "3"}) / BATCH for one in each]
+    np.testing.assert_allclose(samples.norms, sorted(exact, reverse=True), rtol=2e-5)
+    assert run.events == ()
+
+
 def test_positions_count_over_the_micro_batches_and_so_do_ids(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = net()
@@ -386,8 +405,12 @@ def test_a_fault_of_ours_stops_the_norms_alone(tmp_path: Path) -> None:
 def test_a_fault_of_a_hook_stops_the_norms_alone() -> None:
     told: list[str] = []
     model = net()
-    largest = LargestSamples(model, 3, lambda *texts: told.extend(texts))
-    hook = Guarded(lambda *_: 1 / 0, largest, is_last=True)
+    largest = LargestSamples(model, [*model.parameters()], 3, lambda *texts: told.extend(texts))
+
+    def faulty(*_: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    hook = Guarded(faulty, largest, is_last=True)
     hook(model[0], (), {}, torch.ones(2, requires_grad=True))  # type: ignore[index]
     assert largest.off
     assert told == ["samples-stopped", "the norms of the samples cannot be had: division by zero"]
@@ -474,3 +497,25 @@ def test_several_passes_a_step_are_measured_in_each(tmp_path: Path) -> None:
     assert [step for step, _ in run.samples()] == [1, 2, 3, 4, 5]
     assert {samples.of for _, samples in run.samples()} == {12}
     assert [event.name for event in run.events] == ["samples-always"]
+
+
+@pytest.mark.parametrize(("when", "each_step"), [("always", 0), ("spikes", 1)])
+def test_no_step_reads_the_device_unless_it_waits_for_spikes(
+    when: Any, each_step: int, tmp_path: Path
+) -> None:
+    """The clipping itself reads the norm here: what is counted is what the samples add."""
+
+    def reads(**options: Any) -> int:
+        torch.manual_seed(0)
+        model = Tied()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        clipper = attach(optimizer, None, model=model)
+        given = {**options, "model": model} if options else {}
+        ids = torch.randint(9, (2, BATCH, 5), generator=torch.Generator().manual_seed(4))
+        with record(clipper, tmp_path / str(options), every=99, **given), ReadsBack() as counted:
+            for _ in range(12):
+                ids_loss(model, ids[0], ids[1]).mean().backward()
+                optimizer.step()
+            return counted.count
+
+    assert reads(samples=2, samples_when=when) == reads() + 12 * each_step

@@ -56,12 +56,17 @@ def groups_of(units: Sequence[Unit]) -> list[Group]:
     return [Group(members) for _, members in groups]
 
 
-def units_with_formula(model: nn.Module) -> list[Unit]:
-    """Return the modules whose samples' gradients a formula knows, also within unknown ones."""
+def units_with_formula(model: nn.Module, params: set[Tensor]) -> list[Unit]:
+    """Return the modules whose samples' gradients a formula knows, also within unknown ones.
+
+    Args:
+        model: not mutated.
+        params: a module without any of these is left out.
+    """
     found = []
     for name, module in model.named_modules():
         ghost = ghost_of(module)
-        trained = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        trained = [p for p in module.parameters() if p.requires_grad and p in params]
         if ghost is None or not trained or any(is_sharded(p) or p.is_complex() for p in trained):
             continue
         if not getattr(module, "scale_grad_by_freq", False):  # Which counts over the batch.

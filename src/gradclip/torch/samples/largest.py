@@ -88,6 +88,7 @@ class LargestSamples:
 
     Args:
         model: its modules get hooks until `detach`. The first axis of their inputs is the batch.
+        params: those whose gradients count; other parts of the model are left alone.
         most: how many samples are kept of each step, ≥ 1.
         tell: called with a name and a sentence about what cannot be had; each name once.
         ids: called with the number of samples at the end of each backward pass, for their ids.
@@ -99,6 +100,7 @@ class LargestSamples:
     def __init__(
         self,
         model: nn.Module,
+        params: Sequence[Tensor],
         most: int,
         tell: Callable[[str, str], None],
         ids: Callable[[int], Ids | None] = lambda _: None,
@@ -125,7 +127,7 @@ class LargestSamples:
         self._kept = Kept()
         self._groups: list[Group] = []
         self._group_of: dict[str, Group] = {}
-        self._begin(model)
+        self._begin(model, {*params})
 
     def take(self, norm: Tensor) -> Largest | None:
         """Return the largest of the samples since the last call, and forget them all.
@@ -178,10 +180,11 @@ class LargestSamples:
             len(usual) >= LEAST and norm > SPIKE * usual[len(usual) // 2]
         )
 
-    def _begin(self, model: nn.Module) -> None:
+    def _begin(self, model: nn.Module, params: set[Tensor]) -> None:
         """Put a hook on each module that has a formula."""
-        units = units_with_formula(model)
-        self._trained = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        units = units_with_formula(model, params)
+        named = model.named_parameters()
+        self._trained = {p: name for name, p in named if p.requires_grad and p in params}
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             self._say(
                 "samples-approximate",

@@ -183,3 +183,25 @@ def test_wrong_options(
     done = gradclip_run(*options, "script.py", "plain")
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
+
+
+def test_a_script_without_a_model_goes_on(
+    gradclip_run: Gradclip, write: Write, tmp_path: Path
+) -> None:
+    write(
+        """
+        import torch
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            weight.square().sum().backward()
+            optimizer.step()
+        """
+    )
+    done = gradclip_run("--samples", "2", "script.py")
+    assert done.returncode == 0
+    assert "no model of these parameters was found; the training goes on" in done.stderr
+    run = read_run(tmp_path / "run.jsonl")
+    assert [event.name for event in run.events] == ["samples-stopped"]
+    assert len(run.steps) == 5
