@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradclip import ByName, Chain, band, by_norm, by_value, normalise
@@ -30,6 +30,7 @@ orders = st.sampled_from([0.5, 1.0, 2.0, 3.0, float("inf")])
 decisions = st.sampled_from(["skip", "propagate"])
 
 
+@settings(deadline=None)
 @given(rows=rows, limit=limits, order=orders, eps=st.sampled_from([0.0, 1e-6]), decision=decisions)
 def test_both_passes_give_the_same_bits(
     rows: list[list[float]], limit: float, order: float, eps: float, decision: NonFinite
@@ -38,6 +39,7 @@ def test_both_passes_give_the_same_bits(
     assert_same(policy, rows, decision)
 
 
+@settings(deadline=None)
 @given(rows=rows, decision=decisions)
 def test_a_plan_that_only_measures(rows: list[list[float]], decision: NonFinite) -> None:
     assert_same(Chain(), rows, decision)

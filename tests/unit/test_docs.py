@@ -204,7 +204,13 @@ def test_the_page_of_the_record_has_every_field_and_every_name() -> None:
     from gradclip.sinks import KINDS, SCALARS
 
     page = (ROOT / "docs/record.md").read_text()
-    assert tuple(_table(page, "field | meaning")) == (*STEP_FIELDS, "ran", "nonfinite", "norms")
+    assert tuple(_table(page, "field | meaning")) == (
+        *STEP_FIELDS,
+        "ran",
+        "nonfinite",
+        "norms",
+        "samples",
+    )
     assert _table(page, "name | meaning") == SCALARS
     texts = _table(page, "text | install | what it is")
     assert [text.partition(":")[0] for text in texts] == list(KINDS)

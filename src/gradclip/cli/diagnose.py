@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..diagnosis import Finding, verdict
 from ..diagnosis import diagnose as findings_of
+from ..diagnosis.samples import SamplesOfTrace, samples_of
 from ..record import read_run
 from ..show.safe import printable
 from ..show.style import SEVERITY
@@ -18,6 +19,9 @@ from .failure import exit_on_user_error
 from .output import say_json, say_verdict
 
 __all__ = ["diagnose"]
+
+MOST = 10
+"""The number of samples that the terminal shows."""
 
 
 @exit_on_user_error
@@ -35,7 +39,8 @@ def diagnose(
     says = verdict(record, found, path=run)
     if json:
         rows = [finding.to_dict() for finding in found]
-        say_json({**says.to_dict(), "run": str(run), "findings": rows})
+        samples = [each.to_dict() for each in samples_of(record)]
+        say_json({**says.to_dict(), "run": str(run), "findings": rows, "samples": samples})
         return
     say_verdict(says)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -44,6 +49,8 @@ def diagnose(
         console.print(_headline(finding))
         console.print(f"  {printable(finding.sentence)}\n  {finding.suggestion}")
         console.print(f"  More: gradclip explain {finding.kind}")
+    for text in _ranking(samples_of(record)):
+        console.print(text)
 
 
 def _headline(finding: Finding) -> Text:
@@ -52,3 +59,13 @@ def _headline(finding: Finding) -> Text:
     return Text.assemble(
         (finding.severity, SEVERITY[finding.severity]), f": {finding.kind}{where}{of}"
     )
+
+
+def _ranking(found: list[SamplesOfTrace]) -> list[str]:
+    """Return the lines about the samples that are most often among the largest of their batch."""
+    lines = []
+    for each in found:
+        if each.ranked:
+            lines += ["", f"{each.title}:"]
+            lines += [f"  {printable(text)}" for text in each.lines(MOST)]
+    return lines

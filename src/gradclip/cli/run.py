@@ -79,6 +79,21 @@ def run(
             "measure, and --clip clips in their place.",
         ),
     ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many samples each step names: those with the largest gradient norms of "
+            "their batch, with their places in the data set of a DataLoader.",
+        ),
+    ] = None,
+    samples_when: Annotated[
+        str | None,
+        typer.Option(
+            help="With --samples, 'always', or 'spikes': only at steps whose norm is unusual, "
+            "which costs next to no time. Default: always."
+        ),
+    ] = None,
     sink: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,6 +118,7 @@ def run(
     policy = None if clip is None else parse(clip)
     _check(clip, nonfinite, max_skips)
     _check_take_over(clip, take_over)
+    _check_samples(samples, samples_when)
     if_exists = _if_exists(record, overwrite, append)
     check_target(target, module)
     require("run", "torch", "torch")
@@ -135,7 +151,12 @@ def run(
                 sinks=sink or (),
                 script=[*["-m"] * module, target, *context.args],
             )
-        session = Session(**settings, writer=writer)  # type: ignore[arg-type]
+        session = Session(
+            **settings,  # type: ignore[arg-type]
+            writer=writer,
+            samples=samples or 0,
+            samples_when="spikes" if samples_when == "spikes" else "always",
+        )
         if writer is not None:
             around.enter_context(
                 before_death(partial(_end_killed, session, writer, folder, others))
@@ -174,6 +195,13 @@ def _check_take_over(clip: str | None, take_over: bool) -> None:
     if take_over and clip is None:
         remedy = "without --clip nothing would clip in place of the script; give --clip too"
         raise PolicyError.of("--take-over", take_over, remedy)
+
+
+def _check_samples(samples: int | None, when: str | None) -> None:
+    if when not in (None, "always", "spikes"):
+        raise PolicyError.of("--samples-when", when, "choose one of always, spikes")
+    if when is not None and samples is None:
+        raise PolicyError.of("--samples-when", when, "no samples are asked for; give --samples")
 
 
 def _if_exists(record: Path | None, overwrite: bool, append: bool) -> IfExists:

@@ -14,6 +14,7 @@ from .found import find_found_limit
 from .nonfinite import find_nonfinite, find_skipped
 from .piles import find_double_clipping
 from .plateau import find_plateau
+from .samples import find_recurring_samples, find_spike_samples
 from .spikes import find_spikes
 from .thresholds import find_thresholds
 from .unscaled import find_clip_before_unscale
@@ -33,6 +34,8 @@ _DETECTORS: tuple[Callable[[Trace], list[Finding]], ...] = (
     find_thresholds,
     find_found_limit,
     find_spikes,
+    find_spike_samples,
+    find_recurring_samples,
     find_skipped,
     find_plateau,
 )

@@ -16,6 +16,8 @@ Kind = Literal[
     "dead-layers",
     "loss-spike",
     "norm-spike",
+    "spike-sample",
+    "recurring-samples",
     "never-binds",
     "always-binds",
     "found-limit",

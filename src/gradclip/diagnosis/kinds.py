@@ -6,7 +6,18 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
 from ..errors import PolicyError
-from . import depth, exploding, nonfinite, piles, plateau, spikes, thresholds, unscaled, vanishing
+from . import (
+    depth,
+    exploding,
+    nonfinite,
+    piles,
+    plateau,
+    samples,
+    spikes,
+    thresholds,
+    unscaled,
+    vanishing,
+)
 from .finding import Kind
 from .links import PAGES, docs_of, online
 from .window import WINDOW
@@ -145,6 +156,32 @@ _TEXTS = (
         f"{spikes.DEVIATIONS:g} robust deviations, and over {spikes.RATIO:g} times this median.",
         "Hard batches. The optimizer, or a limit, has taken them well.",
         "Nothing must be done. A limit between the usual norm and these spikes is a safety net.",
+    ),
+    Explanation(
+        "spike-sample",
+        "Single samples made a spike of the norm",
+        "At a spike of the norm one sample, or a few, were most of the gradient. The others of the "
+        "batch were as usual.",
+        "The record names samples (`samples=5`). At a spike of the norm, a sample's norm is "
+        f"{samples.SHARE:g} or more of the root of the sum of all squared norms, and "
+        f"{samples.OVER:g} times the usual largest norm or more; or only some of the largest are "
+        "inf or NaN.",
+        "A broken file, a wrong label, a value of another scale; or a sample that is merely rare.",
+        "Look at the sample. If such samples stay, clip each sample by itself "
+        "(`gradclip.torch.per_sample`), or the whole gradient.",
+    ),
+    Explanation(
+        "recurring-samples",
+        "The same samples are far larger each time",
+        "A sample adds far more to the gradient than any other, each time that it is seen: the "
+        "model does not learn it.",
+        f"The record names samples and their ids (`samples=5`). A sample's norm was "
+        f"{samples.BROKEN:g} times the usual largest norm of a sample or more, "
+        f"{samples.BROKEN_VISITS} times or more.",
+        "A broken file, a value of another scale, a wrong label. Samples that are only often among "
+        "the largest are no finding, since hard samples are so too: the report ranks them.",
+        "Look at the sample. Correct or remove what is wrong, and train again; or clip each sample "
+        "by itself (`gradclip.torch.per_sample`).",
     ),
     Explanation(
         "never-binds",

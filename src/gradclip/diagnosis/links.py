@@ -14,6 +14,8 @@ _VANISHING = _ROOT + "vanishing-gradients.md"
 _THRESHOLD = _ROOT + "choosing-a-threshold.md"
 _SCALING = _ROOT + "mixed-precision.md"
 
+_SAMPLES = "docs/guides/bad-samples.md"
+
 NORMALISATION = _ROOT + "batch-normalization.md"
 """The page about normalisation, which the suggestions on depth name."""
 
@@ -21,6 +23,8 @@ PAGES: dict[str, str] = {
     "exploding": _EXPLODING,
     "loss-spike": _EXPLODING,
     "norm-spike": _EXPLODING,
+    "spike-sample": _SAMPLES,
+    "recurring-samples": _SAMPLES,
     "vanishing": _VANISHING,
     "dead-layers": _VANISHING,
     "plateau": _VANISHING,

@@ -2,7 +2,7 @@
 
 from .._publish import publish as _publish
 from .reader import read_run
-from .rows import Counters, End, Event, Header, Norms, Optimizer
+from .rows import Counters, End, Event, Header, Norms, Optimizer, Samples
 from .run import Run
 from .schema import SCHEMA, STEP_FIELDS, Parameter
 from .trace import Trace, traces_of
@@ -20,6 +20,7 @@ __all__ = [
     "Parameter",
     "RecordWriter",
     "Run",
+    "Samples",
     "Trace",
     "read_run",
     "traces_of",

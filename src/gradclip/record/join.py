@@ -97,6 +97,11 @@ def join_runs(runs: Sequence[Run]) -> Run:
             for row, text in run._ran
         ),
         parts=tuple(dict.fromkeys(path for run in runs for path in run.parts)),
+        _samples=tuple(
+            (start + row, samples)
+            for run, start in zip(runs, starts, strict=True)
+            for row, samples in run._samples
+        ),
     )
 
 

@@ -83,10 +83,13 @@ class StepLines:
         if ran is not None and ran != self._ran.get(optimizer):
             row["ran"] = ran
         nonfinite, norms = row.pop("nonfinite", ()), row.pop("norms", None)
+        samples = row.pop("samples", None)
         if nonfinite:
             row["nonfinite"] = list(nonfinite)  # type: ignore[call-overload]
         if norms is not None:
             row["norms"] = norms
+        if samples is not None:
+            row["samples"] = samples
         text = encode_with(row, extra or {})
         if ran is not None:
             self._ran[optimizer] = ran

@@ -32,6 +32,7 @@ _KEY = b"gradclip"
 _EXACT = {"step": "int64", "optimizer": "int64", "clipped": "bool", "skipped": "bool"}
 _RAN = ("ran", "path")
 """The column `ran`, and its name in older files."""
+_SAMPLES = "samples"
 _TOTALS = ("clipped_total", "skipped_total", "nonfinite_total")
 
 
@@ -46,6 +47,7 @@ class Table:
         nonfinite: the names of the parameters with inf or NaN in the gradient; None without any.
         ran: the path that ran, as in `ClipResult.ran`, or None.
         about: the header, the optimizers, the events, the end and `torn`, as JSON values.
+        samples: the samples with the largest norms, as JSON text; None where a row names none.
     """
 
     columns: Mapping[str, Floats]
@@ -54,6 +56,7 @@ class Table:
     nonfinite: Sequence[Sequence[str] | None]
     ran: Sequence[str | None]
     about: Mapping[str, Any]
+    samples: Sequence[str | None] = ()
 
 
 def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int64]]) -> None:
@@ -78,6 +81,8 @@ def write_table(table: Table, path: Path, *, totals: Mapping[str, NDArray[np.int
     columns["norms"] = pa.array(table.norms, pa.list_(pa.float64()))
     bad = [None if names is None else [*map(_text, names)] for names in table.nonfinite]
     columns["nonfinite"] = pa.array(bad, pa.list_(pa.string()))
+    if any(text is not None for text in table.samples):
+        columns[_SAMPLES] = pa.array([text and _text(text) for text in table.samples], pa.string())
     for name, counts in totals.items():
         columns[f"{name}_total"] = pa.array(counts)
     about = json.dumps(table.about).encode()
@@ -160,8 +165,10 @@ def _table(pa: ModuleType, found: Any, about: object) -> Table:
     if missing:
         raise ValueError(f"it lacks the column {missing[0]!r}")
     columns, seen = {}, {}
+    has_samples = _SAMPLES in found.column_names and not _is_number(pa, found[_SAMPLES])
+    others = (*listed, *_TOTALS, *[_SAMPLES] * has_samples)
     for name in found.column_names:
-        if name not in (*listed, *_TOTALS):
+        if name not in others:
             column = found[name]
             seen[name] = ~column.is_null().to_numpy()
             columns[name] = column.cast("float64").to_numpy().astype(np.float64)
@@ -183,7 +190,13 @@ def _table(pa: ModuleType, found: Any, about: object) -> Table:
         nonfinite=found["nonfinite"].cast(pa.list_(pa.string())).to_pylist(),
         ran=found[said].cast(pa.string()).to_pylist(),
         about=about,
+        samples=found[_SAMPLES].cast(pa.string()).to_pylist() if has_samples else (),
     )
+
+
+def _is_number(pa: ModuleType, column: Any) -> bool:
+    """Whether a column is one of the user's own that has the same name."""
+    return pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
 
 
 def _text(name: str) -> str:

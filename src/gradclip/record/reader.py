@@ -15,7 +15,7 @@ from .join import join_runs
 from .norm_rows import NormRows
 from .parquet import MAGIC, Table, read_table
 from .parts import later_parts
-from .rows import End, Event, Header, Optimizer
+from .rows import End, Event, Header, Optimizer, Samples
 from .run import Run
 from .schema import SCHEMA
 from .values import (
@@ -26,6 +26,7 @@ from .values import (
     header_of,
     kind_of,
     optimizer_of,
+    samples_of,
     step_of,
 )
 
@@ -116,6 +117,7 @@ class _Reading:
         self.norms = NormRows()
         self.nonfinite: list[tuple[int, tuple[str, ...]]] = []
         self.ran: list[tuple[int, str]] = []
+        self.samples: list[tuple[int, Samples]] = []
         self.said: dict[int, str] = {}
         self.known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -159,6 +161,7 @@ class _Reading:
             _nonfinite=tuple(self.nonfinite),
             _ran=tuple(self.ran),
             parts=(self.path,),
+            _samples=tuple(self.samples),
         )
 
     def _damaged(self, number: int, error: Exception) -> RecordError:
@@ -210,6 +213,8 @@ class _Reading:
         if row.ran is not None and row.ran != self.said.get(id):
             self.said[id] = row.ran
             self.ran.append((index, row.ran))
+        if row.samples is not None:
+            self.samples.append((index, row.samples))
         bad = row.nonfinite
         if row.odd:
             described = self.optimizers.get(id)
@@ -230,7 +235,7 @@ def _from_table(path: Path, table: Table) -> Run:
     """Return the run of a table that `Run.to_parquet` made."""
     try:
         return _run_of(path, table)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         missing = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise RecordError(
             f"{path} is damaged ({missing}): give one that Run.to_parquet wrote"
@@ -267,6 +272,11 @@ def _run_of(path: Path, table: Table) -> Run:
         _norms=norms.found(),
         _nonfinite=tuple((row, tuple(names)) for row, names in enumerate(table.nonfinite) if names),
         _ran=tuple(ran),
+        _samples=tuple(
+            (row, samples_of(json.loads(text)))
+            for row, text in enumerate(table.samples)
+            if text is not None
+        ),
     )
 
 

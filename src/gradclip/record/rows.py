@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .schema import Parameter
 
-__all__ = ["Counters", "End", "Event", "Floats", "Header", "Norms", "Optimizer"]
+__all__ = ["Counters", "End", "Event", "Floats", "Header", "Norms", "Optimizer", "Samples"]
 
 Floats: TypeAlias = NDArray[np.float64]
 """Numbers of many steps, one for each row."""
@@ -85,3 +85,25 @@ class Norms(NamedTuple):
     matrix: Floats
     """The norms, shape (sampled, parameters). NaN is a NaN norm or an absent gradient;
     `Run.nonfinite` names only parameters with a non-finite norm."""
+
+
+class Samples(NamedTuple):
+    """The samples of one step with the largest gradient norms, the largest first."""
+
+    of: int
+    """The number of samples in the step, of all its micro-batches."""
+    at: tuple[int, ...]
+    """The places of the samples in the step, from 0."""
+    norms: tuple[float, ...]
+    """The norms of what the samples add to the gradient."""
+    ids: tuple[int | str, ...] | None
+    """The samples' places in the data set, or their names; None if the record does not tell."""
+    median: float
+    """The median of the norms of all samples of the step."""
+    total: float
+    """The root of the sum of all squared norms."""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The norms over the median, which no loss scale and no size of a batch changes."""
+        return tuple(norm / self.median if self.median > 0 else float("nan") for norm in self.norms)

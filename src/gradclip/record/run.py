@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..errors import GradclipError, RecordError
 from .columns import Column
 from .parquet import Table, write_table
-from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer
-from .schema import STEP_FIELDS
+from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer, Samples
+from .schema import STEP_FIELDS, encode_row
 
 if TYPE_CHECKING:
     import pandas
@@ -44,6 +44,7 @@ class Run:
     _ran: tuple[tuple[int, str], ...] = ()
     parts: tuple[Path, ...] = ()
     """The files of the run, in their order."""
+    _samples: tuple[tuple[int, Samples], ...] = ()
 
     def __repr__(self) -> str:
         ended = self.end.status if self.end else "no end row"
@@ -132,6 +133,15 @@ class Run:
         steps, ids = (self._columns[name].values for name in ("step", "optimizer"))
         return [(int(steps[row]), ran) for row, ran in self._ran if ids[row] == optimizer]
 
+    def samples(self, optimizer: int = 0) -> list[tuple[int, Samples]]:
+        """Return each step whose row names samples, with the samples of the largest norms.
+
+        Args:
+            optimizer: the id of an optimizer.
+        """
+        steps, ids = (self._columns[name].values for name in ("step", "optimizer"))
+        return [(int(steps[row]), own) for row, own in self._samples if ids[row] == optimizer]
+
     def counters(self, optimizer: int | None = None) -> Counters:
         """Return the running counts at every step row, which each optimizer has for itself.
 
@@ -204,7 +214,10 @@ class Run:
         }
         columns = {name: column.dense() for name, column in self._columns.items()}
         seen = {name: column.seen() for name, column in self._columns.items()}
-        table = Table(columns, seen, norms, nonfinite, self._ran_of_rows(), about)
+        samples: list[str | None] = [None] * rows
+        for row, found in self._samples:
+            samples[row] = encode_row(found._asdict()).decode()
+        table = Table(columns, seen, norms, nonfinite, self._ran_of_rows(), about, samples)
         write_table(table, Path(path), totals=self.counters()._asdict())
 
     def _ran_of_rows(self) -> list[str | None]:

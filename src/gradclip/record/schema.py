@@ -6,7 +6,7 @@ A record is a UTF-8 file of JSON lines. Each line is one object, whose ``kind`` 
 | --- | --- | --- |
 | header | first line | schema, created, gradclip, policy, command, versions |
 | optimizer | before its first step | id, class, policy, parameters: [{name, shape, dtype}] |
-| step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms: [number] |
+| step | each step of each optimizer | `STEP_FIELDS`, ran, nonfinite: [names], norms, samples |
 | event | at an event for the user | step, name, text |
 | end | last line of a run that ended | steps, clipped, skipped, status: "ok" or "error: ..." |
 
@@ -16,7 +16,7 @@ JSON cannot hold inf and NaN: they are the strings ``"inf"``, ``"-inf"`` and ``"
 an unknown value, such as a loss that was not seen or the norm of an absent gradient. A reader
 ignores unknown kinds and keeps unknown keys.
 
-Three keys are only in some step rows. A row has ``ran`` (the path that ran, as in "c-avx2+fold") if
+Some keys are only in some step rows. A row has ``ran`` (the path that ran, as in "c-avx2+fold") if
 the text differs from the optimizer's step before; in older records the key is ``path``. A row has
 ``nonfinite`` if a gradient held inf or NaN. For a model of up to 256 parameters each row has
 ``norms``. For a larger model, the first step, every ⌈parameters/256⌉-th step after it and the first
@@ -25,6 +25,12 @@ about 256 norms a step.
 
 A row has ``script_limit`` (null for several) and ``script_coef`` if the script clipped the
 gradients by itself before this step; ``norm`` and ``norms`` are then those before that.
+
+A row has ``samples`` if the run was asked for the samples with the largest gradient norms:
+``of`` (how many samples the step had), ``at`` (their places in it), ``norms``, ``ids`` (who they
+are, if that is known), ``median`` (of the norms of all samples of the step) and ``total`` (the root
+of the sum of all squared norms). A norm is of what a sample adds to ``.grad``, before a
+GradScaler's scale is taken out.
 
 A record does not store the numbers of clipped, skipped and non-finite steps so far. They are
 running sums of the steps (`Run.counters`), for a record of any version.

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .rows import Floats, Norms
+from .rows import Floats, Norms, Samples
 from .run import Run
 
 __all__ = ["Trace", "traces_of"]
@@ -55,6 +55,11 @@ class Trace:
             return Norms(steps, names, matrix)
         order = np.argsort(steps, kind="stable")
         return Norms(steps[order], names, matrix[order])
+
+    @cached_property
+    def samples(self) -> list[tuple[int, Samples]]:
+        """Each step whose row names samples, with those of the largest norms."""
+        return sorted(self.run.samples(self.optimizer), key=lambda pair: pair[0])
 
     @cached_property
     def nonfinite_names(self) -> list[tuple[int, tuple[str, ...]]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rows import End, Event, Floats, Header, Optimizer
+from .rows import End, Event, Floats, Header, Optimizer, Samples
 from .schema import NONFINITE, STEP_FIELDS, Parameter
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "kind_of",
     "number_of",
     "optimizer_of",
+    "samples_of",
     "step_of",
     "text_of",
     "whole_of",
@@ -70,6 +71,7 @@ class StepValues(NamedTuple):
     """The indices of the norms that are inf or NaN."""
     nonfinite: list[str]
     ran: str | None
+    samples: Samples | None
 
 
 def kind_of(row: object) -> str:
@@ -155,7 +157,29 @@ def step_of(row: Mapping[str, object]) -> StepValues:
     ran, older = _text_or_none(row, "ran"), row.get("path")
     if ran is None and isinstance(older, str):  # Older records have the key "path".
         ran = older
-    return StepValues(step, optimizer, numbers, others, norms, odd, _texts(row, "nonfinite"), ran)
+    nonfinite, own = _texts(row, "nonfinite"), row.get("samples")
+    # A number at this key is a column of the user's own.
+    samples = samples_of(own) if isinstance(own, Mapping) else None
+    return StepValues(step, optimizer, numbers, others, norms, odd, nonfinite, ran, samples)
+
+
+def samples_of(value: object) -> Samples:
+    """Return the samples of a step row; `WrongValue` names a key with a wrong value."""
+    if not isinstance(value, Mapping):
+        raise WrongValue("samples", value, "an object")
+    at = tuple(whole_of({"at": each}, "at", low=0) for each in _list(value, "at"))
+    norms = tuple(number_of(each, "norms") for each in _list(value, "norms"))
+    ids = None if value.get("ids") is None else tuple(map(_id, _list(value, "ids")))
+    if len(norms) != len(at) or (ids is not None and len(ids) != len(at)):
+        raise WrongValue("samples", value, "as many norms, and ids, as places")
+    median, total = (number_of(value.get(key), key) for key in ("median", "total"))
+    return Samples(whole_of(value, "of", low=0), at, norms, ids, median, total)
+
+
+def _id(value: object) -> int | str:
+    if isinstance(value, str):
+        return value
+    return whole_of({"ids": value}, "ids")
 
 
 def number_of(value: object, key: str) -> float:

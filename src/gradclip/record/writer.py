@@ -206,6 +206,7 @@ class RecordWriter:
         ran: str | None = None,
         nonfinite: Sequence[str] = (),
         norms: object = None,
+        samples: Mapping[str, object] | None = None,
         **extra: object,
     ) -> None:
         """Add one step of one optimizer.
@@ -231,6 +232,8 @@ class RecordWriter:
             nonfinite: the names of the parameters whose gradient held inf or NaN.
             norms: the norm of each parameter's gradient, None for an absent gradient; None for a
                 step without sampled norms.
+            samples: the samples with the largest gradient norms, as in `Samples`: of, at, norms,
+                median, total, and perhaps ids; None without such norms.
             extra: further keys of the row.
 
         Raises:
@@ -255,6 +258,7 @@ class RecordWriter:
             "ran": ran,
             "nonfinite": nonfinite,
             "norms": norms,
+            "samples": samples,
         }
         with self._lock:
             self._refuse_after_end()

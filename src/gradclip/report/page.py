@@ -17,6 +17,7 @@ from ..show.safe import printable
 from ..show.summary import summarise
 from ..show.words import number, percent
 from .events import events_of
+from .samples import samples_of
 from .swatch import mark_swatch, trace_swatch
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _render(traces: Sequence[Trace]) -> str:
         panels=[(panel, div, _legend(panel)) for panel, div in zip(drawn, divs, strict=True)],
         findings=[*_endings(traces), *_findings(traces)],
         events=events_of(traces),
+        samples=samples_of(traces),
         bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
         plots=script,
         first=axis.first,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import kernel
-from ..checks import integer
+from ..checks import choice, integer
 from ..engine.result import ClipResult
+from ..errors import GradclipWarning, PolicyError
 from ..record import Parameter, RecordWriter
 from ..record.place import IfExists, check_if_exists
 from .clipper import Clipper
+from .samples.largest import Ids, Largest, LargestSamples, When
+from .tensors.read import copy_of, on_host
 
 __all__ = ["Recorder", "record"]
 
@@ -56,6 +60,7 @@ class PendingRow:
         result: of the clipper.
         absent: the places of the parameters that had no gradient.
         extra: further keys of the row, as `lr` and `loss` are.
+        samples: those with the largest gradient norms, or None.
     """
 
     recorder: Recorder
@@ -66,6 +71,7 @@ class PendingRow:
     result: ClipResult
     absent: list[int]
     extra: Mapping[str, float | Tensor | None]
+    samples: Largest | None = None
 
     @property
     def values(self) -> list[float | Tensor | None]:
@@ -79,6 +85,7 @@ class PendingRow:
             *(getattr(self.result, name) for name in _NUMBERS),
             self.result.norms,
             *(value for value in self.values if isinstance(value, Tensor)),
+            *(() if self.samples is None else self.samples.tensors),
         ]
 
 
@@ -102,6 +109,11 @@ class Recorder:
         start: `time.perf_counter()` at the start of the run.
         amend: called with the clipper and each result for what the record has instead, and for
             further keys of the row.
+        samples: how many samples with the largest gradient norms each row has, ≥ 0; see `record`.
+        model: whose samples these are; needed if `samples` is not 0.
+        sample_ids: called with the number of samples at the end of each backward pass, for their
+            ids in the data set.
+        samples_when: see `record`.
 
     Attributes:
         steps: how many steps were observed; with a closure, each call of it.
@@ -119,6 +131,10 @@ class Recorder:
         loss: Callable[[], Tensor | float | None] = lambda: None,
         start: float | None = None,
         amend: Amend = lambda _, result: (result, {}),
+        samples: int = 0,
+        model: nn.Module | None = None,
+        sample_ids: Callable[[int], Ids | None] = lambda _: None,
+        samples_when: When = "always",
     ) -> None:
         self._writer = writer
         # Neither is kept alive: a script may make many optimizers in one run.
@@ -136,6 +152,14 @@ class Recorder:
         """The path that the user asked for; `path` may have a number in addition."""
         self.steps = self.clipped = self.skipped = 0
         self._describe(clipper)
+        self._samples: LargestSamples | None = None
+        if samples and model is None:
+            text = "the norms of the samples cannot be had: no model of these parameters was found"
+            self._tell_of_samples("samples-stopped", text)
+        elif samples and model is not None:
+            self._samples = LargestSamples(
+                model, clipper.params, samples, self._tell_of_samples, sample_ids, samples_when
+            )
         clipper.observers.append(self)
 
     def __call__(self, result: ClipResult) -> None:
@@ -152,11 +176,12 @@ class Recorder:
             step=self.steps,
             time=round(time.perf_counter() - self._start, 6),
             lr=self._learning_rate(),
-            loss=_copy(self._loss()),
+            loss=copy_of(self._loss()),
             result=result,
             # Those of other processes have no gradient here, and a norm all the same.
             absent=[i for i, p in enumerate(clipper.params) if p.grad is None and not p.is_meta],
-            extra={key: _copy(value) for key, value in extra.items()},
+            extra={key: copy_of(value) for key, value in extra.items()},
+            samples=None if self._samples is None else self._samples.take(result.total_norm),
         )
         self._writer.defer(row, _read)
         if clipper.host and not self._fell_back and "torch" in result.ran.split("+"):
@@ -173,7 +198,8 @@ class Recorder:
         found = {name: each[0] for name, each in zip(_NUMBERS, numbers, strict=False)}
         norms: list[float | None] = [*numbers[len(_NUMBERS)]]
         others = iter(numbers[len(_NUMBERS) + 1 :])
-        lr, loss, *extra = (next(others)[0] if isinstance(v, Tensor) else v for v in row.values)
+        lr, loss, *extra = [next(others)[0] if isinstance(v, Tensor) else v for v in row.values]
+        samples = None if row.samples is None else row.samples.row(list(others))
         limit = found["limit"]
         finite = math.isfinite(found["total_norm"])
         sampled = (row.step - 1) % self._stride == 0 or (self._was_finite and not finite)
@@ -200,6 +226,7 @@ class Recorder:
             "ran": row.result.ran,
             "nonfinite": bad if sampled else (),
             "norms": norms if sampled else None,
+            "samples": samples,
             **dict(zip(row.extra, extra, strict=True)),
         }
 
@@ -217,6 +244,8 @@ class Recorder:
         clipper = self._clipper()
         if clipper is not None and self in clipper.observers:
             clipper.observers.remove(self)
+        if self._samples is not None:
+            self._samples.detach()
         self._writer.end(status)
 
     def __enter__(self) -> Self:
@@ -236,6 +265,27 @@ class Recorder:
         """Note something that happened at the present step."""
         self._writer.event(name, text, step=self.steps)
 
+    def sample_ids(self, ids: Ids) -> None:
+        """Say which samples the present step is made of; call it before `optimizer.step()`.
+
+        Args:
+            ids: one for each sample, in the order of the batch: places in the data set, or names
+                such as those of files. With several micro-batches, call it once for each. Ids in
+                another number than the samples are left out, and an event says so.
+
+        Raises:
+            PolicyError: the recorder was made without `samples`.
+        """
+        if self._samples is None:
+            raise PolicyError.of("samples", 0, "give record(..., samples=5, model=model)")
+        self._samples.give_ids(ids)
+
+    def _tell_of_samples(self, name: str, text: str) -> None:
+        """Write an event, and warn where there will be no samples."""
+        self._writer.event(name, text, step=max(self.steps, 1))
+        if name == "samples-stopped":
+            warnings.warn(f"{text}; the training goes on", GradclipWarning, stacklevel=2)
+
     def _describe(self, clipper: Clipper) -> None:
         """Write which parameters the norms of the coming rows belong to."""
         self._names = clipper.names
@@ -249,7 +299,7 @@ class Recorder:
 
     def _learning_rate(self) -> float | Tensor | None:
         optimizer = None if self._optimizer is None else self._optimizer()
-        return None if optimizer is None else _copy(optimizer.param_groups[0].get("lr"))
+        return None if optimizer is None else copy_of(optimizer.param_groups[0].get("lr"))
 
 
 def record(
@@ -261,6 +311,9 @@ def record(
     loss: Callable[[], Tensor | float | None] = lambda: None,
     sinks: Iterable[object] = (),
     if_exists: IfExists = "part",
+    samples: int = 0,
+    model: nn.Module | None = None,
+    samples_when: When = "always",
 ) -> Recorder:
     """Record every step of a clipper as JSON lines, for `gradclip report` and `read_run`.
 
@@ -278,6 +331,15 @@ def record(
         if_exists: what to do with a record that exists: "part" keeps the record and writes
             `NAME.2.jsonl`, or the next free number; "overwrite" erases the record; "append" adds
             the new rows to the record, which is then read as one run.
+        samples: how many samples each row names, ≥ 0: those with the largest gradient norms in
+            their batch. The norms come from what hooks on the modules keep during the backward
+            pass; weights and gradients stay as they are. Where norms cannot be had, one warning
+            and an event say so. `Recorder.sample_ids` says which samples of the data set they are.
+        model: what is trained; needed with `samples`.
+        samples_when: "always" computes the norms at each step. "spikes" does so where the norm of
+            the step is not finite or twice the median of the 50 before; this costs next to no
+            time, but keeps the inputs of the modules up to the step, and on an accelerator each
+            step waits for its norm. Samples that come back again and again need "always".
 
     Returns:
         The recorder: a context manager; else call its `close()` when the training is over.
@@ -301,6 +363,10 @@ def record(
         array([1.])
     """
     integer("every", every, low=1)
+    integer("samples", samples, low=0)
+    choice("samples_when", samples_when, ("always", "spikes"))
+    if samples and model is None:
+        raise PolicyError.of("model", None, "samples are measured in a model: give model=model")
     asked = Path.cwd() / path
     before = [
         each for each in clipper.observers if isinstance(each, Recorder) and each.asked == asked
@@ -311,7 +377,15 @@ def record(
     writer = RecordWriter(
         path, if_exists=if_exists, policy=str(clipper.policy), every=every, sinks=sinks
     )
-    recorder = Recorder(writer, clipper, optimizer, loss=loss)
+    recorder = Recorder(
+        writer,
+        clipper,
+        optimizer,
+        loss=loss,
+        samples=samples,
+        model=model,
+        samples_when=samples_when,
+    )
     recorder.asked = asked
     return recorder
 
@@ -330,33 +404,8 @@ def _why_torch(path: str) -> str:
 def _read(rows: Sequence[PendingRow]) -> list[dict[str, object]]:
     """Return the values of some steps, of any recorders: one copy from each device for all."""
     tensors = [row.tensors for row in rows]
-    numbers = iter(_on_host([*chain.from_iterable(tensors)]))
+    numbers = iter(on_host([*chain.from_iterable(tensors)]))
     return [
         row.recorder._values(row, [next(numbers) for _ in own])
         for row, own in zip(rows, tensors, strict=True)
     ]
-
-
-def _copy(value: object) -> float | Tensor | None:
-    """Return a number as it is now, and leave it on its device: the script may write to it."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if value.numel() == 1 else None
-    try:
-        return None if value is None else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # A loss or a learning rate of a kind we do not know.
-        return None
-
-
-def _on_host(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """Read many small tensors with one copy from each device."""
-    places: dict[torch.device, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        places.setdefault(tensor.device, []).append(index)
-    read: list[list[float]] = [[] for _ in tensors]
-    for members in places.values():
-        flat = torch.cat([tensors[i].reshape(-1) for i in members]).tolist()
-        start = 0
-        for i in members:
-            read[i] = flat[start : start + tensors[i].numel()]
-            start += tensors[i].numel()
-    return read

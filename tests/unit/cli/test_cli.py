@@ -37,6 +37,8 @@ FLAGS = {
         "--nonfinite",
         "--max-skips",
         "--take-over",
+        "--samples",
+        "--samples-when",
         "--sink",
         "-m",
         "--help",
@@ -547,7 +549,7 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
     keys = {
         "report ok.jsonl --json": {"verdicts", "report", "runs"},
         "export ok.jsonl --json": {"figure", "runs", "panels"},
-        "diagnose ok.jsonl --json": {"verdict", "next", "run", "findings"},
+        "diagnose ok.jsonl --json": {"verdict", "next", "run", "findings", "samples"},
         "advise ok.jsonl --json": {
             *("verdict", "next", "recommended", "settled", "best", "trial", "reason", "command"),
             *("ask_again", "arms", "policies"),

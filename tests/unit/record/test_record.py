@@ -245,9 +245,10 @@ def test_what_ran_is_read_from_a_record_with_the_older_key(path):
 
 def test_the_schema_lists_the_keys_that_are_written(path):
     with RecordWriter(path) as record:
-        record.step(step=1, ran="c", nonfinite=["w"], norms=[1.0])
+        samples = {"of": 2, "at": [1], "norms": [0.5], "median": 0.5, "total": 1.0}
+        record.step(step=1, ran="c", nonfinite=["w"], norms=[1.0], samples=samples)
     row = json.loads(path.read_text("utf-8").splitlines()[1])
-    assert tuple(row) == ("kind", *STEP_FIELDS, "ran", "nonfinite", "norms")
+    assert tuple(row) == ("kind", *STEP_FIELDS, "ran", "nonfinite", "norms", "samples")
 
 
 # Records of other versions.

@@ -58,6 +58,8 @@ def watch(session: Session) -> ExitStack:
     for name, limit in _CLIPPING:
         _watch_clipping(session, undo, name, limit)
     _watch_clippers(session, undo)
+    if session.loaders is not None:
+        session.loaders.watch(undo)
     if session.replicas is not None:
         session.replicas.watch(undo)
     return undo
@@ -90,6 +92,8 @@ def _watch_backward(session: Session, undo: ExitStack) -> None:
             session.in_backward = depth > 0
         if depth == 0:
             session.late.backwards += 1
+            if session.loaders is not None:
+                session.loaders.end_of_backward()
             session.losses.see(tensors, weights, by_framework=summed_by_framework())
         return result
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from .children import reach_children
+from .loaders import Loaders
 from .patches import watch
 from .replicas import Replicas
 from .session import Session
@@ -139,4 +140,5 @@ _OURS = (
     sys.modules[Session.__module__].__file__,
     sys.modules[Replicas.__module__].__file__,
     sys.modules[reach_children.__module__].__file__,
+    sys.modules[Loaders.__module__].__file__,
 )

@@ -24,10 +24,12 @@ from ...record import RecordWriter
 from ..attach import attached, clip_steps, named_together
 from ..clipper import Clipper
 from ..recorder import Recorder
+from ..samples.largest import When
 from ..step.hooks import Args, Kwargs
 from ..step.several import why_alone
 from .find_model import find_model
 from .late import Late
+from .loaders import Loaders
 from .losses import Losses
 from .own_clipping import Clip, OwnClipping
 from .replicas import Replicas
@@ -49,11 +51,14 @@ class Session:
         max_skips: see `Clipper`.
         writer: where the record goes; None records nothing.
         take_over: whether the script's own calls of clipping functions only measure.
+        samples: how many samples with the largest gradient norms each row names, ≥ 0.
+        samples_when: see `gradclip.torch.record`.
 
     Attributes:
         losses: of the steps to come.
         own: what is known of the script's own clipping.
         late: which of that comes after the step.
+        loaders: which samples the batches hold; None where samples are not asked for.
         optimizers: how many of each class were hooked.
         notices: what the script does by itself, and what could not be done, by what does it.
         in_backward: whether a backward runs now.
@@ -71,12 +76,17 @@ class Session:
         max_skips: int = 10,
         writer: RecordWriter | None = None,
         take_over: bool = False,
+        samples: int = 0,
+        samples_when: When = "always",
     ) -> None:
         self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
         self.losses = Losses(self._tell)
         self.own = OwnClipping(self.policy)
         self.late = Late()
+        self.loaders = Loaders(self._tell) if samples and writer is not None else None
+        self._samples = samples
+        self._samples_when: When = samples_when
         self._take_over = take_over
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
@@ -406,6 +416,10 @@ class Session:
             loss=partial(self.losses.take, object()),
             start=self._start,
             amend=self._amended,
+            samples=self._samples,
+            model=find_model(clipper.params) if self._samples else None,
+            samples_when=self._samples_when,
+            sample_ids=lambda count: None if self.loaders is None else self.loaders.ids_of(count),
         )
         self._recorders[id(recorder)] = recorder
         if clipper in self._by_hand and clipper.last is not None:
