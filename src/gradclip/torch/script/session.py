@@ -74,9 +74,9 @@ class Session:
     ) -> None:
         self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
-        self.losses = Losses(self._tell)
-        self.own = OwnClipping(self.policy)
-        self.late = Late()
+        self.losses: Losses = Losses(self._tell)
+        self.own: OwnClipping = OwnClipping(self.policy)
+        self.late: Late = Late()
         self._take_over = take_over
         self.optimizers: Counter[str] = Counter()
         self.notices: dict[str, str] = {}
