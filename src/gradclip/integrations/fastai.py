@@ -14,8 +14,8 @@ try:
     )
     from fastai.learner import ValueMetric  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-    remedy = "gradclip.integrations.fastai needs fastai: pip install 'gradclip[fastai]'"
-    raise ImportError(f"{remedy} ({error})") from error
+    _remedy = "gradclip.integrations.fastai needs fastai: pip install 'gradclip[fastai]'"
+    raise ImportError(f"{_remedy} ({error})") from error
 
 from ..engine.run import NonFinite
 from ..method.read import PolicyLike

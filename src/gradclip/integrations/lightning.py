@@ -13,8 +13,12 @@ import sys
 import warnings
 from typing import Any, Literal, Self
 
-import torch
-from torch import Tensor
+try:
+    import torch
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    _remedy = "gradclip.integrations.lightning needs torch: pip install 'gradclip[lightning]'"
+    raise ImportError(_remedy) from error
 
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite

@@ -18,8 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
-import torch
-from torch import Tensor
+try:
+    import torch
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    _remedy = "gradclip.integrations.transformers needs torch: pip install 'gradclip[transformers]'"
+    raise ImportError(_remedy) from error
 
 from ..checks import choice, integer
 from ..engine.run import NonFinite
@@ -112,7 +116,7 @@ class GradClipCallback(_base):
             ) from _missing
         self.policy: AnyPolicy | None = None if policy is None else as_policy(policy)
         self.nonfinite: NonFinite = nonfinite
-        self.max_skips = integer("max_skips", max_skips, low=0)
+        self.max_skips: int = integer("max_skips", max_skips, low=0)
         self.take_over = take_over
         self.clipper: Clipper | None = None
         choice("nonfinite", nonfinite, get_args(NonFinite))

@@ -6,8 +6,8 @@ try:
     import optax as _optax  # noqa: F401 - the next lines need both
     from jax import enable_x64 as _enable_x64  # noqa: F401 - JAX before 0.8 has none
 except ImportError as error:
-    remedy = "gradclip.jax needs jax 0.8 or newer and optax: pip install 'gradclip[jax]'"
-    raise ImportError(remedy) from error
+    _remedy = "gradclip.jax needs jax 0.8 or newer and optax: pip install 'gradclip[jax]'"
+    raise ImportError(_remedy) from error
 
 from .per_sample import per_sample
 from .saved import restore

@@ -44,7 +44,7 @@ class Leaves:
     host = False
 
     def __init__(self, names: Sequence[str], leaves: Sequence[Values]) -> None:
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self.leaves = list(leaves)
         self._here = (True,) * len(self.leaves)
 

@@ -44,7 +44,7 @@ class RecordFile:
         found = os.fstat(place.descriptor)
         self.size = found.st_size
         self._identity = (found.st_dev, found.st_ino)
-        self.is_device = not stat.S_ISREG(found.st_mode)
+        self.is_device: bool = not stat.S_ISREG(found.st_mode)
 
     def fault(self) -> Fault | None:
         """Return what others did to the file since the last write, or None."""

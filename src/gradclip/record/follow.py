@@ -81,7 +81,7 @@ class Follower:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._part = self.path
         self._next: Path | None = None
         self._forget()

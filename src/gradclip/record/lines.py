@@ -60,7 +60,7 @@ class StepLines:
     """
 
     def __init__(self, feed: Feed) -> None:
-        self.counts = {"steps": 0, "clipped": 0, "skipped": 0}
+        self.counts: dict[str, int] = {"steps": 0, "clipped": 0, "skipped": 0}
         self._feed = feed
         self._ran: dict[object, object] = {}
         self._start = time.perf_counter()

@@ -111,7 +111,7 @@ class RecordWriter:
         encode_with(header, extra)  # A wrong key must not leave a file behind.
         self._feed = Feed(sinks)
         self._steps = StepLines(self._feed)
-        self.counts = self._steps.counts
+        self.counts: dict[str, int] = self._steps.counts
         """The number of added steps, and of clipped and skipped steps among the written steps."""
         try:
             self._disk = Disk(Path(path), if_exists, header | extra)

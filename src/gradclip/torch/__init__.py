@@ -1,6 +1,13 @@
 """gradclip for PyTorch: drop-ins, `Clipper`, and `attach`."""
 
 from .._publish import publish as _publish
+
+try:
+    import torch as _torch  # noqa: F401 - every line below needs it
+except ModuleNotFoundError as error:
+    _remedy = "gradclip.torch needs torch 2.6 or newer: pip install 'gradclip[torch]'"
+    raise ImportError(_remedy) from error
+
 from .attach import attach
 from .clipper import Clipper
 from .functional import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm

@@ -5,10 +5,11 @@ from ..._publish import publish as _publish
 try:
     import keras as _keras  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-    remedy = (
-        "gradclip.integrations.keras needs Keras 3 and its backend: pip install 'gradclip[keras]'"
+    _remedy = (
+        "gradclip.integrations.keras needs Keras 3 and a backend: pip install "
+        "'gradclip[keras,torch]', or with jax or tensorflow in the place of torch"
     )
-    raise ImportError(f"{remedy} ({error})") from error
+    raise ImportError(f"{_remedy} ({error})") from error
 
 from .log import LogClipping
 from .optimizer import Clipped, clipped

@@ -32,7 +32,7 @@ class OnJax:
         self._optimizer = optimizer
         self._variables = dict(zip(names, variables, strict=True))
         self._policy = settings.policy
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self.present: Sequence[int] = ()
         self._may_skip = settings.nonfinite == "skip" or traits_of(settings.policy).skips
         nonfinite: Any = settings.nonfinite  # `clipped` has refused "raise".

@@ -46,7 +46,7 @@ class OnTensorflow:
         self._variables = variables
         self._looks_at_weights = traits_of(settings.policy).weights
         self._may_skip = settings.nonfinite == "skip" or traits_of(settings.policy).skips
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self.present: Sequence[int] = ()
         self._state: State | None = None
         self._result: ClipResult | None = None

@@ -55,9 +55,9 @@ class OnTorch:
         self._optimizer = optimizer
         self._variables = variables
         self._is_attached = True
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self.present: Sequence[int] = ()
-        self.clipper = Clipper(
+        self.clipper: Clipper = Clipper(
             [(name, v.value) for name, v in zip(names, variables, strict=True)],
             units_last(settings.policy),
             nonfinite=settings.nonfinite,

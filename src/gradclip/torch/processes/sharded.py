@@ -48,7 +48,7 @@ class Sharded:
     ) -> None:
         self._layout = layout
         self._owners = owners
-        self.names = tuple(piece.name for piece in layout.pieces)
+        self.names: tuple[str, ...] = tuple(piece.name for piece in layout.pieces)
         held = [piece.own for piece in layout.pieces]
         given = list(grads)
         replaced = shards.reduced(given, owners)

@@ -81,9 +81,9 @@ class Session:
     ) -> None:
         self.policy = None if policy is None else as_policy(policy)
         self.writer = writer
-        self.losses = Losses(self._tell)
-        self.own = OwnClipping(self.policy)
-        self.late = Late()
+        self.losses: Losses = Losses(self._tell)
+        self.own: OwnClipping = OwnClipping(self.policy)
+        self.late: Late = Late()
         self.loaders = Loaders(self._tell) if samples and writer is not None else None
         self._samples = samples
         self._samples_when: When = samples_when

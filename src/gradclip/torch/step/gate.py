@@ -165,7 +165,7 @@ class Gate:
         self._keeper: Callable[[], Keeper | None] = weakref.ref(keeper)
         methods_of(type(keeper))
         inner = optimizer.step
-        self.is_direct = self._before is None or hasattr(inner, "_wrapped_by_lr_sched")
+        self.is_direct: bool = self._before is None or hasattr(inner, "_wrapped_by_lr_sched")
         function = getattr(inner, "__func__", inner)
         # A compiled step is compiled behind the gate.
         step = functools.wraps(function)(uncompiled_alone(self._stepper(inner, function)))

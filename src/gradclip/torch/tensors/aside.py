@@ -23,7 +23,7 @@ class Aside:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._originals = list(tensors)
-        self.copies = [tensor.clone() for tensor in tensors]
+        self.copies: list[Tensor] = [tensor.clone() for tensor in tensors]
 
     def put_in_place(self) -> None:
         """Store what the copies hold: all, or after an interrupt nothing."""

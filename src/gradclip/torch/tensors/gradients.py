@@ -88,7 +88,7 @@ class Gradients:
         owners: Sequence[Owner] | None = None,
         present: Sequence[bool] | None = None,
     ) -> None:
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
         self._present = (True,) * len(tensors) if present is None else tuple(present)
         self._owners = owners
         self._given = tensors
@@ -102,7 +102,7 @@ class Gradients:
         compiling = torch.compiler.is_compiling()
         usable = not compiling and kernel.available()
         memory = runs(tensors) if usable else None
-        self.apart = memory is not None
+        self.apart: bool = memory is not None
         self._threads = torch.get_num_threads() if usable else 0
         if memory is not None:
             self.host, self._tensors, self._buffers = True, list(tensors), memory

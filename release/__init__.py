@@ -1,0 +1,1 @@
+"""What checks the package before a release; `make help` lists the commands."""
