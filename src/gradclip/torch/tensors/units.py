@@ -16,7 +16,7 @@ from ...method.axes import Axis, unit_axes, unit_shape
 __all__ = ["are_runs", "as_factor", "norms", "split", "unit_buffers"]
 
 
-def split(shape: torch.Size, axis: Axis, name: str = "") -> tuple[int, int]:
+def split(shape: tuple[int, ...], axis: Axis, name: str = "") -> tuple[int, int]:
     """Return how many units a tensor of this shape has, and how many values each has.
 
     Raises:
@@ -28,7 +28,7 @@ def split(shape: torch.Size, axis: Axis, name: str = "") -> tuple[int, int]:
 
 
 @functools.lru_cache(4096)  # Asked of each gradient at each step.
-def _split(shape: torch.Size, axis: Axis, name: str) -> tuple[int, int]:
+def _split(shape: tuple[int, ...], axis: Axis, name: str) -> tuple[int, int]:
     _, count = unit_shape(shape, unit_axes(axis, len(shape), name))
     return count, (math.prod(shape) // count if count else 0)
 
@@ -39,7 +39,7 @@ def are_runs(tensor: Tensor, axis: Axis) -> bool:
 
 
 @functools.lru_cache(4096)
-def _are_runs(shape: torch.Size, strides: tuple[int, ...], axis: Axis) -> bool:
+def _are_runs(shape: tuple[int, ...], strides: tuple[int, ...], axis: Axis) -> bool:
     count, size = split(shape, axis)
     if count < 2 or size == 0:
         return True
