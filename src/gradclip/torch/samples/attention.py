@@ -75,10 +75,8 @@ def attention(module: nn.Module, call: Call) -> dict[str, Form]:
     if rest and rest[0] is not None and weights is not None:
         tops.append(weights)
         pulls.append(rest[0].to(weights.dtype))
-    lefts = [
-        each.mT for each in torch.autograd.grad(tops, projected, pulls, materialize_grads=True)
-    ]
-    forms = _in_projections(module, lefts, [x.mT for x in inputs])
+    grads = torch.autograd.grad(tops, projected, pulls, materialize_grads=True)
+    forms = _in_projections(module, list(grads), inputs)
     if pull is not None:
         outer = _outer(pull.mT, mixed.detach().mT)
         forms |= {"out_proj.weight": outer, "out_proj.bias": summed(pull.mT)}
@@ -136,21 +134,23 @@ def _middle(
 def _in_projections(
     module: nn.MultiheadAttention, lefts: list[Tensor], rights: list[Tensor]
 ) -> dict[str, Form]:
-    """Return the forms of the projections of the inputs, from (B, width, T) of each."""
-    times = max(left.shape[2] for left in lefts)
+    """Return the forms of the projections of the inputs, from (B, T, width) of each."""
+    times = max(left.shape[1] for left in lefts)
     # Columns of zeros add nothing, so that all three have as many.
-    lefts = [F.pad(left, (0, times - left.shape[2])) for left in lefts]
-    forms: dict[str, Form] = {"in_proj_bias": summed(torch.cat(lefts, 1))}
+    lefts, padded = (
+        [F.pad(x, (0, 0, 0, times - x.shape[1])) for x in each] for each in (lefts, rights)
+    )
+    side_by_side = torch.cat(lefts, 2).mT
+    forms: dict[str, Form] = {"in_proj_bias": summed(side_by_side)}
     if module.in_proj_weight is None:
-        rights = [F.pad(right, (0, times - right.shape[2])) for right in rights]
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        return forms | dict(zip(names, map(_outer, lefts, rights), strict=True))
+        pairs = zip(lefts, padded, strict=True)
+        return forms | {name: _outer(x.mT, y.mT) for name, (x, y) in zip(names, pairs, strict=True)}
     if len({(right.data_ptr(), right.shape, right.stride()) for right in rights}) == 1:
-        forms["in_proj_weight"] = _outer(torch.cat(lefts, 1), rights[0])
+        forms["in_proj_weight"] = _outer(side_by_side, padded[0].mT)
         return forms
-    rights = [F.pad(right, (0, times - right.shape[2])) for right in rights]
     shape = module.in_proj_weight.shape
-    forms["in_proj_weight"] = Outer(torch.stack(lefts, 1), torch.stack(rights, 1), shape)
+    forms["in_proj_weight"] = Outer(torch.stack(lefts, 1).mT, torch.stack(padded, 1).mT, shape)
     return forms
 
 

@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import PolicyError
-from .attention import draws, random_of
+from .attention import attention, draws, random_of
 from .call import Call, tensors_in
 from .forms import Form, Rows
 from .ghost import Ghost, ghost_of, has_batch, settled
+from .recurrent import recurrent
 from .root import LossRoot
 
 __all__ = ["Kept", "Unit", "Use", "units_of"]
@@ -47,7 +48,7 @@ class Use:
         unit: what was called.
         call: with what; a backward pass fills in the gradients of the output.
         versions: the version of each tensor in args and kwargs at the call.
-        forms: the gradients, if they were written out at once; the call then has shapes alone.
+        forms: the gradients, if their forms were made at once; the call may have shapes alone then.
     """
 
     unit: Unit
@@ -79,14 +80,16 @@ class Use:
     def write_out(self) -> None:
         """Write the gradients out if they are smaller than the tensors that were kept; free these.
 
-        What is to be refused is left for later.
+        What runs again, or is to be refused, is left for later.
         """
         unit, call = self.unit, self.call
-        if unit.ghost is None or self.overwritten or not has_batch(unit.module, self.first):
+        if unit.ghost is None or unit.ghost in (attention, recurrent):
+            return
+        if self.overwritten or not has_batch(unit.module, self.first):
             return
         forms = {name: settled(form) for name, form in unit.ghost(unit.module, call).items()}
+        self.forms = forms
         if all(isinstance(form, Rows) for form in forms.values()):
-            self.forms = forms
             self.call = Call(
                 (_shape(self.first),), {}, [g if g is None else _shape(g) for g in call.grads]
             )
