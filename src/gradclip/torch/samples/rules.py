@@ -113,16 +113,10 @@ class Rules:
             parameter: itself.
             step: how many steps came before.
         """
-        rows = form.rows()
-        return edited(
-            self.written[place],
-            self.names[place],
-            rows.values * scale,
-            xp,
-            weights=parameter.detach().double,
-            slack=(rows.terms + 8) * EPS * rows.size * scale,
-            step=step,
-        )
+        weights = parameter.detach().double
+        values = form.rows().values * scale
+        stage, name = self.written[place], self.names[place]
+        return edited(stage, name, values, xp, weights=weights, step=step)
 
 
 def together(bounds: Sequence[Tensor | float], like: Tensor) -> Tensor:
