@@ -22,6 +22,10 @@ _TINY = {4: 2.0**-126, 8: 2.0**-1022}
 """XLA may read what is smaller than this as 0, by the bytes of a value; a bfloat16 as float32."""
 
 
+_AT_ONCE = 4
+"""How many samples a turn of the loop adds, since each turn reads and writes the whole sum."""
+
+
 def largest(rows: Sequence[Values]) -> Array:
     """Return what to divide each sample by so that no square leaves float64, shape (B,) or ().
 
@@ -57,27 +61,30 @@ def flushed(x: Values) -> float:
 
 def weighted(x: Values, coefs: Factors, sound: Flag) -> Array:
     """Return Σ coefs[i]·x[i] over the sound samples, in float64 and the parameter's shape."""
-    kept = jnp.where(_along(sound, x.ndim), x, jnp.zeros_like(x))  # 0·NaN would be NaN.
     if x.shape[0] == 0 or explicit([x]) is not None:
-        return _added_up(kept, coefs)
-    return jax.lax.platform_dependent(kept, coefs, cpu=_added_in_turn, default=_added_up)
+        return _added_up(x, coefs, sound)
+    return jax.lax.platform_dependent(x, coefs, sound, cpu=_added_in_turn, default=_added_up)
 
 
-def _added_up(x: Values, coefs: Factors) -> Array:
-    return jnp.sum(x.astype(jnp.float64) * _along(coefs, x.ndim), axis=0)
+def _added_up(x: Values, coefs: Factors, sound: Flag) -> Array:
+    kept = jnp.where(_along(sound, x.ndim), x, jnp.zeros_like(x))  # 0·NaN would be NaN.
+    return jnp.sum(kept.astype(jnp.float64) * _along(coefs, x.ndim), axis=0)
 
 
-def _added_in_turn(x: Values, coefs: Factors) -> Array:
+def _added_in_turn(x: Values, coefs: Factors, sound: Flag) -> Array:
     """Return the same, sample by sample: on a CPU, XLA's sum over the first axis takes far longer.
 
-    A loop indexes an axis that may be sharded, which an explicit mesh refuses, or be empty.
+    What is left out is so one by one, too: a copy of all gradients takes longer than the sum. A
+    loop indexes an axis that may be sharded, which an explicit mesh refuses, or be empty.
     """
 
     def add(i: Scalar, total: Array) -> Array:
         one = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-        return total + one.astype(jnp.float64) * coefs[i]
+        kept = jnp.where(sound[i], one, jnp.zeros_like(one))
+        return total + kept.astype(jnp.float64) * coefs[i]
 
-    return jax.lax.fori_loop(0, x.shape[0], add, jnp.zeros(x.shape[1:], jnp.float64))
+    zeros = jnp.zeros(x.shape[1:], jnp.float64)
+    return jax.lax.fori_loop(0, x.shape[0], add, zeros, unroll=min(_AT_ONCE, x.shape[0]))
 
 
 def rounded_down(values: Array, dtype: DType) -> Array:

@@ -113,9 +113,9 @@ def test_a_gradient_given_to_backward_scales_the_loss(reduction: Any) -> None:
     other.clip_()
 
 
-def test_axes_that_a_view_has_mixed_up_are_not_certain() -> None:
-    first_step("sum", lambda z: z.square().sum(0).view(2, 2).mean(1).sum())
-    first_step("mean", lambda z: z.square().mean(0).view(2, 2).sum(1).mean())
+def test_axes_that_changed_places_are_not_certain() -> None:
+    first_step("sum", lambda z: z.square().t().mean(0).sum())
+    first_step("mean", lambda z: z.square().t().sum(0).mean())
 
 
 def test_a_head_outside_of_the_model_hides_the_loss() -> None:

@@ -120,15 +120,9 @@ class Rules:
             step: how many steps came before.
         """
         whole = form.part(slice(0, form.batch))  # In float64.
-        return edited(
-            self.written[place],
-            self.names[place],
-            whole.rows() * scale,
-            xp,
-            weights=parameter.detach().double,
-            slack=(whole.count + 8) * EPS * whole.size * scale,
-            step=step,
-        )
+        weights = parameter.detach().double
+        stage, name = self.written[place], self.names[place]
+        return edited(stage, name, whole.rows() * scale, xp, weights=weights, step=step)
 
 
 def together(bounds: Sequence[Tensor | float], like: Tensor) -> Tensor:
