@@ -28,7 +28,8 @@ gradclip itself is under the [MIT licence](https://spdx.org/licenses/MIT.html). 
 brings the packages whose last column says *core*; an extra brings those that name it, with all that
 these need in turn. Each licence is what the package states of itself; `make licences` writes this
 page, on Linux with an x86-64 processor. The extra `tensorflow` is left out, since pip would
-download 600 MB to read its licence.
+download 600 MB to read its licence. Where it says *not stated*, the metadata names none, and the
+package's own files tell.
 
 The wheel holds no code of others. {copyleft}
 
