@@ -20,6 +20,7 @@ help:  ## what there is
 
 demo: $(VENV)/.demo  ## set up, then train one script without and with clipping and compare
 	$(BIN)/gradclip demo
+	@echo 'The command is in $(BIN): source $(BIN)/activate'
 
 test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take seconds
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not faults and not installs"
