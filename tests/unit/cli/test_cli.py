@@ -75,7 +75,7 @@ FLAGS = {
     },
     "methods": {"--markdown", "--json", "--help"},
     "doctor": {"--json", "--help"},
-    "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
+    "demo": {"--out", "--steps", "--seed", "--clip", "--json", "--help"},
 }
 
 
@@ -93,22 +93,56 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
-def test_the_help_has_an_example_that_can_be_typed(command: str, invoke) -> None:
+COMMANDS = sorted(FLAGS.keys() - {""})
+VALUES = "PATH|N|NUMBER|TEXT|KIND:WHERE"
+"""The words of the help for the value of an option."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_has_examples_that_can_be_typed(command: str, invoke) -> None:
     code, out, _ = invoke(command, "--help")
-    (example,) = re.findall(r"^  Example:  gradclip (.*)$", out, re.MULTILINE)
+    examples = re.findall(r"^  gradclip (.*)$", re.split(r"\nExamples?:\n", out)[1], re.MULTILINE)
     assert code == 0
-    assert example.split()[0] == command
-    flags = {word for word in example.split() if word.startswith("-")}
-    assert flags <= FLAGS[command]
+    assert 1 <= len(examples) <= 2
+    for example in examples:
+        assert example.split()[0] == command
+        own = re.split(r" \S+\.py\b| -m \S+", example)[0]  # The rest goes to the script.
+        flags = {word for word in own.split() if word.startswith("-")}
+        assert flags <= FLAGS[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_says_what_to_type(command: str, invoke) -> None:
+    """And not the types of Python's; no word and no name of a file is cut."""
+    _, out, _ = invoke(command, "--help")
+    assert not re.search(r"[<>{}]|list\[", out.replace("x>=", ""))
+    assert not re.search(r"\w-$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\N{NON-BREAKING HYPHEN}" not in out
+    usage = out.splitlines()[0]
+    for name in re.findall(r"^  ([A-Z]+(?:\.\.\.)?)  ", out, re.MULTILINE):
+        assert re.search(rf" \[?{re.escape(name)}\]?( |$)", usage)
+    rows = re.findall(
+        r"^  (-\S+(?:, -\S+)?)( \S+)?(?=  |$)", out.partition("\nOptions:\n")[2], re.M
+    )
+    assert rows
+    for _, value in rows:
+        assert re.fullmatch(rf"( ({VALUES}))?", value)
+
+
+def test_the_help_of_all_commands_cuts_no_summary(invoke) -> None:
+    _, out, _ = invoke("--help")
+    rows = re.findall(r"^  \w+  +(\S.*)$", out.partition("\nCommands:\n")[2], re.MULTILINE)
+    assert len(rows) == len(COMMANDS)
+    assert all(re.fullmatch(r"[A-Z].*[^.]\.", row) for row in rows)
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_are_those_of_the_help(command: str, invoke) -> None:
     code, out, _ = invoke(*command.split(), "--help")
     assert code == 0
-    options = out.partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
-    found = re.findall(r"^  (-\S+?)(?:, (--\S+))?(?= |$)", options, re.MULTILINE)
+    options = re.split(r"\nCommands:\n|\nExamples?:\n", out.partition("\nOptions:\n")[2])[0]
+    found = re.findall(r"^  (-\S+?)(?:, (-\S+))?(?= |$)", options, re.MULTILINE)
     assert {flag for pair in found for flag in pair if flag} == FLAGS[command]
 
 
