@@ -604,28 +604,51 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
 
 # ---- Completion
 
-
-def test_the_shell_completes(tmp_path: Path) -> None:
-    """As bash does: install it, read what was installed, and ask for what it offers."""
-    bash = shutil.which("bash")
-    command = Path(sys.executable).parent / "gradclip"
-    if bash is None or not command.exists():
-        pytest.skip("needs bash and the installed command")
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(tmp_path)}
-    installed = subprocess.run(
-        [command, "--install-completion", "bash"],
-        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "completion installed" in installed.stdout
-    script = """
+# Each script asks as the shell asks, and prints the offers for one line on one line.
+ASK = {
+    "bash": """
         source "$HOME/.bashrc" 2>/dev/null || true
         offers() {
             COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
             "$(complete -p gradclip | sed 's/.*-F \\([^ ]*\\).*/\\1/')" "$1"
             echo "${COMPREPLY[*]}"
         }
+    """,
+    # The menu of zsh needs a terminal; `_arguments` is what it would fill the menu from.
+    "zsh": """
+        compdef() { :; }
+        source "$HOME/.zfunc/_gradclip"
+        _arguments() {
+            print -r -- "$*" | grep -oE '[( ]"[^"]*"' | sed -E 's/^."(.*)"$/\\1/; s/\\\\+:/:/g' |
+                paste -sd ' '
+        }
+        offers() { words=("$@"); CURRENT=$#; _gradclip_completion }
+    """,
+    "fish": """
+        source "$HOME/.config/fish/completions/gradclip.fish"
+        function offers; complete -C "$argv" | cut -f 1 | paste -sd ' '; end
+    """,
+}
+QUIET = {"bash": "--norc", "zsh": "-f", "fish": "--no-config"}
+
+
+@pytest.mark.parametrize("shell", ASK)
+def test_the_shell_completes(shell: str, tmp_path: Path) -> None:
+    """As the shell does: install it, read what was installed, and ask for what it offers."""
+    program = shutil.which(shell)
+    command = Path(sys.executable).parent / "gradclip"
+    if program is None or not command.exists():
+        pytest.skip(f"needs {shell} and the installed command")
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path)}
+    installed = subprocess.run(
+        [command, "--install-completion", shell],
+        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "completion installed" in installed.stdout
+    script = f"""
+        {ASK[shell]}
         offers gradclip me
         offers gradclip methods zcl
         offers gradclip explain ex
@@ -633,13 +656,14 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         offers gradclip export --panel dis
     """
     told = subprocess.run(
-        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+        [program, QUIET[shell], "-c", script],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     examples = sorted(row.example for row in CATALOGUE.values() if row.example.startswith("norm"))
-    assert told.stdout.splitlines() == [
+    assert [" ".join(sorted(line.split())) for line in told.stdout.splitlines()] == [
         "methods",
         "zclip",
         "exploding",
         " ".join(examples),
         "distribution",
-    ]
+    ], told.stderr
