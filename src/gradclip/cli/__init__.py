@@ -61,7 +61,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
         "Run a training script, clip each step, and record it.",
         (
             "gradclip run --clip norm:1.0 --record runs/a.jsonl train.py",
-            "gradclip run -m mypackage.train --epochs 3",
+            "gradclip run -m mypackage.train",
         ),
     ),
     (

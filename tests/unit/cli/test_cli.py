@@ -130,6 +130,14 @@ def test_the_help_says_what_to_type(command: str, invoke) -> None:
         assert re.fullmatch(rf"( ({VALUES}))?", value)
 
 
+def test_an_example_is_one_line_in_a_narrow_terminal(
+    invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    _, out, _ = invoke("report", "--help")
+    assert "\n  gradclip report runs/a.jsonl runs/b.jsonl -o report.html\n" in out
+
+
 def test_the_help_of_all_commands_cuts_no_summary(invoke) -> None:
     _, out, _ = invoke("--help")
     rows = re.findall(r"^  \w+  +(\S.*)$", out.partition("\nCommands:\n")[2], re.MULTILINE)

@@ -113,10 +113,10 @@ def test_a_result_shows_its_numbers_and_the_largest_norms() -> None:
     for pair in ("total_norm\n10.95", "clipped_norm\n1", "clipped\nyes", "skipped\nno"):
         assert pair in text
     assert "largest norms\nw4 8, w3 6, w2 4" in text
-    grads["w0"][0] = np.nan
+    grads["w2"][0] = np.nan
     result = gradclip.numpy.clip(grads, by_norm(1.0))[2]
     text = shown(result).text
-    assert "largest norms\nw0 NaN, w4 8, w3 6\n" in text
+    assert "largest norms\nw2 NaN, w4 8, w3 6\n" in text
     assert "total_norm\nNaN" in text
 
 
