@@ -31,9 +31,8 @@ def _commands() -> str:
         lines.append(f"| [`gradclip {name}`](#gradclip-{name}) | {summary} |")
     lines += ["", "Options of `gradclip` itself:", "", *_options(group.params)]
     for name, command in group.commands.items():
-        example = (command.epilog or "").removeprefix("Example:").strip()
         lines += ["", f"## gradclip {name}", "", inspect.cleandoc(command.help or ""), ""]
-        lines += ["```bash", example, "```"]
+        lines += ["```bash", command.epilog or "", "```"]
         if command.params:
             lines += ["", *_options(command.params)]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elftools.elf.elffile import ELFFile  # pyright: ignore[reportMissingImports]
 
@@ -45,7 +46,7 @@ class Library:
 
 def read(data: bytes) -> Library:
     """Read a library in the ELF format, which Linux uses."""
-    elf = ELFFile(io.BytesIO(data))
+    elf: Any = ELFFile(io.BytesIO(data))
     symbols = [one for one in elf.get_section_by_name(".dynsym").iter_symbols() if one.name]
     defined = {one.name for one in symbols if one["st_shndx"] != "SHN_UNDEF"}
     dynamic = elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")

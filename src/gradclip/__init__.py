@@ -19,6 +19,7 @@ from .errors import (
     PolicyError,
     RecordError,
 )
+from .export import inline_figure as _inline_figure
 from .method.measure import Measure
 from .method.policy import ByName, Chain, Policy, Wrapped, to_dict
 from .method.read import PolicyLike, as_policy, by_name, from_dict, parse
@@ -64,6 +65,9 @@ from .method.recipes import (
     zclip,
 )
 from .record import Run, read_run
+from .record.pictures import drawn_by as _drawn_by
+from .report import inline_report as _inline_report
+from .show.run_card import run_card as _run_card
 from .version import __version__ as __version__
 
 __all__ = [
@@ -133,6 +137,9 @@ __all__ = [
 ]
 
 _publish(__name__, __all__, globals())
+_drawn_by("card", _run_card)
+_drawn_by("plot", _inline_figure)
+_drawn_by("report", _inline_report)
 
 
 def __getattr__(name: str) -> object:

@@ -127,7 +127,7 @@ def test_ranks_compare_their_policies_also_with_one_that_never_steps(
     done = torchrun(2, "launcher.py", which, cwd=tmp_path)
     if which == "one":
         assert done.returncode == 0, done.stderr
-        assert "1 steps seen" in done.stderr
+        assert "1 step seen" in done.stderr
         return
     assert done.returncode != 0
     assert "--clip is by_norm(1) in the process 0 and by_norm(2) in the process 1" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -71,3 +72,19 @@ def test_its_table_is_what_the_records_say(demo: tuple[Path, str]) -> None:
         re.fullmatch(r"\d+\.\d+|nan|inf", cell)
         for cell in rows["final validation loss, nats per character"]
     )
+
+
+def test_its_json_is_what_the_records_say(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradclip", "demo", "--steps", "8", "--out", "out", "--json"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.count("\n") == 1
+    told = json.loads(ran.stdout, parse_constant=pytest.fail)
+    assert (told["clip"], told["report"]) == ("norm:0.25", str(Path("out") / "report.html"))
+    assert [row["name"] for row in told["runs"]] == ["unclipped", "clipped"]
+    for row in told["runs"]:
+        run = read_run(tmp_path / row["record"])
+        assert row["steps"] == len(run.steps) == 8
+        assert row["clipped"] == int(run.column("clipped").sum())
+        assert row["final_loss"] == run.column("loss")[-1]
+        assert row["validation_loss"] > 1.0
+    assert (tmp_path / told["report"]).is_file()

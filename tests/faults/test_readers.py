@@ -21,7 +21,7 @@ from typer.main import get_command
 from gradclip.cli import app
 from gradclip.errors import GradclipError
 from gradclip.record import RecordWriter, read_run
-from gradclip.show.safe import json_line
+from gradclip.show.json_line import json_line
 from gradclip.tune.outcome import Outcome
 from gradclip.tune.plan import Trial
 from gradclip.tune.result import conclude

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "gradclip"
 
 LAYERS = (
-    ("errors", "checks", "arrays", "version", "_publish"),
+    (
+        *("errors", "checks", "arrays", "version", "_publish"),
+        *("show.card", "show.inline", "show.safe", "show.style", "show.words"),
+    ),
     ("method",),
     ("engine",),
     ("kernel",),

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..show.card import card, code, paragraph, table
+from ..show.words import percent
+
 __all__ = ["Advice", "Arm", "Replayed", "Verdict"]
 
 Verdict = Literal[
@@ -147,6 +150,27 @@ class Advice:
             "arms": [asdict(arm) for arm in self.arms],
             "policies": [asdict(policy) for policy in self.policies],
         }
+
+    def _repr_html_(self) -> str:
+        """Return the policy, the reason and the replay of each policy, for a notebook."""
+        headings = ("policy", "clipped", "removed", "spikes caught", "false alarms")
+        rows = [
+            (
+                f"`{row.policy}`" + " ←" * (row.policy == self.recommended),
+                percent(row.clip_rate),
+                percent(row.removed),
+                f"{row.spikes_caught:,} of {row.spikes:,}",
+                percent(row.false_alarm_rate),
+            )
+            for row in self.policies
+        ]
+        return card(
+            f"Recommended: {self.recommended}",
+            paragraph(self.reason),
+            table(headings, rows) if rows else "",
+            *map(paragraph, self.caveats),
+            code(self.code, self.command),
+        )
 
     def _command(self, policy: str, *, records: bool) -> str:
         option = " --take-over" if self.replaces else ""

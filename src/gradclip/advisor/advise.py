@@ -11,6 +11,7 @@ from ..errors import PolicyError, RecordError
 from ..method.policy import AnyPolicy
 from ..method.recipes import by_norm
 from ..record import Run, Trace, traces_of
+from ..show.words import counted
 from .advice import Advice, Arm, Replayed
 from .arm import arm_of, own_limit
 from .choose import choose
@@ -233,7 +234,7 @@ def _caveats(
     faults = {finding.kind for finding in findings if finding.severity != "note"}
     said = []
     if steps < ENOUGH:
-        said.append(f"The advice comes from few steps: only {steps} could be replayed.")
+        said.append(f"The advice comes from few steps: only {steps:,} could be replayed.")
     elif steps == MOST_STEPS < len(trace.steps):
         said.append(f"Only the last {MOST_STEPS:,} usable steps were replayed.")
     if any(f.kind == "double-clipping" and "value" in f.evidence for f in findings):
@@ -244,9 +245,10 @@ def _caveats(
         said.append("Part of the model gets hardly any gradient, and clipping cannot change this.")
     nonfinite = rows[0].nonfinite if rows else int(trace.nonfinite.sum())
     if nonfinite:
+        were = "was" if nonfinite == 1 else "were"
         said.append(
-            f"{nonfinite:,} norms were not finite: the argument nonfinite='skip' decides "
-            "about these steps, not the threshold."
+            f"{counted(nonfinite, 'norm')} {were} not finite: the argument "
+            "nonfinite='skip' decides about these steps, not the threshold."
         )
     if len(traces_of([trace.run])) > 1:
         said.append(f"The advice is for optimizer {trace.optimizer}; the run has several.")

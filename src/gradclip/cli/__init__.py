@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from .diagnose import diagnose
 from .doctor import doctor
 from .explain import explain
 from .export import export
+from .help import Command
 from .import_ import import_
 from .methods import methods
 from .report import report
@@ -53,21 +55,84 @@ def main(
 
 # All arguments after the script go to the script, so the command must not read its options.
 _SCRIPT = {"allow_extra_args": True, "allow_interspersed_args": False}
-_COMMANDS = (
-    (run, "gradclip run --clip norm:1.0 --record runs/a.jsonl train.py"),
-    (watch, "gradclip watch runs/a.jsonl"),
-    (report, "gradclip report runs/a.jsonl runs/b.jsonl -o report.html"),
-    (export, "gradclip export runs/a.jsonl -o figure.svg --panel norm"),
-    (diagnose, "gradclip diagnose runs/a.jsonl --json"),
-    (explain, "gradclip explain exploding"),
-    (advise, "gradclip advise runs/a.jsonl"),
-    (import_, "gradclip import metrics.csv -o runs/a.jsonl --norm grad_norm"),
-    (tune, "gradclip tune --steps 200 train.py"),
-    (methods, "gradclip methods zclip"),
-    (doctor, "gradclip doctor"),
-    (demo, "gradclip demo --steps 100"),
+_COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
+    (
+        run,
+        "Run a training script, clip each step, and record it.",
+        (
+            "gradclip run --clip norm:1.0 --record runs/a.jsonl train.py",
+            "gradclip run -m mypackage.train",
+        ),
+    ),
+    (
+        watch,
+        "Follow a run in the terminal until it ends.",
+        ("gradclip watch runs/a.jsonl", "gradclip watch runs/a.jsonl --once --json"),
+    ),
+    (
+        report,
+        "Show or compare runs in one offline HTML page.",
+        ("gradclip report runs/a.jsonl runs/b.jsonl -o report.html",),
+    ),
+    (
+        export,
+        "Write a figure of one or more runs for a paper.",
+        (
+            "gradclip export runs/a.jsonl -o figure.svg --panel norm",
+            "gradclip export runs/a.jsonl runs/b.jsonl -o figure.pdf",
+        ),
+    ),
+    (
+        diagnose,
+        "Say how a run is, its faults and their remedies.",
+        ("gradclip diagnose runs/a.jsonl", "gradclip diagnose runs/a.jsonl --json"),
+    ),
+    (
+        explain,
+        "Explain a kind of finding, or list all kinds.",
+        ("gradclip explain exploding", "gradclip explain"),
+    ),
+    (
+        advise,
+        "Recommend the policy for the next run.",
+        ("gradclip advise runs/a.jsonl", "gradclip advise runs/a.jsonl runs/b.jsonl"),
+    ),
+    (
+        import_,
+        "Turn a log that you already have into a record.",
+        ("gradclip import metrics.csv -o runs/a.jsonl --norm grad_norm",),
+    ),
+    (
+        tune,
+        "Compare short runs with many thresholds and rates.",
+        (
+            "gradclip tune --steps 200 train.py",
+            "gradclip tune --policy zclip --policy norm:1.0 --budget 10m train.py",
+        ),
+    ),
+    (
+        methods,
+        "List all clipping methods, or explain one method.",
+        ("gradclip methods", "gradclip methods zclip"),
+    ),
+    (
+        doctor,
+        "Show which paths run on this machine.",
+        ("gradclip doctor", "gradclip doctor --json"),
+    ),
+    (
+        demo,
+        "Train without and with clipping, and compare.",
+        ("gradclip demo", "gradclip demo --steps 100 --json"),
+    ),
 )
-for _command, _example in _COMMANDS:
-    _settings = _SCRIPT if _command in (run, tune) else None
-    _name = _command.__name__.rstrip("_")  # `import` is a word of Python's.
-    app.command(_name, epilog=f"Example:  {_example}", context_settings=_settings)(_command)
+"""The commands, each with its summary in the list of commands, and its examples."""
+
+for command, summary, examples in _COMMANDS:
+    app.command(
+        command.__name__.rstrip("_"),  # `import` is a word of Python's.
+        cls=Command,
+        short_help=summary,
+        epilog="\n".join(examples),
+        context_settings=_SCRIPT if command in (run, tune) else None,
+    )(command)

@@ -15,6 +15,7 @@ from ..advisor import advise as advice_on
 from ..diagnosis import Verdict
 from ..record import read_run
 from ..show.safe import printable
+from ..show.words import counted
 from .failure import exit_on_user_error
 from .output import say_json, say_verdict
 
@@ -93,7 +94,7 @@ def _arms(arms: tuple[Arm, ...], best: str | None) -> Table:
 
 
 def _replays(rows: tuple[Replayed, ...], recommended: str, steps: int) -> Table:
-    table = Table(title=f"{steps:,} steps, replayed", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{counted(steps, 'step')}, replayed", box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
     for heading in ("clipped", "removed", "if clipped", "spikes caught", "false alarms"):
         table.add_column(heading, justify="right")

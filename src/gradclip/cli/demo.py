@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from ..show.summary import Summary, summarise
 from ..show.words import number
 from .complete import policies
 from .failure import exit_on_user_error, require
+from .output import say_json
 
 __all__ = ["demo"]
 
@@ -38,6 +39,15 @@ class _Arm:
     validation: str
     summary: Summary
 
+    def to_dict(self, record: Path) -> dict[str, object]:
+        """Return the run as plain data."""
+        return {
+            "name": self.name,
+            "record": str(record),
+            "validation_loss": float(self.validation),
+            **asdict(self.summary),
+        }
+
 
 @exit_on_user_error
 def demo(
@@ -49,6 +59,7 @@ def demo(
     clip: Annotated[
         str, typer.Option(help="The policy of the second run.", autocompletion=policies)
     ] = CLIP,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, on one line.")] = False,
 ) -> None:
     """Train a small language model without and with clipping, and compare the runs.
 
@@ -59,7 +70,7 @@ def demo(
     require("demo", "demo", "bokeh", "jinja2", "torch")  # Before the two trainings.
     script = _script()
     options = ["--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40))]
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=json)
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[line]}"))
     records = {name: out / f"{name}.jsonl" for name in ("unclipped", "clipped")}
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -71,6 +82,10 @@ def demo(
             validation = _train(command, progress, bars[name])
             arms.append(_Arm(name, validation, summarise(read_run(record))))
     page = write_report(list(records.values()), out / "report.html")
+    if json:
+        runs = [arm.to_dict(records[arm.name]) for arm in arms]
+        say_json({"clip": clip, "report": str(page), "runs": runs})
+        return
     console.print(_table(arms, clip))
     console.print(f"The picture: {printable(str(page))}", markup=False, soft_wrap=True)
 

@@ -14,6 +14,7 @@ from ..diagnosis.commands import on_record
 from ..diagnosis.links import online
 from ..record import RecordWriter, read_run
 from ..record.parts import first_part, later_parts
+from ..show.words import counted
 from .output import say
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ class _End:
 
     def sentence(self) -> str:
         """Return what was seen in a run with steps."""
-        seen, count = self.session, self.session.optimizers.total()
+        seen, hooks = self.session, self.session.optimizers.total()
         hooked = ", ".join(f"{n}× {c}" if n > 1 else c for c, n in seen.optimizers.items())
         killed = (seen.status or "").removeprefix("error: ")
         return (
             f"{killed + ': ' if killed.startswith('killed by') else ''}"
-            f"{count} optimizer{'s' * (count != 1)} hooked ({hooked}), {seen.steps} steps seen, "
+            f"{counted(hooks, 'optimizer')} hooked ({hooked}), {counted(seen.steps, 'step')} seen, "
             f"{seen.clipped} clipped, {seen.skipped} skipped; {self.writer.outcome()}"
         )
 

@@ -10,6 +10,7 @@ import typer
 from ..errors import RecordError
 from ..record.foreign import import_log, read_log
 from ..show.files import replace_file
+from ..show.words import counted
 from .failure import exit_on_user_error
 from .output import say, say_json
 
@@ -59,6 +60,6 @@ def import_(
                   "columns": made.columns, "notes": made.notes})  # fmt: skip
         return
     chosen = ", ".join(f"{role} from {name!r}" for role, name in made.columns.items())
-    say(f"{output}: {made.steps:,} steps of {read.kind}; {chosen}")
+    say(f"{output}: {counted(made.steps, 'step')} of {read.kind}; {chosen}")
     for note in made.notes:
         say(f"note: {note}")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import typer
 
 from ..diagnosis import Verdict
-from ..show.safe import json_line, printable
+from ..show.json_line import json_line
+from ..show.safe import printable
 
 __all__ = ["say", "say_json", "say_verdict"]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..show.safe import printable
+from ..show.words import counted
 from ..tune import Outcome, Trial
 from .output import say
 
@@ -60,15 +61,18 @@ class Count:
         trial = self.trial
         if trial is None:
             return "the script starts"
-        return f"{printable(trial.policy)}, learning rate ×{trial.factor:g}, {trial.steps} steps"
+        steps = counted(trial.steps, "step")
+        return f"{printable(trial.policy)}, learning rate ×{trial.factor:g}, {steps}"
 
     @property
     def line(self) -> str:
         """The state of the tuning in one line."""
         with self._lock:
             seconds = self._clock() - self._begun
-            runs = "1 run" if self._ended == 1 else f"{self._ended} runs"
-            said = f"tune: {runs} done, {self.steps:,} of {self.planned:,} steps, {_time(seconds)}"
+            said = (
+                f"tune: {counted(self._ended, 'run')} done, {self.steps:,} of "
+                f"{counted(self.planned, 'step')}, {_time(seconds)}"
+            )
             # Before the plan is known, the first run is all of it.
             if self._ended > 1 and 0 < self.steps < self.planned:
                 rest = seconds * (self.planned / self.steps - 1)

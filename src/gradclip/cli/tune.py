@@ -13,6 +13,7 @@ from rich.table import Table
 from ..errors import PolicyError
 from ..method.read import parse
 from ..show.safe import printable
+from ..show.words import counted
 from ..tune import UNCLIPPED, Budget, Outcome, Result, Script, Setting, TuneError
 from ..tune import tune as tuned
 from .failure import exit_on_user_error, require
@@ -149,9 +150,9 @@ def _show(result: Result) -> None:
 
 def _table(result: Result) -> Table:
     short, long = result.lengths[0], result.lengths[-1]
-    table = Table(title=f"{len(result.outcomes)} runs", box=box.SIMPLE_HEAD)
+    table = Table(title=counted(len(result.outcomes), "run"), box=box.SIMPLE_HEAD)
     table.add_column("policy", no_wrap=True)
-    headings = [f"loss, {short} steps"] + [f"loss, {long} steps"] * (long > short)
+    headings = [f"loss, {counted(each, 'step')}" for each in dict.fromkeys((short, long))]
     for heading in (*headings, "highest stable learning rate"):
         table.add_column(heading, justify="right")
     for row in result.rows:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..show.card import card, code, fields, link, paragraph
+from ..show.words import number
 from .links import PAGES, docs_of
 
 __all__ = ["SEVERITIES", "Finding", "Kind", "Severity"]
@@ -81,3 +83,20 @@ class Finding:
             "docs": self.docs,
             "evidence": dict(self.evidence),
         }
+
+    def _repr_html_(self) -> str:
+        """Return the sentence, the remedy and the evidence's numbers, for a notebook."""
+        where = "" if self.step is None else f", step {self.step:,}"
+        numbers = [
+            (name, number(float(value)))
+            for name, value in self.evidence.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        ]
+        return card(
+            f"{self.severity}: {self.kind}{where}",
+            paragraph(self.sentence),
+            paragraph(self.suggestion),
+            fields(numbers),
+            code(f"gradclip explain {self.kind}"),
+            link(self.docs, f"More on {self.kind}"),
+        )

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..record.trace import Trace
+from ..show.words import counted
 from .finding import Finding, Severity
 from .ruin import Ruin, ruin_of
 
@@ -67,12 +68,12 @@ def find_nonfinite(trace: Trace) -> list[Finding]:
     elif source:
         where = f"first in {source}"
     elif names:
-        where = f"in all of its {len(names)} parameters at once"
+        where = f"in all of its {counted(len(names), 'parameter')} at once"
     else:
         where = "the record does not name the parameter"
     sentence = (
-        f"The gradient was inf or NaN in {count:,} of {len(bad):,} steps, from step {step:,}: "
-        f"{where}."
+        f"The gradient was inf or NaN in {count:,} of {counted(len(bad), 'step')}, "
+        f"from step {step:,}: {where}."
     )
     suggestion = (
         "Check the loss at that step: its inputs, log of 0, division by 0, overflow."
@@ -200,13 +201,14 @@ def find_skipped(trace: Trace) -> list[Finding]:
     if severity == "warning" and share <= RARE:
         severity = "note"
     first = int(trace.steps[skipped][0])
+    verb = "was" if count == 1 else "were"
     return [
         Finding(
             "skipped",
             severity,
             first,
-            f"{count:,} of {len(skipped):,} steps were skipped, at most {longest:,} in a row, "
-            f"{bad:,} of them because of a non-finite gradient.",
+            f"{count:,} of {counted(len(skipped), 'step')} {verb} skipped, at most "
+            f"{longest:,} in a row, {bad:,} of them because of a non-finite gradient.",
             "A few skipped steps are normal. Many hide a fault: find the source of the inf or NaN, "
             "or raise the threshold that skips.",
             {"steps": count, "share": share, "longest": longest, "nonfinite": bad},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..record.trace import Trace
+from ..show.words import counted
 from .depth import MONOTONE, OFTEN, STEEP, profiles
 from .finding import Finding
 from .links import NORMALISATION, online
@@ -74,13 +75,14 @@ def find_dead_layers(trace: Trace) -> list[Finding]:
     first = min(step for step, _ in dead)
     some = ", ".join(name for _, name in dead[:3])
     more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+    verb = "gets" if len(dead) == 1 else "get"
     return [
         Finding(
             "dead-layers",
             "warning",
             first,
-            f"{len(dead)} of {len(names)} parameters get a gradient of exactly zero, from step "
-            f"{first:,} to the end: {some}{more}.",
+            f"{len(dead)} of {counted(len(names), 'parameter')} {verb} a gradient of "
+            f"exactly zero, from step {first:,} to the end: {some}{more}.",
             "These parameters do not learn. Their units are off for every input, their output "
             "does not reach the loss, or their gradient underflowed. A smaller learning rate, "
             f"another activation, or normalisation ({online(NORMALISATION)}) keeps units alive.",

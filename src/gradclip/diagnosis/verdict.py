@@ -10,6 +10,7 @@ import numpy as np
 
 from ..record.run import Run
 from ..record.trace import traces_of
+from ..show.words import counted
 from . import commands
 from .finding import Finding
 from .spikes import began_at
@@ -103,7 +104,7 @@ def _without_steps(run: Run, path: Path, findings: Sequence[Finding]) -> Verdict
 def _without_fault(run: Run, path: Path, findings: Sequence[Finding]) -> Verdict:
     """Return the verdict on a run that has no error and no warning."""
     count = max(len(trace.steps) for trace in traces_of([run]))
-    steps = f"{count:,} step{'s' * (count != 1)}"
+    steps = counted(count, "step")
     still = "" if run.end else "; the record has no end, so the run goes on or was killed"
     plateau = next((finding for finding in findings if finding.kind == "plateau"), None)
     if plateau is not None:

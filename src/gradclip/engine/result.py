@@ -70,6 +70,19 @@ class ClipResult:
         """Return the fields, all of them made."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+    def _repr_html_(self) -> str:
+        """Return the numbers and the three largest norms, for a notebook; reads the device."""
+        from ..show.card import card, fields
+        from ..show.words import number
+
+        shown = ("total_norm", "clipped_norm", "limit", "coef", "removed", "cosine")
+        pairs = [(name, number(float(getattr(self, name)))) for name in shown]
+        pairs += [(name, "yes" if getattr(self, name) else "no") for name in ("clipped", "skipped")]
+        norms = [float(norm) for norm in self.norms]
+        largest = sorted(zip(norms, self.names, strict=True), key=_size, reverse=True)[:3]
+        pairs += [("largest norms", ", ".join(f"{name} {number(norm)}" for norm, name in largest))]
+        return card("ClipResult", fields([*pairs, ("ran", self.ran)]))
+
 
 Make = Callable[[ClipResult], Mapping[str, Any]]
 
@@ -96,6 +109,11 @@ def said_to_run(result: ClipResult, ran: str) -> ClipResult:
     """Return the same result with another `ran`."""
     make = result.__dict__.get("_make")
     return replace(result, ran=ran) if make is None else later(numbers(result), ran, make)
+
+
+def _size(pair: tuple[float, str]) -> float:
+    """Return the norm for a comparison, in which a NaN is the largest."""
+    return _INF if pair[0] != pair[0] else pair[0]
 
 
 _INF = float("inf")

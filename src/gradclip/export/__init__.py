@@ -1,5 +1,5 @@
 """Draw records as one figure for a paper; the package imports Matplotlib only for a figure."""
 
-from .figure import FORMATS, PANELS, write_figure
+from .figure import FORMATS, PANELS, inline_figure, write_figure
 
-__all__ = ["FORMATS", "PANELS", "write_figure"]
+__all__ = ["FORMATS", "PANELS", "inline_figure", "write_figure"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import os
 import warnings
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import GradclipError, GradclipWarning
 from ..record import Trace
 from ..show.files import RunLike, replace_file, traces_to_draw
+from ..show.inline import Inline
 from ..show.safe import printable
 from ..show.words import shorten
 from .style import RC, line_style
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "PANELS", "write_figure"]
+__all__ = ["FORMATS", "PANELS", "inline_figure", "write_figure"]
 
 PANELS = ("loss", "norm", "coef", "rate", "distribution", "layers")
 FORMATS = ("svg", "pdf", "png")
@@ -63,7 +66,45 @@ def write_figure(
     out = Path(out)
     kind = out.suffix.lstrip(".").lower()
     _check(kind, out, panels, width, height, dpi)
+    made = _drawn(traces_to_draw(runs), kind, panels, width, height, dpi)
+    replace_file(out, made, out.suffix.lower())
+    return out
+
+
+def inline_figure(
+    runs: RunLike | Iterable[RunLike], *, panels: Sequence[str] = ("loss", "norm")
+) -> Inline:
+    """Return the figure of `write_figure` for a notebook, on white in a light and a dark theme.
+
+    Args:
+        runs: records, as paths or as runs from `gradclip.read_run`. Not mutated.
+        panels: names of `PANELS`, from the top, each once.
+
+    Raises:
+        RecordError: a record cannot be read.
+        GradclipError: a panel is unknown, or Matplotlib is missing.
+    """
+    _check_panels(panels)
     traces = traces_to_draw(runs)
+    picture = base64.b64encode(_drawn(traces, "svg", panels, 6.0, None, 300)).decode()
+    title = printable(f"{' and '.join(panels)} of {' · '.join(trace.label for trace in traces)}")
+    # The picture is an image, so that the names inside it cannot clash with another picture's.
+    return Inline(
+        title,
+        f'<img alt="{html.escape(title)}" style="background:#fff;max-width:100%" '
+        f'src="data:image/svg+xml;base64,{picture}">',
+    )
+
+
+def _drawn(
+    traces: Sequence[Trace],
+    kind: str,
+    panels: Sequence[str],
+    width: float,
+    height: float | None,
+    dpi: int,
+) -> bytes:
+    """Return the content of the file."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -79,10 +120,9 @@ def write_figure(
             "a name has letters that the figure's font lacks: they are boxes in a PNG or PDF, and "
             "right in an SVG",
             GradclipWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    replace_file(out, made.getvalue(), out.suffix.lower())
-    return out
+    return made.getvalue()
 
 
 def _check(
@@ -91,6 +131,15 @@ def _check(
     if kind not in FORMATS:
         endings = ", ".join(f".{name}" for name in FORMATS)
         raise GradclipError(f"out={str(out)!r} is not usable: end its name in one of {endings}")
+    _check_panels(panels)
+    for name, value in (("width", width), ("height", height)):
+        if value is not None and not 0.5 <= value <= 100:
+            raise GradclipError(f"{name}={value!r} is not usable: give inches, 0.5 to 100")
+    if not 1 <= dpi <= 2400:
+        raise GradclipError(f"dpi={dpi!r} is not usable: give dots an inch, 1 to 2400")
+
+
+def _check_panels(panels: Sequence[str]) -> None:
     if not panels:
         raise GradclipError(f"panels=() is not usable: give one or more of {', '.join(PANELS)}")
     for name in panels:
@@ -98,11 +147,6 @@ def _check(
             raise GradclipError(f"panel={name!r} is not usable: choose of {', '.join(PANELS)}")
         if list(panels).count(name) > 1:
             raise GradclipError(f"panel={name!r} is not usable: give it once")
-    for name, value in (("width", width), ("height", height)):
-        if value is not None and not 0.5 <= value <= 100:
-            raise GradclipError(f"{name}={value!r} is not usable: give inches, 0.5 to 100")
-    if not 1 <= dpi <= 2400:
-        raise GradclipError(f"dpi={dpi!r} is not usable: give dots an inch, 1 to 2400")
 
 
 def _figure(

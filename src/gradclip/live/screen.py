@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..show.safe import printable
 from ..show.style import SEVERITY
-from ..show.words import duration, number, shorten
+from ..show.words import counted, duration, number, shorten
 from .plain import counts, event_line, finding_line, state_of
 from .series import ASCII, BLOCKS, bars, span
 from .state import LiveOptimizer, LiveRun
@@ -124,12 +124,12 @@ def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> li
     columns = [
         ("largest norm", [(name, number(norm)) for name, norm in layers.largest]),
         (
-            f"grew most in {layers.over:,} steps",
+            f"grew most in {counted(layers.over, 'step')}",
             [(name, f"×{number(ratio)}") for name, ratio in layers.growing],
         ),
         (
             "not finite",
-            [(n, f"{times:,} steps") for n, times in optimizer.nonfinite_layers.most_common(5)],
+            [(n, counted(times, "step")) for n, times in optimizer.nonfinite_layers.most_common(5)],
         ),
     ]
     columns = [column for column in columns if column[1]]
@@ -182,8 +182,11 @@ def _news(run: LiveRun, width: int, room: int) -> list[Text]:
     if not latest:
         return []
     steps = 0 if run.window is None else len(run.window.steps)
-    more = f"; {len(every) - count:,} earlier ones left out" if count < len(every) else ""
-    return [Text(f"events, and warnings of the last {steps:,} steps{more}", "dim"), *latest]
+    more = f"; {counted(len(every) - count, 'earlier one')} left out" if count < len(every) else ""
+    return [
+        Text(f"events, and warnings of the last {counted(steps, 'step')}{more}", "dim"),
+        *latest,
+    ]
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

@@ -122,6 +122,14 @@ class Policy(_Chainable):
             "response": as_data(self.response),
         }
 
+    def _lines(self) -> list[tuple[str, ...]]:
+        given = fields_as_data(self.measure)
+        given.pop("scope", None)
+        measure = ", ".join(
+            [self.measure.scope, *(f"{name} {value}" for name, value in given.items())]
+        )
+        return [("all", measure, as_code(self.threshold), as_code(self.response))]
+
 
 @dataclass(frozen=True, repr=False)
 class Chain(_Chainable):
@@ -187,6 +195,9 @@ class Chain(_Chainable):
             return self.call.data()
         return {"chain": [link.data() for link in self.policies]}
 
+    def _lines(self) -> list[tuple[str, ...]]:
+        return [line for link in self.policies for line in link._lines()]
+
 
 @dataclass(frozen=True, repr=False)
 class ByName(_Chainable):
@@ -244,6 +255,14 @@ class ByName(_Chainable):
         """Return plain data; see `to_dict`."""
         return {"by_name": {p: None if rule is None else rule.data() for p, rule in self.rules}}
 
+    def _lines(self) -> list[tuple[str, ...]]:
+        nothing = ("–", "–", "unchanged")
+        return [
+            (pattern, *rest)
+            for pattern, rule in self.rules
+            for _, *rest in ([("", *nothing)] if rule is None else rule._lines())
+        ]
+
 
 @dataclass(frozen=True, repr=False)
 class Wrapped(_Chainable):
@@ -293,6 +312,13 @@ class Wrapped(_Chainable):
         if self.call is not None:
             return self.call.data()
         return {"source": as_data(self.source), "inner": self.inner.data()}
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        source = as_code(self.source)
+        return [
+            (names, measure, threshold, f"{response} of {source}")
+            for names, measure, threshold, response in self.inner._lines()
+        ]
 
 
 AnyPolicy = Policy | Chain | ByName | Wrapped

@@ -55,6 +55,7 @@ MOST_BRACKETS = 50
 """The largest depth of nested brackets in text."""
 
 _MOST_NUMBERS = 16
+_WIDEST, _LONGEST = 80, 400
 # A word that text can hold as an argument and that a reader reads as the same word.
 _WORD = re.compile(r"(?!(?:none|true|false|inf|infinity|nan)$)[a-z_][\w.-]*", re.ASCII | re.I)
 
@@ -69,6 +70,20 @@ class Written:
     def text(self) -> str | None:
         """Return the short text form, or None if only JSON can hold the policy."""
         raise NotImplementedError
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        """Return a line for each part: the names it is for, its measure, threshold, response."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """Return the text form and a table of the parts, for a notebook."""
+        from ..show.card import card, code, table
+        from ..show.words import shorten
+
+        headings = ("parameters", "measure", "threshold", "response")
+        lines = [tuple(shorten(cell, _WIDEST) for cell in line) for line in self._lines()]
+        written = shorten(str(self), _LONGEST, front=0.8)
+        return card(type(self).__name__, code(written), table(headings, lines) if lines else "")
 
 
 def can_be_written(value: object) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RecordError
+from ..show.words import counted
 from .batch import Line
 from .file import Fault, RecordFile
 from .job import Job
@@ -132,7 +133,7 @@ class Disk:
                 self._drop(len(kept))
                 return False
             if self._gap:
-                told = f"{self._gap:,} rows were dropped here: the file system did not answer"
+                told = f"{counted(self._gap, 'row')} dropped here: the file system did not answer"
                 text = encode_row(_event("rows-dropped", told)) + text
                 self._gap = 0
             late = self._put > self._written
@@ -324,7 +325,7 @@ class Disk:
 
     def _sentence(self, old: Path, fault: Fault, new: Path | None = None) -> str:
         holds = "which has all its rows" if fault.readable else "which has the rows from here on"
-        lost = f"; {self._lost:,} rows were lost" if self._lost else ""
+        lost = f"; {counted(self._lost, 'row')} lost" if self._lost else ""
         return f"{old} {fault.text}: the record goes on in {new or self.path}, {holds}{lost}"
 
     def _header_line(self, part: int | None = None) -> bytes:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GradclipError, RecordError
+from ..show.inline import Inline
 from .columns import Column
 from .parquet import Table, write_table
+from .pictures import draw
 from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer, Samples
 from .schema import STEP_FIELDS, encode_row
 
@@ -219,6 +221,36 @@ class Run:
             samples[row] = encode_row(found._asdict()).decode()
         table = Table(columns, seen, norms, nonfinite, self._ran_of_rows(), about, samples)
         write_table(table, Path(path), totals=self.counters()._asdict())
+
+    def plot(self, *panels: str) -> Inline:
+        """Return a figure of the run for a notebook, as `gradclip export` draws it.
+
+        Args:
+            panels: loss, norm, coef, rate, distribution or layers, from the top, each once.
+                Default: loss and norm.
+
+        Returns:
+            The figure as HTML: an SVG on white.
+
+        Raises:
+            GradclipError: a panel is unknown, or Matplotlib is not installed.
+        """
+        return draw("plot", self, panels=panels or ("loss", "norm"))
+
+    def report(self) -> Inline:
+        """Return the page of `gradclip report` in a frame, for a notebook.
+
+        Returns:
+            The page as HTML, about 1 MB; `gradclip report` writes the page to a file.
+
+        Raises:
+            GradclipError: Bokeh or Jinja2 is not installed.
+        """
+        return draw("report", self)
+
+    def _repr_html_(self) -> str:
+        """Return the verdict, the numbers and the curves of the loss and the norm."""
+        return draw("card", self)
 
     def _ran_of_rows(self) -> list[str | None]:
         """Return `ran` at each row: the latest text in the rows of the row's optimizer."""

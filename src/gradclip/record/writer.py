@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import GradclipWarning, RecordError
+from ..show.words import counted
 from ..sinks import Feed
 from .batch import Batch, Held, HeldStep, Line, Read
 from .disk import Disk
@@ -149,11 +150,11 @@ class RecordWriter:
         """Return where the rows are, as the end of a sentence for the user."""
         disk = self._disk
         if disk.stopped is not None:
-            return f"the record stopped ({disk.stopped}): {disk.dropped:,} rows are in no file"
+            return f"the record stopped ({disk.stopped}): {counted(disk.dropped, 'row')} in no file"
         text = f"record in {disk.path}"
         if self._ended and disk.is_late:
             text += ", without its last rows: the file system does not answer"
-        return f"{text}, without {disk.dropped:,} dropped rows" if disk.dropped else text
+        return f"{text}, without {counted(disk.dropped, 'dropped row')}" if disk.dropped else text
 
     def optimizer(
         self,

@@ -1,5 +1,5 @@
 """Write records as one offline HTML page; the package imports Bokeh only for a page."""
 
-from .page import write_report
+from .page import inline_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["inline_report", "write_report"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING
 from ..diagnosis import Finding, Verdict, diagnose, diagnose_trace, find_ending, verdict
 from ..errors import GradclipError
 from ..record import Trace
+from ..show.card import inline
 from ..show.files import RunLike, replace_file, traces_to_draw
+from ..show.inline import Inline
 from ..show.safe import printable
 from ..show.summary import summarise
 from ..show.words import number, percent
@@ -23,7 +24,7 @@ from .swatch import mark_swatch, trace_swatch
 if TYPE_CHECKING:
     from .figure import Panel
 
-__all__ = ["write_report"]
+__all__ = ["inline_report", "write_report"]
 
 
 def write_report(
@@ -47,6 +48,29 @@ def write_report(
     out = Path(out)
     replace_file(out, _render(traces_to_draw(runs)).encode(), ".html", ".htm")
     return out
+
+
+def inline_report(runs: RunLike | Iterable[RunLike]) -> Inline:
+    """Return the page of `write_report` in a frame, for a notebook.
+
+    The frame holds the whole page, which works offline: about 1 MB in the notebook's file.
+
+    Args:
+        runs: as in `write_report`.
+
+    Raises:
+        RecordError: a record cannot be read.
+        GradclipError: `runs` is empty, or the extra "report" is not installed.
+    """
+    traces = traces_to_draw(runs)
+    title = printable(f"report of {' · '.join(trace.label for trace in traces)}")
+    # The sandbox keeps the page's script away from the notebook and its cookies.
+    return Inline(
+        title,
+        f'<iframe title="{html.escape(title)}" sandbox="allow-scripts" '
+        'style="width:100%;height:640px;border:0" '
+        f'srcdoc="{html.escape(_render(traces))}"></iframe>',
+    )
 
 
 def _render(traces: Sequence[Trace]) -> str:
@@ -73,7 +97,7 @@ def _render(traces: Sequence[Trace]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "code": _with_code}
+    environment.filters |= {"number": number, "percent": percent, "code": inline}
     return environment.get_template("page.html").render(
         title=" · ".join(trace.label for trace in traces),
         verdicts=_verdicts(traces),
@@ -87,14 +111,6 @@ def _render(traces: Sequence[Trace]) -> str:
         first=axis.first,
         last=axis.last,
     )
-
-
-_CODE = re.compile(r"`([^`]+)`")
-
-
-def _with_code(text: str) -> str:
-    """Return text as safe HTML, with what stands between backticks as code."""
-    return _CODE.sub(r"<code>\1</code>", html.escape(printable(text)))
 
 
 def _verdicts(traces: Sequence[Trace]) -> list[tuple[str, Verdict]]:

@@ -7,13 +7,10 @@ through this module.
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from ..record.schema import encode_row
-
-__all__ = ["json_line", "printable"]
+__all__ = ["escaped", "printable"]
 
 
 def printable(text: str) -> str:
@@ -25,23 +22,16 @@ def printable(text: str) -> str:
         >>> printable("layer\x1b[2J\u202e 1")
         'layer\\x1b[2J\\u202e 1'
     """
-    return _replaced(text, lambda char: char.encode("unicode_escape").decode())
+    return escaped(text, lambda char: char.encode("unicode_escape").decode())
 
 
-def json_line(row: Mapping[str, object]) -> str:
-    r"""Return a row as one line of JSON, with JSON's escapes for the same characters.
+def escaped(text: str, escape: Callable[[str], str]) -> str:
+    """Return `text` with `escape` of each character that could control a terminal.
 
     Args:
-        row: as in `encode_row`; not mutated.
-
-    Example:
-        >>> print(json_line({"name": "größe \x1b \u202e"}))
-        {"name":"größe \u001b \u202e"}
+        text: any text.
+        escape: the function that returns the printable form of one character.
     """
-    return _replaced(encode_row(row).decode().rstrip("\n"), lambda char: json.dumps(char)[1:-1])
-
-
-def _replaced(text: str, escape: Callable[[str], str]) -> str:
     if text.isprintable():
         return text
     return "".join(char if _is_shown(char) else escape(char) for char in text)

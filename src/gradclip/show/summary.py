@@ -9,7 +9,7 @@ import numpy as np
 from ..diagnosis.spikes import loss_spikes, worst_spike
 from ..record import Run
 from ..record.trace import Trace, traces_of
-from .words import percent
+from .words import counted, percent
 
 __all__ = ["Summary", "summarise"]
 
@@ -44,7 +44,7 @@ class Summary:
         """The run in one line."""
         if not self.steps:
             return "no steps recorded"
-        steps = f"{self.steps:,} step" + "s" * (self.steps != 1)
+        steps = counted(self.steps, "step")
         done = f"clipped {percent(self.clipped_share)} of {steps}"
         if self.policy is None and not self.clipped:
             done = f"{steps}, recorded only"

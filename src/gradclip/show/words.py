@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["duration", "number", "percent", "shorten"]
+__all__ = ["counted", "duration", "number", "percent", "shorten"]
 
 
 def percent(share: float | None) -> str:
@@ -28,6 +28,21 @@ def number(value: float | None) -> str:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}e{int(exponent)}"
     return text.replace("-", "−")
+
+
+def counted(number: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number of things as text.
+
+    Args:
+        number: how many things there are.
+        noun: the name of one thing.
+        nouns: the name of several; None adds an "s" to `noun`.
+
+    Example:
+        >>> counted(1, "step"), counted(2000, "step"), counted(0, "loss", "losses")
+        ('1 step', '2,000 steps', '0 losses')
+    """
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -166,6 +166,21 @@ class Clipper:
         copied = "; a copy, not attached" if self._is_copy else ""
         return f"Clipper(<{len(self.params)} parameters>, {self.policy!r}{copied})"
 
+    def _repr_html_(self) -> str:
+        """Return the policy, the counts and the last step, for a notebook; reads the device."""
+        from ..show.card import card, fields
+        from ..show.words import percent
+
+        pairs = [
+            ("policy", f"`{self.policy}`"),
+            ("parameters", f"{len(self.params):,}"),
+            ("steps", f"{self.steps:,}"),
+            ("clipped", f"{self.clipped:,} ({percent(float(self.rate))})"),
+            ("skipped", f"{self.skipped:,}"),
+        ]
+        last = "" if self._last is None else self._last._repr_html_()
+        return card("Clipper", fields(pairs), last)
+
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to set what would be ignored."""
         if not name.startswith("_") and name not in _SETTABLE:

@@ -324,7 +324,9 @@ def record(
         optimizer: where the learning rate is read.
         every: steps in a batch, ≥ 1: so many are held back before they are written, but none for
             longer than about 2 s.
-        loss: called at each step for its loss.
+        loss: called at each step for its loss, such as `lambda: loss` with the loop's own variable.
+            Without it the record has no loss, and says so: `gradclip run` alone finds the loss by
+            itself.
         sinks: where each step goes as well, in batches: text such as "tensorboard:runs/a" or
             "wandb:PROJECT", a SummaryWriter, or anything with `log(values, step=...)`; see
             `gradclip.sinks` for the names that they get. One that raises is left out from then on.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import PolicyError
+from ..show.words import counted
 from .plan import AUTO, MIN_STEPS, UNCLIPPED, lengths_for, sizes_for
 
 __all__ = ["MANY", "Budget", "Grid", "Pace", "fit", "shorten"]
@@ -123,7 +124,7 @@ def fit(wanted: Grid, rungs: int, left: float, pace: Pace) -> Grid:
     steps = _longest(grid.count, grid.steps, rungs, left, pace)
     said = []
     if steps < wanted.asked:
-        said.append(f"the longest runs have {steps} steps, not {wanted.asked}")
+        said.append(f"the longest runs have {counted(steps, 'step')}, not {wanted.asked:,}")
     for name, a, b in (
         ("learning rates", wanted.factors, grid.factors),
         ("policies", wanted.policies, grid.policies),

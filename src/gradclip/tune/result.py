@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..errors import GradclipError
+from ..show.words import counted
 from .outcome import Outcome
 from .plan import UNCLIPPED, Trial
 
@@ -136,8 +137,8 @@ def conclude(
     best = min(final.values(), key=lambda outcome: outcome.rank)
     if best.status in ("diverged", "failed"):
         raise GradclipError(
-            f"every run of {lengths[-1]} steps {best.status} ({best.why}): try smaller learning "
-            "rates (--lr-factors 0.01,0.1) or thresholds (--thresholds)"
+            f"every run of {counted(lengths[-1], 'step')} {best.status} ({best.why}): try smaller "
+            "learning rates (--lr-factors 0.01,0.1) or thresholds (--thresholds)"
         )
     highest = {row.policy: row.highest or 0.0 for row in rows}
     equal = [
@@ -193,7 +194,7 @@ def _best(outcomes: _Outcomes) -> Trial | None:
 def _reason(choice: Trial, final: _Outcomes, rows: Sequence[Row]) -> str:
     outcome = final[choice]
     lowest = min(o.loss for o in final.values() if o.status == outcome.status)
-    said = f"Its loss after {choice.steps} steps is {outcome.loss:.4g}"
+    said = f"Its loss after {counted(choice.steps, 'step')} is {outcome.loss:.4g}"
     if outcome.loss > lowest:
         said += f", within {TIE:.0%} of the lowest, {lowest:.4g}"
     by_policy = {row.policy: row for row in rows}

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from ..advisor import advise
 from ..errors import GradclipError, RecordError
 from ..record import Run, read_run
+from ..show.words import counted
 from ..version import __version__
 from .budget import MANY, Budget, Grid, Pace, fit, shorten
 from .outcome import Outcome, judge
@@ -153,7 +154,8 @@ def _climb(
             if purse is not None:
                 new = shorten(lengths, sizes, place, purse.left, purse.pace)
             if new != lengths:
-                left_out = f"The budget allows for runs of {new[-1]} steps, not {lengths[-1]}."
+                steps = counted(new[-1], "step")
+                left_out = f"The budget allows for runs of {steps}, not {lengths[-1]:,}."
                 lengths = new
             if place >= len(lengths):
                 break

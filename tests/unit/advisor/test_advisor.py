@@ -160,7 +160,7 @@ def test_what_hides_the_norms_is_told(tmp_path: Path) -> None:
     cut[50]["norm"] = math.inf
     advice = advise(record(tmp_path, cut))
     assert any("cut before gradclip measured" in caveat for caveat in advice.caveats)
-    assert any("1 norms were not finite" in caveat for caveat in advice.caveats)
+    assert any("1 norm was not finite" in caveat for caveat in advice.caveats)
     assert {row.nonfinite for row in advice.policies} == {1}
 
 

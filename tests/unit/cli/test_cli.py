@@ -77,7 +77,7 @@ FLAGS = {
     },
     "methods": {"--markdown", "--json", "--help"},
     "doctor": {"--json", "--help"},
-    "demo": {"--out", "--steps", "--seed", "--clip", "--help"},
+    "demo": {"--out", "--steps", "--seed", "--clip", "--json", "--help"},
 }
 
 
@@ -95,22 +95,65 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
-def test_the_help_has_an_example_that_can_be_typed(command: str, invoke) -> None:
+COMMANDS = sorted(FLAGS.keys() - {""})
+VALUES = "PATH|N|NUMBER|TEXT|KIND:WHERE"
+"""The words of the help for the value of an option."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_has_examples_that_can_be_typed(command: str, invoke) -> None:
     code, out, _ = invoke(command, "--help")
-    (example,) = re.findall(r"^  Example:  gradclip (.*)$", out, re.MULTILINE)
+    examples = re.findall(r"^  gradclip (.*)$", re.split(r"\nExamples?:\n", out)[1], re.MULTILINE)
     assert code == 0
-    assert example.split()[0] == command
-    flags = {word for word in example.split() if word.startswith("-")}
-    assert flags <= FLAGS[command]
+    assert 1 <= len(examples) <= 2
+    for example in examples:
+        assert example.split()[0] == command
+        own = re.split(r" \S+\.py\b| -m \S+", example)[0]  # The rest goes to the script.
+        flags = {word for word in own.split() if word.startswith("-")}
+        assert flags <= FLAGS[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_says_what_to_type(command: str, invoke) -> None:
+    """And not the types of Python's; no word and no name of a file is cut."""
+    _, out, _ = invoke(command, "--help")
+    assert not re.search(r"[<>{}]|list\[", out.replace("x>=", ""))
+    assert not re.search(r"\w-$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\N{NON-BREAKING HYPHEN}" not in out
+    usage = out.splitlines()[0]
+    for name in re.findall(r"^  ([A-Z]+(?:\.\.\.)?)  ", out, re.MULTILINE):
+        assert re.search(rf" \[?{re.escape(name)}\]?( |$)", usage)
+    rows = re.findall(
+        r"^  (-\S+(?:, -\S+)?)( \S+)?(?=  |$)", out.partition("\nOptions:\n")[2], re.M
+    )
+    assert rows
+    for _, value in rows:
+        assert re.fullmatch(rf"( ({VALUES}))?", value)
+
+
+def test_an_example_is_one_line_in_a_narrow_terminal() -> None:
+    command = [sys.executable, "-m", "gradclip", "report", "--help"]
+    narrow = os.environ | {"COLUMNS": "50"}
+    out = subprocess.run(command, env=narrow, capture_output=True, text=True, check=True).stdout
+    example = "  gradclip report runs/a.jsonl runs/b.jsonl -o report.html"
+    assert example in out.splitlines()
+    assert max(len(line) for line in out.splitlines() if line != example) <= 50
+
+
+def test_the_help_of_all_commands_cuts_no_summary(invoke) -> None:
+    _, out, _ = invoke("--help")
+    rows = re.findall(r"^  \w+  +(\S.*)$", out.partition("\nCommands:\n")[2], re.MULTILINE)
+    assert len(rows) == len(COMMANDS)
+    assert all(re.fullmatch(r"[A-Z].*[^.]\.", row) for row in rows)
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_are_those_of_the_help(command: str, invoke) -> None:
     code, out, _ = invoke(*command.split(), "--help")
     assert code == 0
-    options = out.partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
-    found = re.findall(r"^  (-\S+?)(?:, (--\S+))?(?= |$)", options, re.MULTILINE)
+    options = re.split(r"\nCommands:\n|\nExamples?:\n", out.partition("\nOptions:\n")[2])[0]
+    found = re.findall(r"^  (-\S+?)(?:, (-\S+))?(?= |$)", options, re.MULTILINE)
     assert {flag for pair in found for flag in pair if flag} == FLAGS[command]
 
 
@@ -572,28 +615,51 @@ def test_json_is_one_line(invoke, tmp_path: Path) -> None:
 
 # ---- Completion
 
-
-def test_the_shell_completes(tmp_path: Path) -> None:
-    """As bash does: install it, read what was installed, and ask for what it offers."""
-    bash = shutil.which("bash")
-    command = Path(sys.executable).parent / "gradclip"
-    if bash is None or not command.exists():
-        pytest.skip("needs bash and the installed command")
-    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(tmp_path)}
-    installed = subprocess.run(
-        [command, "--install-completion", "bash"],
-        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "completion installed" in installed.stdout
-    script = """
+# Each script asks as the shell asks, and prints the offers for one line on one line.
+ASK = {
+    "bash": """
         source "$HOME/.bashrc" 2>/dev/null || true
         offers() {
             COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
             "$(complete -p gradclip | sed 's/.*-F \\([^ ]*\\).*/\\1/')" "$1"
             echo "${COMPREPLY[*]}"
         }
+    """,
+    # The menu of zsh needs a terminal; `_arguments` is what it would fill the menu from.
+    "zsh": """
+        compdef() { :; }
+        source "$HOME/.zfunc/_gradclip"
+        _arguments() {
+            print -r -- "$*" | grep -oE '[( ]"[^"]*"' | sed -E 's/^."(.*)"$/\\1/; s/\\\\+:/:/g' |
+                paste -sd ' '
+        }
+        offers() { words=("$@"); CURRENT=$#; _gradclip_completion }
+    """,
+    "fish": """
+        source "$HOME/.config/fish/completions/gradclip.fish"
+        function offers; complete -C "$argv" | cut -f 1 | paste -sd ' '; end
+    """,
+}
+QUIET = {"bash": "--norc", "zsh": "-f", "fish": "--no-config"}
+
+
+@pytest.mark.parametrize("shell", ASK)
+def test_the_shell_completes(shell: str, tmp_path: Path) -> None:
+    """As the shell does: install it, read what was installed, and ask for what it offers."""
+    program = shutil.which(shell)
+    command = Path(sys.executable).parent / "gradclip"
+    if program is None or not command.exists():
+        pytest.skip(f"needs {shell} and the installed command")
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path)}
+    installed = subprocess.run(
+        [command, "--install-completion", shell],
+        env=environment | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "completion installed" in installed.stdout
+    script = f"""
+        {ASK[shell]}
         offers gradclip me
         offers gradclip methods zcl
         offers gradclip explain ex
@@ -601,13 +667,14 @@ def test_the_shell_completes(tmp_path: Path) -> None:
         offers gradclip export --panel dis
     """
     told = subprocess.run(
-        [bash, "--norc", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+        [program, QUIET[shell], "-c", script],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     examples = sorted(row.example for row in CATALOGUE.values() if row.example.startswith("norm"))
-    assert told.stdout.splitlines() == [
+    assert [" ".join(sorted(line.split())) for line in told.stdout.splitlines()] == [
         "methods",
         "zclip",
         "exploding",
         " ".join(examples),
         "distribution",
-    ]
+    ], told.stderr

@@ -234,7 +234,7 @@ def test_when_there_is_space_again_the_record_goes_on(
         record.end()
     assert len(texts) == 2
     assert "stops here" in texts[0]
-    assert f"{record.lost} rows were lost" in texts[1]
+    assert f"{record.lost} rows lost" in texts[1]
     run = read_run(tmp_path / "a.jsonl")
     assert len(run.steps) == 10 - record.lost
     assert run.steps.tolist()[-3:] == [8, 9, 10]
@@ -283,7 +283,7 @@ def test_a_disk_that_hangs_does_not_hold_the_training(
     run = read_run(tmp_path / "a.jsonl")
     assert len(run.steps) == 1000 - lost
     assert [event.name for event in run.events] == ["rows-dropped"]
-    assert f"{lost:,} rows were dropped" in run.events[0].text
+    assert f"{lost:,} rows dropped here" in run.events[0].text
     assert run.end is not None
     assert (run.end.steps, run.end.extra) == (1000, {"lost": lost})
 

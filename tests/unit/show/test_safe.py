@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradclip.show.safe import json_line, printable
+from gradclip.show.json_line import json_line
+from gradclip.show.safe import printable
 
 any_text = st.text(st.characters() | st.sampled_from("\x1b\x9b\u202e\u200f\ud800\n\r\x7f\u2028"))
 

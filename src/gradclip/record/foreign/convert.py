@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ...errors import RecordError
+from ...show.words import counted
 from ...version import __version__
 from ..schema import SCHEMA, encode_row
 from .log import Log
@@ -69,7 +70,8 @@ def import_log(path: Path, log: Log, asked: Mapping[str, str | None]) -> Importe
         "imported": {"file": str(path), "kind": log.kind, "columns": columns},
     }
     notes = log.notes + tuple(
-        f"{log.replaced[name]:,} values of {name!r} were replaced by a later one of the same step"
+        f"{counted(log.replaced[name], 'value')} of {name!r} replaced by a later one of the same "
+        "step"
         for name in columns.values()
         if name in log.replaced
     )

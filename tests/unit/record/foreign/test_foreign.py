@@ -205,7 +205,7 @@ def test_a_step_that_comes_twice_is_told(tmp_path: Path) -> None:
     run = imported(path)
     assert run.column("norm").tolist() == [5.0, 2.0]
     texts = [event.text for event in run.events]
-    assert texts == ["1 values of 'grad_norm' were replaced by a later one of the same step"]
+    assert texts == ["1 value of 'grad_norm' replaced by a later one of the same step"]
 
 
 @pytest.mark.parametrize(
