@@ -105,11 +105,11 @@ class Leaves:
 
     def take(self, values: Norms, places: Sequence[int]) -> Norms:
         """Return values[places], shape (places,)."""
-        return self.xp.take(values, jnp.asarray(list(places), int), axis=0)
+        return self.xp.take(values, np.asarray(places, int), axis=0)
 
     def spread(self, values: Norms, counts: list[int]) -> Norms:
         """Return each member's value once for each of its units: from (members,) to (units,)."""
-        return self.xp.take(values, jnp.asarray(np.repeat(np.arange(len(counts)), counts)), axis=0)
+        return self.xp.take(values, np.repeat(np.arange(len(counts)), counts), axis=0)
 
     def unit_dots(self, a: Norms, b: Norms, counts: list[int], *, root: bool = False) -> Norms:
         """Return Σ ab, or its root, over each member's units, summed in float64."""
