@@ -83,7 +83,6 @@ def clipped_batch(
     changed = (mine != 1).any(0)
     left = mine * mine * torch.where(counted, squares, 0.0) * scale * scale
     bounds: list[Tensor | float] = [*decided.bounds]
-    edges: dict[int, Tensor] = {}
     written: list[str] = []
     sums: list[Tensor | None] = [None] * len(parts)
     for row, place in enumerate(used):
@@ -101,7 +100,6 @@ def clipped_batch(
         left[row] = torch.where(counted, done.squares().values, 0.0)
         changed |= edit.changed
         bounds.append(edit.bound)
-        edges[place] = torch.as_tensor(edit.bound, dtype=total.dtype, device=total.device)
         written.append(rules.names[place])
     after = left.sum(0).sqrt()
     norms = total.sqrt() * scale
@@ -111,7 +109,6 @@ def clipped_batch(
     alone = alone & ~changed if written else alone
     coef = torch.where(alone, mine[0], quotient)
     total_weight = torch.where(counted, weights, 0.0).sum()
-    apart = [((place,), edges.get(place, total.new_zeros(()))) for place in rules.written]
     return Batch(
         sums=sums,
         norms=norms,
@@ -125,7 +122,7 @@ def clipped_batch(
         bound=together(bounds, total),
         limits=[
             (members, torch.where(total_weight > 0, high * total_weight, 0.0))
-            for members, high in [*decided.limits, *apart]
+            for members, high in decided.limits
         ],
         ran=_with_rows(gathered.ran, written),
     )

@@ -116,7 +116,9 @@ class Parameters:
             zeros = [None if p.is_meta else torch.zeros_like(p) for p in self.tensors]
             return Sharded(zeros, self.tensors, self.layout).unexchanged()
         nothing = [torch.empty(form.shape, dtype=form.dtype, device="meta") for form in self.forms]
-        return Gradients(nothing, self.names, self.tensors)
+        # They hold no numbers, and what is remembered of them does.
+        host = torch.device("cpu")
+        return Gradients(nothing, self.names, self.tensors, begin_on=host)
 
     def zeros(self) -> Sharded | None:
         """Return gradients of zeros, for what only wants shapes; None without a layout."""

@@ -70,6 +70,8 @@ class Gradients:
         owners: the parameters whose `.grad` these are; a gradient that cannot be written in
             place (memory that is shared, uncoalesced) is replaced in its owner when it changes.
         present: which of the tensors are gradients; by default all.
+        begin_on: where what is remembered of their norms begins, if they are not on the host; by
+            default where the first one is.
 
     Raises:
         PolicyError: a gradient does not hold floats.
@@ -87,8 +89,10 @@ class Gradients:
         names: Sequence[str],
         owners: Sequence[Owner] | None = None,
         present: Sequence[bool] | None = None,
+        begin_on: torch.device | None = None,
     ) -> None:
         self.names: tuple[str, ...] = tuple(names)
+        self._begin_on = begin_on
         self._present = (True,) * len(tensors) if present is None else tuple(present)
         self._owners = owners
         self._given = tensors
@@ -198,7 +202,10 @@ class Gradients:
             return Gradients(parts, [""] * len(parts)).norms(range(len(parts)), order)
         if not self.host:
             mine = [self._tensors[i] for i in members]
-            return device_norms(mine, order) if mine else self._array([])
+            if mine:
+                return device_norms(mine, order)
+            place = self._begin_on or self.device
+            return constants([], widest(place), place)
         everything = len(members) == len(self._tensors)
         if not (everything and self._buffers and order in (2.0, math.inf)):
             self._helped = self._helped or len(members) > 0
