@@ -99,6 +99,7 @@ def test_no_sample_exceeds_the_limit(
     limit = math.sqrt(squares[0]) * (1 + ulps * 2.0**-53) or 1.0
     grads, result = backend(rows, policies(limit)[name])
     narrow = 1e-13 if result.sample_coef.dtype == np.float64 else 2.0**-23
+    assert result.sample_coef.shape == (batch,)
     for square, coef in zip(squares, result.sample_coef.tolist(), strict=True):
         if name != "per layer":  # Its quotient of norms is rounded.
             assert Fraction(coef) ** 2 * square <= Fraction(limit) ** 2

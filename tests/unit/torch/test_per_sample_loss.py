@@ -29,11 +29,13 @@ def x_of(batch: int = 4) -> Tensor:
     return torch.randn(batch, 3, generator=torch.Generator().manual_seed(1))
 
 
-def first_step(reduction: Any, loss: Loss, batch: int = 4) -> None:
+def first_step(reduction: Any, loss: Loss, batch: int = 4) -> int:
+    """Return how many steps were clipped, which is 1 if the step is not refused."""
     model = net()
     with per_sample(model, "norm:1.0", reduction) as clipper:
         loss(model(x_of(batch))).backward()
         clipper.clip_()
+    return clipper.steps
 
 
 MEANS: dict[str, Loss] = {
@@ -98,7 +100,7 @@ SCALED: dict[str, Loss] = {
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", SCALED.values(), ids=SCALED)
 def test_what_is_not_certain_is_let_pass(loss: Loss, reduction: Any) -> None:
-    first_step(reduction, loss)
+    assert first_step(reduction, loss) == 1
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -111,11 +113,12 @@ def test_a_gradient_given_to_backward_scales_the_loss(reduction: Any) -> None:
     model.zero_grad()
     torch.autograd.backward([model(x_of()).abs().mean()], [torch.tensor(4.0)])
     other.clip_()
+    assert clipper.steps == other.steps == 1
 
 
 def test_axes_that_changed_places_are_not_certain() -> None:
-    first_step("sum", lambda z: z.square().t().mean(0).sum())
-    first_step("mean", lambda z: z.square().t().sum(0).mean())
+    assert first_step("sum", lambda z: z.square().t().mean(0).sum()) == 1
+    assert first_step("mean", lambda z: z.square().t().sum(0).mean()) == 1
 
 
 def test_a_head_outside_of_the_model_hides_the_loss() -> None:
@@ -123,6 +126,7 @@ def test_a_head_outside_of_the_model_hides_the_loss() -> None:
     clipper = per_sample(model, "norm:1.0", "sum")
     head(model(x_of())).mean().backward()
     clipper.clip_()
+    assert clipper.steps == 1
 
 
 def test_the_first_batch_of_several_samples_is_looked_at() -> None:
