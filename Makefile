@@ -167,7 +167,7 @@ build/release/.done: release/requirements.txt constraints.txt
 .PRECIOUS: build/frameworks/%/.done
 # One environment for each framework, over the one of the tests, so that torch is not installed again.
 # What stands in no-deps.txt is installed alone: fastai asks for a torchvision that would bring another torch.
-build/frameworks/%/.done: $(VENV)/.test tests/frameworks/%/requirements.txt
+build/frameworks/%/.done: $(VENV)/.test $(VENV)/.timm tests/frameworks/%/requirements.txt
 	$(BIN)/python -m venv --without-pip build/frameworks/$*
 	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
 	  > $$(build/frameworks/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/under.pth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def torchrun(
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     tries = 4
+    before = set(cwd.iterdir())
     while True:
         done = subprocess.run(
             [*launch, *map(str, command)],
@@ -38,6 +40,8 @@ def torchrun(
         tries -= 1
         if tries == 0 or done.returncode == 0 or _TORCH_ABORTS not in done.stderr:
             return done
+        for path in set(cwd.iterdir()) - before:  # What the try that was aborted has left.
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def found_by(world: int, worker: str, folder: Path, *args: object) -> list[dict[str, Any]]:
