@@ -246,7 +246,8 @@ def test_a_parameter_without_rows_takes_no_part() -> None:
     model[0].weight.grad_sample = None  # type: ignore[attr-defined]
     result = clipper.clip_()
     assert model[0].weight.grad is None
-    assert float(result.sensitivity) == pytest.approx(math.sqrt(5))
+    # Which parameters take part may depend on the samples: the limits of all six count.
+    assert float(result.sensitivity) == pytest.approx(math.sqrt(6))
 
 
 def test_a_bad_sample_among_rows() -> None:

@@ -31,8 +31,9 @@ class PerSampleResult:
             2·C/samples, since a sample moves the divisor too. C is what the norm of a sample is at
             most: the limit of a global norm; √(Σ limits²) of the norms of tensors or units; for
             values √(Σ max(|low|, |high|)²), which is c·√n of n values clamped to ±c; inf if a rule
-            sets no upper limit or a parameter has no rule. One sample in place of another moves
-            `.grad` by 2·C, 2·C/`expected_batch_size`, or 2·C/samples.
+            sets no upper limit or a parameter has no rule. The limits of norms of parameters that
+            took no part count as well: which ones do may depend on the samples. One sample in place
+            of another moves `.grad` by 2·C, 2·C/`expected_batch_size`, or 2·C/samples.
         nonfinite: shape (samples,), whether a sample was left out because it held inf or NaN.
         ran: the way of each module, by name: "ghost", from a formula; "vmap", by `torch.func`;
             "loop", one sample after the other; "rows", parameters whose gradients were written

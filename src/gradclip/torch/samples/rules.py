@@ -101,10 +101,8 @@ class Rules:
             one = len(rows) == 1
             groups = [stage.members] if one else [(member,) for member in stage.members]
             most += [(group, high[i, 0]) for i, group in enumerate(groups)]
-            # A parameter that took no part adds nothing to the norm.
-            took = [parts[member] is not None for member in stage.members]
-            took = took if len(rows) == len(took) else [any(took)]
-            bounds += [high[i, 0] for i, each in enumerate(took) if each]
+            # Of a parameter that took no part as well: which ones do may depend on the samples.
+            bounds += [high[i, 0] for i in range(len(rows))]
         if any(part is not None and m not in covered for m, part in enumerate(parts)):
             bounds.append(coefs.new_full((), math.inf))
         return Decided(coefs, moves, bounds, most)
