@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..arrays import Flag, Norms, Scalar
 
@@ -58,13 +58,17 @@ class ClipResult:
             name for name, norm in zip(self.names, norms, strict=True) if not abs(norm) < _INF
         )
 
-    def __getattr__(self, name: str) -> Any:
-        """Return a number that `later` has put off; make all of them."""
-        make = self.__dict__.pop("_make", None)
-        if make is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self.__dict__.update(make(self.__dict__["_numbers"]))
-        return getattr(self, name)
+    if not TYPE_CHECKING:  # A name that is misspelt stays an error.
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a number that `later` has put off; make all of them."""
+            make = self.__dict__.get("_make")
+            if make is None or name not in self.__dataclass_fields__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            # `_make` stays: another thread, such as the record's, may ask at the same time.
+            made = make(self.__dict__["_numbers"])
+            self.__dict__.update(made)
+            return made[name]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields, all of them made."""
