@@ -24,14 +24,21 @@ def torchrun(
     """Run a script, or `-m` a module, in so many processes on this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
+    return processes([*launch, *map(str, command)], cwd=cwd, timeout=timeout, PYTHONPATH=paths)
+
+
+def processes(
+    command: list[str], *, cwd: Path, timeout: int = 240, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that starts gloo processes; run it again where torch aborted at the end."""
     tries = 4
     before = set(cwd.iterdir())
     while True:
         done = subprocess.run(
-            [*launch, *map(str, command)],
+            command,
             cwd=cwd,
-            env=env,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
             capture_output=True,
             text=True,
             timeout=timeout,

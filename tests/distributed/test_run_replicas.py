@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from gradclip.record import read_run
 
-from .launch import TESTS, torchrun
+from .launch import TESTS, processes, torchrun
 
 # It starts the other process by multiprocessing, as Lightning does, or where nobody sees it.
 SCRIPT = """
@@ -64,11 +63,7 @@ OURS = ("-m", "gradclip", "run", "--clip", "norm:1", "--record", "run.jsonl", "s
 
 def run(how: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    return subprocess.run(
-        [sys.executable, *OURS, how],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return processes([sys.executable, *OURS, how], cwd=folder, timeout=120, PYTHONPATH=str(TESTS))
 
 
 @pytest.mark.parametrize("how", ["spawn", "again"])

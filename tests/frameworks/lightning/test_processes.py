@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from distributed.launch import processes
 from gradclip import read_run
 
 SCRIPT = Path(__file__).with_name("ddp_script.py")
@@ -18,15 +17,7 @@ SCRIPT = Path(__file__).with_name("ddp_script.py")
 def run(folder: Path, *arguments: str, runner: tuple[str, ...] = ()) -> str:
     """Train in two processes, as Lightning starts them; return what they print."""
     command = [sys.executable, *runner, str(SCRIPT), *arguments]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    done = processes(command, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

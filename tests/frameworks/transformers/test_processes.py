@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from distributed.launch import processes
 from gradclip import read_run
 
 from .tiny import same
@@ -18,7 +18,7 @@ def test_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).parent / "ranks.py"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launch, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = processes(command, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert same(one["whole"], two["whole"])
