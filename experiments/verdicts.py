@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .intervals import Interval, paired, share
@@ -24,7 +24,7 @@ from .studies import text as text_study
 
 __all__ = ["Verdict", "verdicts"]
 
-HOLDS, WHEN, NOT, UNSHOWN = "holds", "holds when", "does not hold", "not shown"
+HOLDS, ON, WHEN, NOT, UNSHOWN = "holds", "holds on", "holds when", "does not hold", "not shown"
 
 MARGIN = 0.1
 """Two shares of successful runs count as different if they differ by at least this much."""
@@ -39,7 +39,11 @@ class Verdict(NamedTuple):
 
     claim: str
     word: str
+    """holds, holds on k of n, does not hold, or not shown."""
+    short: str
+    """The main figures, for a reader who wants no table."""
     told: str
+    """All figures, with their intervals."""
     seeds: str
 
 
@@ -62,7 +66,8 @@ def verdicts(store: Store) -> list[Verdict]:
 
 
 def _missing(claim: str) -> Verdict:
-    return Verdict(claim, UNSHOWN, "no finished runs yet: `make experiments`", "0")
+    none = "no finished runs yet: `make experiments`"
+    return Verdict(claim, UNSHOWN, none, none, "0")
 
 
 def _percent(interval: Interval) -> str:
@@ -87,11 +92,16 @@ def _stability(store: Store) -> Verdict:
         told += f"; {name}: usable up to a learning rate of {c.none.usable:g}, "
         told += f"with `{text_study.CLIPPED}` up to {c.clipped.usable:g}"
     seeds = str(max(count for _, count in counts[0]))
+    short = (
+        f"At a high learning rate {cut.value:.0%} of the runs solved their task with `norm:1.0`, "
+        f"and {plain.value:.0%} without clipping"
+    )
+    word = HOLDS
     if cut.value < plain.value + MARGIN:
-        return Verdict(claim, NOT, told, seeds)
-    if slower.value > cut.value - MARGIN:
-        return Verdict(claim, f"{WHEN} the learning rate is too high", told, seeds)
-    return Verdict(claim, HOLDS, told, seeds)
+        word = NOT
+    elif slower.value > cut.value - MARGIN:
+        word = f"{WHEN} the learning rate is too high"
+    return Verdict(claim, word, short, told, seeds)
 
 
 def _text(store: Store) -> dict[str, text_study.Compared]:
@@ -107,9 +117,10 @@ def _convergence(store: Store) -> Verdict:
         + "; ".join(f"{name} {text_study.ratio(c.speed)}" for name, c in done.items())
     )
     told += f". What matters: {1 - FASTER:.0%} fewer steps"
-    return _by_task(
-        claim, told, {name: c.speed for name, c in done.items()}, lambda _: -math.log(FASTER)
-    )
+    speeds = [math.exp(c.speed.value) for c in done.values() if math.isfinite(c.speed.value)]
+    short = f"Clipped runs took {_span(speeds, '.2f')} times the steps to the same loss"
+    changes = {name: c.speed for name, c in done.items()}
+    return _by_task(claim, (short, told), changes, lambda _: -math.log(FASTER), "tasks")
 
 
 def _final(store: Store) -> Verdict:
@@ -120,11 +131,23 @@ def _final(store: Store) -> Verdict:
         for name, c in done.items()
     )
     told += f". What matters: a loss that is lower by {LOWER}"
-    return _by_task(claim, told, {name: c.loss for name, c in done.items()}, lambda _: LOWER)
+    short = f"The loss changed by {_span([c.loss.value for c in done.values()], '+.3f')}"
+    changes = {name: c.loss for name, c in done.items()}
+    return _by_task(claim, (short, told), changes, lambda _: LOWER, "tasks")
+
+
+def _span(values: Iterable[float], form: str) -> str:
+    """Return the lowest and the highest of these values."""
+    listed = sorted(values)
+    return f"{listed[0]:{form}} to {listed[-1]:{form}}" if listed else "nothing"
 
 
 def _by_task(
-    claim: str, told: str, changes: dict[str, Interval], matters: Callable[[str], float]
+    claim: str,
+    texts: tuple[str, str],
+    changes: dict[str, Interval],
+    matters: Callable[[str], float],
+    of: str,
 ) -> Verdict:
     """Return the verdict of intervals; values below 0 are better.
 
@@ -137,13 +160,15 @@ def _by_task(
     yes = [name for name, change in changes.items() if name not in no and change.high < 0]
     seeds = str(min(change.count for change in changes.values()))
     left = [name for name in changes if name not in (*no, *yes)]
+    short, told = texts
     if yes:
-        word = HOLDS if len(yes) == len(changes) else f"{WHEN}: {', '.join(yes)}"
+        word = HOLDS if len(yes) == len(changes) else f"{ON} {len(yes)} of {len(changes)} {of}"
+        told += f". Holds on: {'; '.join(yes)}"
     else:
         word = UNSHOWN if left else NOT
     if left and (yes or no):
-        told += f". Open: {', '.join(left)}"
-    return Verdict(claim, word, told, seeds)
+        told += f". Open: {'; '.join(left)}"
+    return Verdict(claim, word, short, told, seeds)
 
 
 def _generalization(store: Store) -> Verdict:
@@ -157,8 +182,22 @@ def _generalization(store: Store) -> Verdict:
         return _missing(claim)
     told = "; ".join(f"{name}: {change.text(2)}" for name, change in changes.items())
     told += f". What matters: an error lower by {FEWER:g} points, a forecast by {CLOSER}"
+    noisy = [c.value for name, c in changes.items() if "labels" in name]
+    clean = [
+        c.value
+        for name, c in changes.items()
+        if name.startswith("MNIST, ") and "labels" not in name
+    ]
+    short = (
+        f"With wrong labels the test error changed by {_span(noisy, '+.1f')} points, without by "
+        f"{_span(clean, '+.1f')}"
+    )
     return _by_task(
-        claim, told, changes, lambda name: CLOSER if name.startswith("sunspots") else FEWER
+        claim,
+        (short, told),
+        changes,
+        lambda name: CLOSER if name.startswith("sunspots") else FEWER,
+        "settings",
     )
 
 
@@ -186,7 +225,13 @@ def _too_small(store: Store) -> Verdict:
     word = NOT
     if upward > rates["nothing"] + MARGIN:
         word = f"{WHEN} it scales up (floor, normalisation), per tensor"
-    return Verdict(claim, word, told, seeds)
+    up = [counts[arm] for arm in counts if "per tensor" in arm]
+    normal = counts["batch normalization"]
+    short = (
+        f"{sum(good for good, _ in up)} of {sum(count for _, count in up)} nets trained with a "
+        f"floor or normalised gradients, {normal[0]} of {normal[1]} with batch normalization"
+    )
+    return Verdict(claim, word, short, told, seeds)
 
 
 def _threshold(store: Store) -> Verdict:
@@ -207,9 +252,14 @@ def _threshold(store: Store) -> Verdict:
         told += f"; {policy.removeprefix('norm:')} is within 2 % of the best on {tasks}"
     seeds = str(len(threshold.SEEDS))
     both = [name for name in best if all(name in names for names in flat.values())]
-    if len(both) == len(best):
-        return Verdict(claim, HOLDS, told, seeds)
-    return Verdict(claim, f"{WHEN}: {', '.join(both)}" if both else NOT, told, seeds)
+    limits = ", ".join(sorted(set(best.values()), key=float))
+    near = " and ".join(
+        f"{policy.removeprefix('norm:')} on {len(names)}" for policy, names in flat.items()
+    )
+    short = f"The best limits were {limits}. Within 2 % of the best was {near} of {len(best)} tasks"
+    told += f". Both are on: {'; '.join(both) or 'no task'}"
+    word = HOLDS if len(both) == len(best) else f"{ON} {len(both)} of {len(best)} tasks"
+    return Verdict(claim, word if both else NOT, short, told, seeds)
 
 
 def _information(store: Store) -> Verdict:
@@ -225,8 +275,13 @@ def _information(store: Store) -> Verdict:
     told = f"on the parabola (in brackets the closed form): {told}"
     biased = abs(mean(places["norm:2.0"]) - 7 / 9) < 0.05
     mended = abs(mean(places["feedback(norm:2.0)"])) < 0.05
+    short = (
+        "A limit moved the place of rest on a parabola with skewed noise from 0 to "
+        f"{mean(places['norm:2.0']):.2f}, and error feedback moved that back to "
+        f"{mean(places['feedback(norm:2.0)']):.2f}"
+    )
     word = "holds; error feedback removes the bias" if biased and mended else UNSHOWN
-    return Verdict(claim, word, told, str(len(places[NONE])))
+    return Verdict(claim, word, short, told, str(len(places[NONE])))
 
 
 def _normalization(store: Store) -> Verdict:
@@ -247,8 +302,15 @@ def _normalization(store: Store) -> Verdict:
                 helped.append(lr)
         parts.append(f"learning rate {lr:g}: {', '.join(changes)}")
     told = "loss at the best limit less unclipped, 30 ReLU layers; " + "; ".join(parts)
-    word = f"{WHEN} the learning rate is {', '.join(map(str, helped))}" if helped else UNSHOWN
-    return Verdict(claim, word, told, str(seeds))
+    word = f"holds at {len(helped)} of {len(plain)} learning rates" if helped else UNSHOWN
+    highest = normal[max(normal)]
+    limit = min(depth.FIXED, key=lambda p: highest[p][0])
+    short = (
+        f"At the highest rate and with batch normalization the loss was {highest[NONE][0]:.2f} "
+        f"without clipping, {highest[limit][0]:.2f} with `{limit}`, and "
+        f"{highest['norm:1.0'][0]:.2f} with `norm:1.0`"
+    )
+    return Verdict(claim, word, short, told, str(seeds))
 
 
 def _batch_size(store: Store) -> Verdict:
@@ -264,11 +326,17 @@ def _batch_size(store: Store) -> Verdict:
     )
     seeds = str(min(len(v) for by_rate in largest.values() for v in by_rate.values()))
     agc = [arm for arm in best if arm.startswith("AGC")]
+    short = (
+        f"The lowest loss at batches of {max(batch_size.BATCHES)} was "
+        f"{min(best[a] for a in agc):.3f} with AGC, {best['none']:.3f} without, and "
+        f"{best['batch normalization']:.3f} with batch normalization"
+    )
+    word = NOT
     if min(best[a] for a in agc) < 0.9 * best["none"]:
-        return Verdict(claim, HOLDS, told, seeds)
-    if min(fast[a] for a in agc) < 0.9 * fast["none"]:
-        return Verdict(claim, f"{WHEN} the learning rate is too high for none", told, seeds)
-    return Verdict(claim, NOT, told, seeds)
+        word = HOLDS
+    elif min(fast[a] for a in agc) < 0.9 * fast["none"]:
+        word = f"{WHEN} the learning rate is too high for none"
+    return Verdict(claim, word, short, told, seeds)
 
 
 def _adaptive(store: Store) -> Verdict:
@@ -282,7 +350,11 @@ def _adaptive(store: Store) -> Verdict:
     told = "final loss less that of the best fixed threshold: "
     told += "; ".join(f"{name} {regret.text()}" for name, regret in changes.items())
     told += f". What matters: a loss that is lower by {LOWER}"
-    return _by_task(claim, told, changes, lambda _: LOWER)
+    short = (
+        "Their final loss differed from that of the best fixed threshold by "
+        f"{_span([c.value for c in changes.values()], '+.3f')}"
+    )
+    return _by_task(claim, (short, told), changes, lambda _: LOWER, "settings")
 
 
 def _private(store: Store) -> Verdict:
@@ -301,7 +373,12 @@ def _private(store: Store) -> Verdict:
     losses = ([run["loss"] for run in quiet[policy][1]] for policy in (high, low))
     told += f" training loss without noise of `{low}` less that of `{high}`, which clips nothing: "
     told += f"{paired(*losses).text()}. What matters: an error lower by {FEWER:g} point"
-    return _by_task(claim, told, changes, lambda _: FEWER)
+    costs = [max(-change.value, 0) for change in changes.values()]
+    short = (
+        f"A limit of {min(privacy.LIMITS):g} cost {costs[0]:.1f} points of test error without "
+        f"noise, and one of {max(privacy.LIMITS):g} cost {costs[1]:.0f} points with noise"
+    )
+    return _by_task(claim, (short, told), changes, lambda _: FEWER, "parts")
 
 
 def _auto_s(store: Store) -> Verdict:
@@ -316,4 +393,5 @@ def _auto_s(store: Store) -> Verdict:
         f"{change.text(2)}. What matters: {FEWER:g} point"
     )
     word = HOLDS if change.high < FEWER else NOT if change.low > 0 else UNSHOWN
-    return Verdict(claim, word, told, str(change.count))
+    short = f"The test errors differ by {abs(change.value):.2f} points"
+    return Verdict(claim, word, short, told, str(change.count))

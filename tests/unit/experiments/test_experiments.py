@@ -25,7 +25,7 @@ pytest.importorskip("scipy")
 from experiments import run, train  # noqa: E402
 from experiments.advised import follow  # noqa: E402
 from experiments.docs import pages  # noqa: E402
-from experiments.evidence import TEXTS  # noqa: E402
+from experiments.evidence import SECTIONS  # noqa: E402
 from experiments.figures import FOLDER, draw_all  # noqa: E402
 from experiments.intervals import paired, share  # noqa: E402
 from experiments.outcome import complete, loss_of, steps_to  # noqa: E402
@@ -66,6 +66,20 @@ def test_the_docs_say_what_the_results_say(tmp_path: Path, monkeypatch: Any) -> 
             assert alt == alts[name], f"{page.name}: copy the description of {name}.svg"
 
 
+def test_the_evidence_begins_with_the_claims_and_folds_the_tables() -> None:
+    text = (ROOT / "docs/evidence.md").read_text("utf-8")
+    top, *studies = re.split(r"^## ", text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| \[(.+?)\]\(#.+?\) \| \*\*(.+?)\*\* \|", top, re.MULTILINE)
+    assert rows == [(v.claim, v.word) for v in verdicts(Store())]
+    found = {part.partition("\n")[0]: part for part in studies}
+    for section in SECTIONS:
+        shown, _, folded = found[section.title].partition("<details>")
+        assert f"images/experiments/{section.figure}.svg)" in shown
+        assert "\n| " not in shown
+        assert "\n| " in folded
+        assert folded.rstrip().endswith("</details>")
+
+
 def test_a_result_that_changes_makes_the_docs_wrong(tmp_path: Path) -> None:
     for file in RESULTS.glob("*.json"):
         (tmp_path / file.name).write_text(file.read_text("utf-8"), "utf-8")
@@ -96,7 +110,8 @@ def test_only_the_marked_part_of_a_page_changes() -> None:
 def test_nothing_finished_is_said_to_be_nothing(tmp_path: Path) -> None:
     for verdict in verdicts(Store(tmp_path)):
         assert (verdict.word, verdict.seeds) == ("not shown", "0"), verdict
-    assert len(TEXTS) == 10
+    assert len(SECTIONS) == 10
+    assert sum(section.claims for section in SECTIONS) == len(verdicts(Store(tmp_path)))
 
 
 # ---- The store
