@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -212,7 +213,8 @@ def evidence_page(store: Store, alts: dict[str, str], notes: str) -> str:
     parts.append(READING)
     for section, claims in studies:
         parts += _section(store, alts, section, claims)
-    return "\n".join([*parts, NOTES.format(notes=notes.strip()), METHOD]).rstrip() + "\n"
+    page = "\n".join([*parts, NOTES.format(notes=notes.strip()), METHOD]).rstrip() + "\n"
+    return re.sub(r"arXiv:([\d.]*\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", page)
 
 
 def _section(
