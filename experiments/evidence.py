@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -213,8 +212,7 @@ def evidence_page(store: Store, alts: dict[str, str], notes: str) -> str:
     parts.append(READING)
     for section, claims in studies:
         parts += _section(store, alts, section, claims)
-    page = "\n".join([*parts, NOTES.format(notes=notes.strip()), METHOD]).rstrip() + "\n"
-    return re.sub(r"arXiv:([\d.]*\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", page)
+    return "\n".join([*parts, NOTES.format(notes=notes.strip()), METHOD]).rstrip() + "\n"
 
 
 def _section(

@@ -91,10 +91,3 @@ def test_the_policies_and_commands_of_the_cheat_sheet_exist() -> None:
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     assert {command.split()[1] for command in commands} <= known
     assert len(commands) == 10
-
-
-def test_papers_on_arxiv_are_links() -> None:
-    pages = [DOCS / "evidence.md", *(DOCS / "explanation").glob("*.md")]
-    for page in pages:
-        bare = re.findall(r"(?<!\[)arXiv:[\d.]+\d", page.read_text("utf-8"))
-        assert bare == [], f"{page.name}: write [arXiv:…](https://arxiv.org/abs/…)"
