@@ -13,7 +13,8 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*) $(
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-faults test-gpu test-frameworks test-installs test-installs-all lint lint-project \
   format bench bench-quick bench-grid bench-gpu experiments experiments-quick coverage mutants versions times types licences \
-  docs docs-methods docs-cli docs-findings docs-tutorial docs-parity docs-bench docs-experiments dist clean
+  docs docs-serve docs-methods docs-cli docs-findings docs-tutorial docs-gallery docs-parity docs-bench \
+  docs-experiments dist clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +108,9 @@ docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 	@echo build/docs/index.html
 
+docs-serve: docs  ## build the site and serve it here, so that its search shows where it found a word; PORT=8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs $(or $(PORT),8000)
+
 docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md and docs/reference/recipes.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
 	$(BIN)/gradclip methods --reference > docs/reference/recipes.md
@@ -119,6 +123,9 @@ docs-findings: $(VENV)/.dev  ## write the kinds of findings into docs/findings.m
 
 docs-tutorial: $(VENV)/.dev  ## run the tutorial's commands, and write their output into it
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tutorial.py
+
+docs-gallery: $(VENV)/.test  ## train the runs of docs/gallery.md and of the landing page, and draw them
+	OMP_NUM_THREADS=1 $(BIN)/python docs/gallery.py
 
 docs-parity: $(VENV)/.test $(VENV)/.timm build/frameworks/privacy/.done  ## measure the differences to all rivals, into docs/parity.md
 	cd tests && ../$(BIN)/python -m parity.table > ../docs/parity.md

@@ -6,38 +6,21 @@ import importlib
 import posixpath
 import re
 import shutil
-import subprocess
-import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+
+from .site import DOCS, ROOT, build, pages_of
 
 pytest.importorskip("sphinx", reason="the docs need sphinx: pip install -e '.[docs]'")
 for _name in ("furo", "myst_parser", "sphinx_copybutton"):
     pytest.importorskip(_name, reason=f"the docs need {_name}: pip install -e '.[docs]'")
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 PAGES = [page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md")]
 PUBLIC = ("gradclip", "gradclip.torch", "gradclip.jax", "gradclip.numpy")
-CHROMIUM = shutil.which("chromium")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
-
-
-def build(docs: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """Build as `make docs` does."""
-    options = ["-q", "-E", "-W", "--keep-going", "-d", str(out / "doctrees")]
-    command = [sys.executable, "-m", "sphinx", *options, str(docs), str(out / "html")]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
-    done = build(DOCS, out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out / "html"
 
 
 def test_make_docs_builds_the_same_way() -> None:
@@ -67,7 +50,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     away = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=[\"'](?:https?:)?//")
     assert away.search('<script src="https://cdn.example/mathjax.js"></script>')
-    for page in site.rglob("*.html"):
+    for page in pages_of(site):
         assert not away.search(page.read_text()), page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
@@ -76,11 +59,50 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
 def test_images_have_a_text(site: Path) -> None:
     images = [
         (page.name, image)
-        for page in site.rglob("*.html")
+        for page in pages_of(site)
         for image in re.findall(r"<img\b[^>]*>", page.read_text())
     ]
     assert images
     assert [found for found in images if not re.search(r'alt="[^"]{8,}"', found[1])] == []
+
+
+class Links(HTMLParser):
+    """The targets and the names of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.targets: set[str] = set()
+        self.names: set[str] = {""}
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what leads away from the page, and what leads to a place in it."""
+        found = dict(attrs)
+        self.names |= {name for name in (found.get("id"), found.get("name")) if name}
+        target = found.get("src" if tag in {"iframe", "img", "script"} else "href")
+        if target and not re.match(r"[a-z]+:", target):
+            self.targets.add(target)
+
+
+def test_each_link_inside_the_site_has_a_target(site: Path) -> None:
+    pages = {page: Links(page) for page in pages_of(site)}
+    followed, lost = 0, []
+    for page, links in pages.items():
+        for target in links.targets:
+            path, _, name = target.partition("#")
+            other = (page.parent / path.partition("?")[0]).resolve() if path else page
+            known = pages[other].names if other in pages else {""}
+            followed += 1
+            if not other.is_file() or unquote(name) not in known:
+                lost.append(f"{page.relative_to(site)}: {target}")
+    assert followed > 1000
+    assert lost == []
+
+
+def test_the_number_of_a_paper_is_a_link(site: Path) -> None:
+    link = 'href="https://arxiv.org/abs/2502.17055">arXiv:2502.17055</a>'
+    for name in ("methods", "reference/recipes"):
+        assert link in (site / f"{name}.html").read_text(), name
 
 
 def test_no_markup_is_left_in_the_text(site: Path) -> None:
@@ -91,31 +113,10 @@ def test_no_markup_is_left_in_the_text(site: Path) -> None:
             assert sign not in text, f"{page.name} has {sign}"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 400)])
-def test_pages_work_in_a_browser_without_a_network(site: Path, scheme: Any, width: int) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        view = {"width": width, "height": 900}
-        context = browser.new_context(color_scheme=scheme, viewport=view, offline=True)
-        page, trouble = context.new_page(), []
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("requestfailed", lambda request: trouble.append(request.url))
-        page.on("console", lambda said: trouble.append(said.text))
-        for name in ("index", "tutorial", "reference/torch", "guides/choosing-a-method"):
-            page.goto((site / f"{name}.html").as_uri())
-            assert page.locator("h1").is_visible()
-            over = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-            assert over <= 0, f"{name} is {over} px wider than the window"
-            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark")
-        browser.close()
-        assert trouble == []
-
-
 def test_a_warning_is_an_error(tmp_path: Path) -> None:
-    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "images"))
+    shutil.copytree(
+        DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "images", "records")
+    )
     page = "# One\n\n[nowhere](missing.md)\n"
     (tmp_path / "docs" / "index.md").write_text(page)
     done = build(tmp_path / "docs", tmp_path)
