@@ -111,9 +111,10 @@ docs: $(VENV)/.docs  ## the docs site, in build/docs; a warning is an error
 docs-serve: docs  ## build the site and serve it here, so that its search shows where it found a word; PORT=8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs $(or $(PORT),8000)
 
-docs-methods: $(VENV)/.dev  ## write the catalogue of methods into docs/methods.md and docs/reference/recipes.md
+docs-methods: $(VENV)/.dev  ## write the catalogue of methods: docs/methods.md, its pictures, docs/reference/recipes.md
 	$(BIN)/gradclip methods --markdown > docs/methods.md
 	$(BIN)/gradclip methods --reference > docs/reference/recipes.md
+	$(BIN)/python docs/pictures.py
 
 docs-cli: $(VENV)/.dev  ## write the commands and their options into docs/cli.md
 	$(BIN)/python docs/commands.py

@@ -19,6 +19,8 @@ author = "the gradclip developers"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions += ["sphinx.ext.autosummary"]  # The tables at the head of the reference's pages.
+autosummary_generate = False
 exclude_patterns = ["images", "_static", "records"]
 # Links such as methods.md#zclip lead to headings.
 myst_heading_anchors = 3
@@ -48,13 +50,14 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"gradclip {__version__}"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "methods.css"]
 html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
 
-_SECTION = re.compile(r"^(Numerics|Source): (.*)$")
+_SECTION = re.compile(r"^(Use when|Avoid when|Numerics|Source): (.*)$")
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")
 
 
 def plain_docstring(
@@ -70,7 +73,8 @@ def plain_docstring(
         elif line != "Source: none.":
             parts = _SECTION.sub(r"**\1.** \2", line).split("`")
             parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-            plain.append("`".join(parts))
+            text = "`".join(parts)
+            plain.append(_ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", text))
     lines[:] = plain
 
 

@@ -73,8 +73,8 @@ def test_the_command_line_lists_it(package: ModuleType) -> None:
     assert re.search(r"^unit_rms +Rescale each output row", shown(), re.MULTILINE)
     assert shown("unit_rms").startswith("unit_rms    for example unit_rms:1.0")
     (found,) = json.loads(shown("unit_rms", "--json"))["methods"]
-    assert (found["kind"], found["traits"]) == ("fixed", [])
-    assert "## unit_rms\n" in shown("--markdown")
+    assert (found["purpose"], found["traits"]) == ("layer", [])
+    assert "### unit_rms\n" in shown("--markdown")
     assert ".. autofunction:: gradclip.unit_rms\n" in shown("--reference")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,20 +23,72 @@ from .table import Table
 from .threshold.limit import Followed, followed
 from .traits import Traits, traits_of
 
-__all__ = ["CATALOGUE", "KINDS", "Kind", "Recipe", "lookup", "recipe"]
+__all__ = ["CATALOGUE", "PURPOSES", "Group", "Purpose", "Recipe", "grouped", "lookup", "recipe"]
 
 F = TypeVar("F", bound="Callable[..., Policy | Chain | Wrapped]")
 
-Kind = Literal["fixed", "following", "moment", "skip", "update", "wrapper"]
-KINDS: dict[Kind, str] = {
-    "fixed": "Fixed limits",
-    "following": "Limits that follow the norms",
-    "moment": "Single values and moments",
-    "skip": "Whole steps",
-    "update": "Updates instead of gradients",
-    "wrapper": "Wrappers",
+
+@dataclass(frozen=True)
+class Purpose:
+    """A group of methods that serve one purpose.
+
+    Attributes:
+        heading: the name of the group.
+        text: one or two sentences about the methods in the group.
+    """
+
+    heading: str
+    text: str
+
+
+Group = Literal[
+    "fixed", "adaptive", "layer", "value", "spike", "small", "update", "sample", "wrapper"
+]
+PURPOSES: dict[Group, Purpose] = {
+    "fixed": Purpose(
+        "One fixed limit",
+        "One number that you choose limits the norm of the whole gradient. Begin here.",
+    ),
+    "adaptive": Purpose(
+        "A limit that adapts to the run",
+        "The limit follows the norms of the steps so far, so that it fits a run whose norms drift.",
+    ),
+    "layer": Purpose(
+        "A limit for each layer or unit",
+        "Each tensor, matrix or output row has a limit of its own, so that one layer with a spike "
+        "does not scale down the others.",
+    ),
+    "value": Purpose(
+        "A limit for each value",
+        "Each value of the gradient has a limit. The direction of the gradient changes.",
+    ),
+    "spike": Purpose(
+        "Skip or smooth spikes",
+        "A spike is one bad step, or one bad value. These methods leave the step out, or shrink "
+        "the spike to the usual size.",
+    ),
+    "small": Purpose(
+        "Lift small gradients",
+        "These methods scale up a gradient that is too small. Clipping alone cannot help there.",
+    ),
+    "update": Purpose(
+        "Limit the optimizer's update",
+        "These methods limit the step that the optimizer takes, and not the gradient: use them "
+        'with `attach(on="update")`.',
+    ),
+    "sample": Purpose(
+        "For the gradient of each sample",
+        "These methods come from differential privacy, where the gradient of each sample is "
+        "clipped before the sum. They also work on a whole gradient.",
+    ),
+    "wrapper": Purpose(
+        "Combine and wrap",
+        "A wrapper clips something other than the gradient, by the policy that you give it. "
+        "Without a wrapper, `a|b` applies two policies one after the other, and "
+        "`embed.*=a;*=b` gives groups of parameters their own.",
+    ),
 }
-"""The kinds of methods with their headings, in the order in which the docs list them."""
+"""The purposes of methods, in the order in which the docs and the command list them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +98,7 @@ class Recipe:
     Attributes:
         name: the name in the text form of a policy.
         function: the recipe; a call returns a policy.
-        kind: the group in which the docs list the method.
+        purpose: the group in which the docs list the method, a key of `PURPOSES`.
         paper: the publication that the method comes from.
         sample: the arguments of a useful call.
         renamed: from the old names of arguments, which old records may hold, to the new names.
@@ -53,7 +106,7 @@ class Recipe:
 
     name: str
     function: Callable[..., Policy | Chain | Wrapped]
-    kind: Kind
+    purpose: Group
     paper: str
     sample: tuple[object, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -109,7 +162,7 @@ CATALOGUE: dict[str, Recipe] = {}
 
 def recipe(
     *,
-    kind: Kind,
+    purpose: Group,
     paper: str,
     sample: tuple[object, ...] = (),
     renamed: Mapping[str, str] | None = None,
@@ -120,7 +173,7 @@ def recipe(
     The method's name in text is the function's own, without a leading `by_` or `with_`.
 
     Args:
-        kind: the group in which the docs list the method, a key of `KINDS`.
+        purpose: the group in which the docs list the method, a key of `PURPOSES`.
         paper: the publication that the method comes from.
         sample: the arguments of a useful call; empty if all arguments have defaults.
         renamed: from old names of arguments to the new names; both work in calls and in text.
@@ -131,9 +184,11 @@ def recipe(
         The decorator; the function that it returns notes the call on the policy.
 
     Raises:
-        PolicyError: the catalogue has a method of this name already.
+        PolicyError: the catalogue has a method of this name already, or there is no such purpose.
     """
     old_names = {} if renamed is None else renamed
+    if purpose not in PURPOSES:
+        raise PolicyError.of("purpose", purpose, f"give one of {', '.join(PURPOSES)}")
 
     def enter(function: F) -> F:
         name = text_name(function.__name__)
@@ -160,7 +215,7 @@ def recipe(
             policy = function(*args, **named)
             return asked(policy, Call(function.__name__, args, tuple(named.items())))
 
-        CATALOGUE[name] = Recipe(name, build, kind, paper, sample, old_names)
+        CATALOGUE[name] = Recipe(name, build, purpose, paper, sample, old_names)
         return cast("F", build)
 
     return enter
@@ -172,6 +227,12 @@ def _held(value: object, annotation: str | None) -> object:
     return held if isinstance(held, Followed) else _plain(value)
 
 
+def grouped() -> dict[Group, list[Recipe]]:
+    """Return all recipes by purpose; in a group the order is that of their modules."""
+    rows = list(CATALOGUE.values())
+    return {purpose: [row for row in rows if row.purpose == purpose] for purpose in PURPOSES}
+
+
 def lookup(name: str) -> Recipe:
     """Return the recipe with this name in text.
 
@@ -180,15 +241,31 @@ def lookup(name: str) -> Recipe:
             because earlier versions wrote names so.
 
     Raises:
-        PolicyError: no recipe has this name; the message lists all names.
+        PolicyError: no recipe has this name; the message has the most similar name, or all names.
     """
     plain = name.replace("-", "_")
     for row in CATALOGUE.values():
         if plain in (row.name, row.function.__name__):
             return row
-    close = get_close_matches(plain, CATALOGUE, 1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
-    raise PolicyError.of("method", name, f"{meant}the methods are {', '.join(CATALOGUE)}")
+    meant = _meant(plain)
+    if meant is not None:
+        remedy = f"did you mean {meant!r}? the methods are listed by `gradclip methods`"
+        raise PolicyError.of("method", name, remedy)
+    raise PolicyError.of("method", name, f"the methods are {', '.join(CATALOGUE)}")
+
+
+def _meant(name: str) -> str | None:
+    """Return the method whose name, or whose name in its paper, is the most similar."""
+    known = {row.function.__name__: row.name for row in CATALOGUE.values()}
+    for row in CATALOGUE.values():
+        called = re.search(r"\((\S+?)\)\.$|\((\S+)'s", row.summary)
+        if called is not None:
+            known[(called[1] or called[2]).lower().replace("-", "")] = row.name
+    known |= {name: name for name in CATALOGUE}
+    for text in (name.lower(), name.lower().replace("_", "")):
+        for found in get_close_matches(text, known, 1):
+            return known[found]
+    return None
 
 
 def _plain(value: object) -> object:

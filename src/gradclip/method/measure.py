@@ -13,7 +13,7 @@ from ..checks import choice, number
 from ..errors import PolicyError
 from .axes import Axis, checked_axis
 
-__all__ = ["Measure", "Order", "Scope", "combine", "raised"]
+__all__ = ["Measure", "Order", "Scope", "check_norm_scope", "combine", "raised"]
 
 Scope = Literal["element", "singular", "unit", "tensor", "global", "loss"]
 Order = float | Literal["rms", "average"]
@@ -95,6 +95,18 @@ class Measure:
             return norms
         some = xp.where(sizes > 0, sizes, xp.ones_like(sizes))
         return norms / (xp.sqrt(some) if self.order == "rms" else some)
+
+
+def check_norm_scope(scope: object) -> None:
+    """Refuse a scope that does not take one norm of many values.
+
+    Raises:
+        PolicyError: the scope is not "global", "tensor" or "unit".
+    """
+    if scope == "element":
+        remedy = "one element's norm is its value: use by_value, or global, tensor or unit"
+        raise PolicyError.of("scope", scope, remedy)
+    choice("scope", scope, ("global", "tensor", "unit"))
 
 
 def combine(norms: Norms, order: float, xp: Namespace) -> Scalar:

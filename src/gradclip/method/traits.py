@@ -16,7 +16,7 @@ from .policy import AnyPolicy, ByName, Chain, Policy, Wrapped
 from .response import Clamp, Skip, ValueResponse
 from .threshold import Context, Limits
 
-__all__ = ["Traits", "traits_of"]
+__all__ = ["Traits", "parts_of", "traits_of"]
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ def traits_of(policy: AnyPolicy) -> Traits:
         >>> traits_of(with_feedback(by_norm(1.0))).carries
         True
     """
-    found = [_of_one(part) for part in _parts(policy)]
+    found = [_of_one(part) for part in parts_of(policy)]
     return Traits(**{f.name: any(getattr(one, f.name) for one in found) for f in fields(Traits)})
 
 
-def _parts(policy: AnyPolicy) -> Iterator[Policy | Wrapped]:
+def parts_of(policy: AnyPolicy) -> Iterator[Policy | Wrapped]:
     """Yield the policies of a policy, and each wrapped policy before its inner policies."""
     if isinstance(policy, Chain):
         for link in policy.policies:
-            yield from _parts(link)
+            yield from parts_of(link)
     elif isinstance(policy, ByName):
         for _, rule in policy.rules:
             if rule is not None:
-                yield from _parts(rule)
+                yield from parts_of(rule)
     else:
         yield policy
         if isinstance(policy, Wrapped):
-            yield from _parts(policy.inner)
+            yield from parts_of(policy.inner)
 
 
 def _of_one(policy: Policy | Wrapped) -> Traits:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from gradclip import __version__, kernel
@@ -22,7 +23,8 @@ from gradclip.cli.demo import _script
 from gradclip.diagnosis import KINDS
 from gradclip.diagnosis.links import DOCS
 from gradclip.kernel import KernelStatus
-from gradclip.method.catalogue import CATALOGUE
+from gradclip.method.catalogue import CATALOGUE, PURPOSES, grouped
+from gradclip.method.docstring import read_docstring
 from gradclip.record import RecordWriter
 
 ROOT = Path(__file__).parents[3]
@@ -424,7 +426,7 @@ def test_a_missing_extra_is_named(missing: str, tmp_path: Path) -> None:
 # ---- What the commands print
 
 
-def test_methods_lists_each_in_80_columns(invoke) -> None:
+def test_methods_lists_each_in_80_columns_by_purpose(invoke) -> None:
     code, out, _ = invoke("methods")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
@@ -433,16 +435,29 @@ def test_methods_lists_each_in_80_columns(invoke) -> None:
         assert re.search(rf"^{re.escape(name)} ", out, re.MULTILINE)
         assert " ".join(recipe.summary.split()) in words
     assert "…" not in out
+    first = [line.split(" ")[0] for line in out.splitlines() if line[:1].strip()]
+    listed = [name for name in first if name in CATALOGUE]
+    assert listed == [row.name for rows in grouped().values() for row in rows]
+    headings = [line for line in out.splitlines() if line in {p.heading for p in PURPOSES.values()}]
+    assert headings == [purpose.heading for purpose in PURPOSES.values()]
 
 
 def test_methods_explains_each(invoke) -> None:
     for name, recipe in CATALOGUE.items():
         code, out, _ = invoke("methods", name)
         assert code == 0
+        assert max(map(cell_len, out.splitlines())) <= 80
         words = " ".join(out.split())
-        assert words.startswith(f"{name} for example {recipe.example}")
-        assert f"Paper: {' '.join(recipe.paper.split())}" in words
-        assert "Args:" in words
+        heading = PURPOSES[recipe.purpose].heading
+        assert words.startswith(f"{name} for example {recipe.example} {heading}")
+        assert f"Paper {' '.join(recipe.paper.split())}" in words
+        doc = read_docstring(recipe.function)
+        for part in (*doc.formula, doc.use, doc.avoid, *doc.notes, doc.source):
+            assert " ".join(part.split()) in words
+        for argument in doc.arguments:
+            assert re.search(rf"^  {argument} ", out, re.MULTILINE)
+        for found in re.findall(r"arXiv:([\d.]+)", recipe.paper):
+            assert f"https://arxiv.org/abs/{found}" in out
 
 
 def test_doctor_says_what_runs(invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import gradclip
 from gradclip import Policy, PolicyError, adagn, by_norm, from_dict, parse, stable_spam
 from gradclip.method import recipes
-from gradclip.method.catalogue import CATALOGUE, KINDS, lookup, recipe
+from gradclip.method.catalogue import CATALOGUE, PURPOSES, grouped, lookup, recipe
 from gradclip.method.traits import Traits, traits_of
 
 
@@ -37,7 +37,7 @@ def test_gradclip_has_every_recipe() -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_a_row_is_complete(name: str) -> None:
     row = CATALOGUE[name]
-    assert row.kind in KINDS
+    assert row.purpose in PURPOSES
     assert row.summary, f"{row.function.__name__} needs a docstring"
     assert row.summary.endswith("."), "the first line of the docstring is a sentence"
     assert row.paper
@@ -50,11 +50,24 @@ def test_a_name_is_entered_once() -> None:
     before = dict(CATALOGUE)
     with pytest.raises(PolicyError, match="has this name already"):
 
-        @recipe(kind="fixed", paper="nobody")
+        @recipe(purpose="fixed", paper="nobody")
         def with_norm() -> Policy:
             return CATALOGUE["norm"].function(1.0)  # type: ignore[return-value]
 
     assert before == CATALOGUE
+
+
+def test_a_purpose_that_nobody_lists_is_refused() -> None:
+    with pytest.raises(PolicyError, match="purpose='fixd' is not usable: give one of fixed, ad"):
+        recipe(purpose="fixd", paper="nobody")  # type: ignore[arg-type]
+
+
+def test_the_groups_have_each_method_once() -> None:
+    groups = grouped()
+    assert [*groups] == [*PURPOSES]
+    assert all(groups.values()), "a purpose without a method"
+    assert sorted(row.name for rows in groups.values() for row in rows) == sorted(CATALOGUE)
+    assert {row.purpose for row in groups["adaptive"]} == {"adaptive"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +95,26 @@ def test_old_names_of_arguments_are_read_everywhere() -> None:
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(PolicyError, match="did you mean 'norm'"):
         lookup("nrm")
+    with pytest.raises(PolicyError, match=r"qqq' is not usable: the methods are .*zclip") as none:
+        lookup("qqq")
+    assert "did you mean" not in str(none.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("clipnorm", "norm"),
+        ("u-clip", "feedback"),
+        ("Clip21-SGD2M", "clip21"),
+        ("AdaGC2", "adagc"),
+        ("ada_clip", "adaclip"),
+        ("dp-psac", "psac"),
+        ("ZClip", "zclip"),
+    ],
+)
+def test_the_name_in_a_paper_leads_to_the_method(asked: str, meant: str) -> None:
+    with pytest.raises(PolicyError, match=f"did you mean {meant!r}"):
+        lookup(asked)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Methods whose threshold follows the norms of the steps so far."""
+"""Methods whose limit follows the norms of the steps so far."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from ..policy import Policy
 from ..response import Rescale
 from ..threshold import (
     Fixed,
-    Leading,
+    Found,
     MeanStd,
     MovingAverage,
-    MovingBand,
     OnlineQuantile,
-    OwnAverage,
     Quantile,
     RollingMean,
     Smallest,
@@ -26,9 +24,7 @@ from ..threshold import (
 )
 
 __all__ = [
-    "adagc",
-    "adaptive_spectral",
-    "aggc",
+    "auto",
     "autoclip",
     "mean_std",
     "moving_average",
@@ -39,95 +35,58 @@ __all__ = [
 ]
 
 
-@recipe(kind="following", paper="Seetharaman et al. 2020, arXiv:2007.14469")
-def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "global") -> Policy:
-    """Clip the norm at a percentile of all norms so far (AutoClip).
+@recipe(purpose="adaptive", paper="ours")
+def auto(usual: float = 1.0) -> Policy:
+    """Clip the norm at a limit that the method finds by itself, from the first step on.
 
-    τ = the p-th percentile of n₁ … n_t; the raw norm of this step is among them.
+    τ = min(p·L, c). L is the first norm; then L ← L·e^0.009 if n > L, else L ← L·e^-f, f ≥ 0.015.
+    p = 0.1; then p ← min(p + 0.00007/s⁶, p + 0.05, 0.7), s the moving average of |log(n/n')|, n'
+    before n. c = usual; then c ← c·e^0.04 if s < 0.3 and n > c, else c ← max(c·e^-0.04, usual).
 
-    Args:
-        percentile: p in [0, 100]. At 10, about nine steps in ten are clipped.
-        window: the number of norms that are remembered, ≥ 1. The paper keeps all norms; a
-            window bounds the memory.
-        scope: "global" or "tensor".
+    Use when: you do not know a limit and do not want to look for one. It is the default of
+    `attach`.
 
-    Returns:
-        The policy.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Numerics: the percentile is interpolated linearly between norms. A non-finite norm is not
-    remembered.
-
-    Example:
-        >>> autoclip()
-        autoclip()
-
-    Source: Seetharaman et al. 2020, section 2.
-    """
-    q = number("percentile", percentile, low=0, high=100) / 100
-    return Policy(_norms(scope), Quantile(q, window), Rescale())
-
-
-@recipe(kind="following", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
-def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = "global") -> Policy:
-    """Clip the norm at a quantile of the last norms (rolling quantile clipping).
-
-    τ = the q-quantile of the last `window` raw norms; the norm of this step is among them.
+    Avoid when: you know a limit for this run: `by_norm` is simpler, and remembers nothing. The
+    norms are multiplied by a large factor, as under a loss that is a sum: then give `usual`.
 
     Args:
-        q: the quantile, in [0, 1].
-        window: the number of norms that are remembered, ≥ 1.
-        warmup: the method clips nothing before this many norms were seen, ≥ 0.
-        scope: "global" or "tensor".
+        usual: the largest limit that is allowed without evidence, > 0. Learning rates are tuned
+            for gradients of norm about 1, so the limit is above 1 only while the norms are over
+            it and change little from step to step. Give the factor of a loss that is multiplied
+            by one, or inf for no ceiling.
 
     Returns:
-        The policy. The paper gives no defaults for q and the window; these are ours.
+        The policy. The first limit is a tenth of the first norm, or `usual`. The share p of the
+        level L grows to 0.7 in some 20 steps where the norms are calm, and in hundreds where they
+        swing. L is at rest a little under the median norm.
 
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Example:
-        >>> quantile(0.9, window=50)
-        quantile(0.9, window=50)
-
-    Source: Merad & Gaïffas 2023, rolling QC-SGD. The paper takes an order statistic of a buffer
-    that is filled beforehand; here the quantile is interpolated over the norms so far.
-    """
-    return Policy(_norms(scope), Quantile(q, window, warmup), Rescale())
-
-
-@recipe(kind="following", paper="Andrew et al. 2019, arXiv:1905.03871")
-def online_quantile(
-    q: float = 0.5, rate: float = 0.2, start: float = 0.1, scope: Scope = "global"
-) -> Policy:
-    """Clip the norm at a quantile of the norms that one running number estimates.
-
-    The norm n is clipped at τ; then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
-
-    Args:
-        q: the share of norms that should stay under the threshold, in [0, 1].
-        rate: η > 0, the step size of the logarithm of τ.
-        start: the first τ, > 0 and finite.
-        scope: "global" or "tensor".
-
-    Returns:
-        The policy.
-
-    Raises:
-        PolicyError: an argument is out of its range.
+    Numerics: all gradients and `usual` times a give all limits times a. A norm of 0 or one that is
+    not finite enters no memory. A limit that rose with the norms of a run that explodes would not
+    hold them: so L rises slowly, and by the same at each step, however large the norm.
 
     Example:
-        >>> online_quantile()
-        online_quantile()
+        >>> auto()
+        auto()
+        >>> auto(usual=1024.0)  # a loss that is the sum over 1024 examples, not their mean
+        auto(usual=1024.0)
 
-    Source: Andrew et al. 2019, section 2, without the noise for privacy.
+    Source: ours; its page, docs/auto.md, says on which runs the numbers were chosen.
     """
-    return Policy(_norms(scope), OnlineQuantile(q, rate, start), Rescale())
+    threshold = Found(
+        rise=0.009,
+        fall=0.015,
+        start=0.1,
+        top=0.7,
+        pace=7e-5,
+        most=0.05,
+        usual=usual,
+        calm=0.3,
+        lift=0.04,
+    )
+    return Policy(Measure(), threshold, Rescale())
 
 
-@recipe(kind="following", paper="Kumar et al. 2025, arXiv:2504.02507")
+@recipe(purpose="adaptive", paper="Kumar et al. 2025, arXiv:2504.02507")
 def zclip(
     z: float = 2.5,
     alpha: float = 0.97,
@@ -139,9 +98,15 @@ def zclip(
     clip_factor: float = 1.0,
     skip_update_on_spike: bool = False,
 ) -> Policy:
-    """Clip a norm that is an outlier of the moving mean and variance of the norms (ZClip).
+    """Clip only a norm that is an outlier among the norms so far, by its z-score (ZClip).
 
     z = (n-μ)/(s+ε); if z > z*: τ = μ + z*²·s/z. Then the clipped norm enters μ and s².
+
+    Use when: the norms drift slowly, with rare spikes on a smooth curve. A step that is no outlier
+    stays as it is.
+
+    Avoid when: the run may explode in its first 25 steps, in which the method clips nothing. Give
+    `max_norm`, a constant limit in addition.
 
     Args:
         z: z* > 0, the largest z-score that stays unchanged.
@@ -188,89 +153,55 @@ def zclip(
     return Policy(Measure(), threshold, Rescale())
 
 
-@recipe(kind="following", paper="AdaGC, arXiv:2502.11034")
-def adagc(rel: float = 1.05, start: float = 1.0, decay: float = 0.98, warmup: int = 100) -> Policy:
-    """Clip each tensor at a multiple of the moving average of its own clipped norm (AdaGC).
+@recipe(purpose="adaptive", paper="Merad & Gaïffas 2023, arXiv:2309.17316")
+def quantile(q: float = 0.5, window: int = 100, warmup: int = 1, scope: Scope = "global") -> Policy:
+    """Clip the norm at a quantile of the last norms (rolling quantile clipping).
 
-    Warm-up: the global norm is clipped at λ_abs, and γᵢ = min(γᵢ, ‖ĝᵢ‖). Afterwards:
-    ĝᵢ = gᵢ·min(1, λ_rel·γᵢ/‖gᵢ‖), γᵢ ← β·γᵢ + (1-β)·‖ĝᵢ‖.
+    τ = the q-quantile of the last `window` raw norms; the norm of this step is among them.
+
+    Use when: the norms drift, and a fixed share of the steps may be clipped: half of them with the
+    defaults, a tenth with q=0.9.
+
+    Avoid when: most steps must stay as they are: this method clips the same share of them in a calm
+    run.
 
     Args:
-        rel: λ_rel > 0, the multiple of the average.
-        start: λ_abs > 0, the limit of the global norm in the warm-up.
-        decay: β, the weight of the old average, in [0, 1).
-        warmup: the number of steps of the warm-up, ≥ 0.
+        q: the quantile, in [0, 1].
+        window: the number of norms that are remembered, ≥ 1.
+        warmup: the method clips nothing before this many norms were seen, ≥ 0.
+        scope: "global" or "tensor".
 
     Returns:
-        The policy. In one step γ grows by at most the factor β + (1-β)·λ_rel.
+        The policy. The paper gives no defaults for q and the window; these are ours.
 
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: a zero gradient does not start γ, because γ = 0 would keep the tensor at zero.
-
     Example:
-        >>> adagc()
-        adagc()
+        >>> quantile(0.9, window=50)
+        quantile(0.9, window=50)
 
-    Source: arXiv:2502.11034v1, algorithm 1; the authors' released code has rel=1.04, decay=0.99.
+    Source: Merad & Gaïffas 2023, rolling QC-SGD. The paper takes an order statistic of a buffer
+    that is filled beforehand; here the quantile is interpolated over the norms so far.
     """
-    return Policy(Measure("tensor"), OwnAverage(start, rel, decay, warmup), Rescale())
+    return Policy(_norms(scope), Quantile(q, window, warmup), Rescale())
 
 
-@recipe(kind="following", paper="Li, Wu, Chang 2026, arXiv:2601.11864")
-def aggc(
-    low: float = 1.0,
-    high: float = 1.0,
-    decay: float = 0.98,
-    min_norm: float = 0.0,
-    current: bool = True,
-) -> Policy:
-    """Keep the norm of a group of parameters in a band around its moving average (AGGC).
+@recipe(purpose="adaptive", paper="Seetharaman et al. 2020, arXiv:2007.14469")
+def autoclip(percentile: float = 10.0, window: int = 10_000, scope: Scope = "global") -> Policy:
+    """Clip the norm at a percentile of all norms so far (AutoClip).
 
-    S ← β·S + (1-β)·n; the gradient is scaled so that max(min_norm, α_low·S) ≤ n ≤ α_high·S.
+    τ = the p-th percentile of n₁ … n_t; the raw norm of this step is among them.
+
+    Use when: the norms drift, and you want strong clipping with one number that needs no tuning.
+
+    Avoid when: small changes matter: at the default about nine steps in ten are clipped.
+    `quantile:0.9` clips one in ten.
 
     Args:
-        low: α_low ≥ 0, the lower end of the band over S.
-        high: α_high ≥ α_low, the upper end of the band over S.
-        decay: β, the weight of the old average, in [0, 1).
-        min_norm: the smallest lower end, ≥ 0.
-        current: whether n enters S before the limits are taken, as in the paper. With False the
-            limits come from the steps before and the clipped norm enters S, as in the
-            authors' code.
-
-    Returns:
-        The policy, for one group. Give each group its own policy:
-        {"*.q_proj.*": aggc(), "*.k_proj.*": aggc(), "*": None}.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Numerics: S starts at the first norm that is not zero. The published start at 0 would keep
-    the gradient at 0 if α_high is 1.
-
-    Example:
-        >>> aggc(low=0.5, high=2.0)
-        aggc(low=0.5, high=2.0)
-
-    Source: arXiv:2601.11864, section 3.
-    """
-    return Policy(Measure(), MovingBand(decay, low, high, min_norm, current), Rescale())
-
-
-@recipe(kind="following", paper="the plain statistic")
-def mean_std(
-    k: float = 3.0, warmup: int = 20, clipped: bool = True, scope: Scope = "global"
-) -> Policy:
-    """Clip the norm at the mean plus k standard deviations of the earlier norms.
-
-    τ = μ + k·s over all steps before this one.
-
-    Args:
-        k: the number of standard deviations, ≥ 0.
-        warmup: the number of norms before the method clips, ≥ 2.
-        clipped: whether the memory takes the norm after clipping, so that a spike does not raise
-            the limit.
+        percentile: p in [0, 100]. At 10, about nine steps in ten are clipped.
+        window: the number of norms that are remembered, ≥ 1. The paper keeps all norms; a
+            window bounds the memory.
         scope: "global" or "tensor".
 
     Returns:
@@ -279,17 +210,55 @@ def mean_std(
     Raises:
         PolicyError: an argument is out of its range.
 
-    Numerics: as long as all norms are 0 there is no limit, because a limit of 0 would keep the
-    gradient at 0 for ever.
+    Numerics: the percentile is interpolated linearly between norms. A non-finite norm is not
+    remembered.
 
     Example:
-        >>> mean_std()
-        mean_std()
+        >>> autoclip()
+        autoclip()
+
+    Source: Seetharaman et al. 2020, section 2.
     """
-    return Policy(_norms(scope), MeanStd(k, warmup, clipped), Rescale())
+    q = number("percentile", percentile, low=0, high=100) / 100
+    return Policy(_norms(scope), Quantile(q, window), Rescale())
 
 
-@recipe(kind="following", paper="the plain statistic")
+@recipe(purpose="adaptive", paper="Andrew et al. 2019, arXiv:1905.03871")
+def online_quantile(
+    q: float = 0.5, rate: float = 0.2, start: float = 0.1, scope: Scope = "global"
+) -> Policy:
+    """Clip the norm at a quantile of the norms, which one running number estimates.
+
+    The norm n is clipped at τ; then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
+
+    Use when: the limit must follow a quantile with one number of memory, as where the norms are
+    private.
+
+    Avoid when: the norms are far from 0.1 at the start: the limit moves by 10 % a step. Give
+    `start`.
+
+    Args:
+        q: the share of norms that should stay under the threshold, in [0, 1].
+        rate: η > 0, the step size of the logarithm of τ.
+        start: the first τ, > 0 and finite.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Example:
+        >>> online_quantile()
+        online_quantile()
+
+    Source: Andrew et al. 2019, section 2, without the noise for privacy.
+    """
+    return Policy(_norms(scope), OnlineQuantile(q, rate, start), Rescale())
+
+
+@recipe(purpose="adaptive", paper="the plain statistic")
 def moving_average(
     factor: float = 2.0,
     decay: float = 0.98,
@@ -300,6 +269,11 @@ def moving_average(
     """Clip the norm at a multiple of the moving average of the earlier norms.
 
     τ = factor·m̂, m ← β·m + (1-β)·min(n, τ), m̂ = m/(1-βᵗ).
+
+    Use when: the norms drift, and only norms far above the usual one should be clipped.
+
+    Avoid when: the run may explode in its first 20 steps, in which the method clips nothing: add a
+    limit, `moving_average|norm:1.0`.
 
     Args:
         factor: the multiple of the average, > 0.
@@ -321,17 +295,62 @@ def moving_average(
     Example:
         >>> moving_average(3.0)
         moving_average(3.0)
+
+    Source: the plain statistic.
     """
     return Policy(_norms(scope), MovingAverage(factor, decay, warmup, False, clipped), Rescale())
 
 
-@recipe(kind="following", paper="maxtext's rolling mean, a setting of its trainer")
+@recipe(purpose="adaptive", paper="the plain statistic")
+def mean_std(
+    k: float = 3.0, warmup: int = 20, clipped: bool = True, scope: Scope = "global"
+) -> Policy:
+    """Clip the norm at the mean plus k standard deviations of the earlier norms.
+
+    τ = μ + k·s over all steps before this one.
+
+    Use when: the norms stay at one level, and only outliers should be clipped.
+
+    Avoid when: the norms drift: the mean is over all steps so far, so it follows slowly. `zclip`
+    follows faster.
+
+    Args:
+        k: the number of standard deviations, ≥ 0.
+        warmup: the number of norms before the method clips, ≥ 2.
+        clipped: whether the memory takes the norm after clipping, so that a spike does not raise
+            the limit.
+        scope: "global" or "tensor".
+
+    Returns:
+        The policy.
+
+    Raises:
+        PolicyError: an argument is out of its range.
+
+    Numerics: as long as all norms are 0 there is no limit, because a limit of 0 would keep the
+    gradient at 0 for ever.
+
+    Example:
+        >>> mean_std()
+        mean_std()
+
+    Source: the plain statistic.
+    """
+    return Policy(_norms(scope), MeanStd(k, warmup, clipped), Rescale())
+
+
+@recipe(purpose="adaptive", paper="maxtext's rolling mean, a setting of its trainer")
 def rolling_mean(
     factor: float = 2.0, window: int = 100, start: int = 100, scope: Scope = "global"
 ) -> Policy:
     """Clip the norm at a multiple of the plain mean of the last norms, from a given step on.
 
     τ = factor·(mean of the last `window` norms before this one), from step `start` + 1 on.
+
+    Use when: you move from a trainer that has this rule.
+
+    Avoid when: you start anew: a spike stays in the window for 100 steps and raises the limit
+    meanwhile. `moving_average` remembers the clipped norm instead.
 
     Args:
         factor: the multiple of the mean, > 0.
@@ -355,54 +374,6 @@ def rolling_mean(
     Source: a description of maxtext's rule; we did not read its code.
     """
     return Policy(_norms(scope), RollingMean(factor, window, start), Rescale())
-
-
-@recipe(kind="following", paper="Yukhimchuk et al. 2026, arXiv:2605.11838")
-def adaptive_spectral(
-    statistic: Literal["average", "quantile"] = "average",
-    factor: float = 1.0,
-    decay: float = 0.99,
-    q: float = 0.9,
-    window: int = 100,
-    warmup: int = 1,
-    rank: int | None = None,
-) -> Policy:
-    """Cap the singular values of each matrix at the usual size of its largest singular value.
-
-    U·min(σ, τ)·Vᵀ, τ = factor·(moving average of σ₁), or the q-quantile of the last σ₁.
-
-    Args:
-        statistic: "average", or "quantile" of a sliding window, over the steps before this one.
-        factor: the multiple of the average, > 0.
-        decay: the weight of the old average, in [0, 1).
-        q: the quantile, in [0, 1].
-        window: the number of values of σ₁ that the quantile remembers, ≥ 1.
-        warmup: the number of values of σ₁ before the method clips, ≥ 0.
-        rank: the number of singular values to cap, ≥ 1, from the largest one on; None caps all.
-
-    Returns:
-        The policy. The memory takes σ₁ before clipping. A filter counts as a matrix of shape
-        (out, rest); the only singular value of a vector is its norm.
-
-    Raises:
-        PolicyError: an argument is out of its range.
-
-    Numerics: each step decomposes every matrix in full, for any rank. The paper saves time with
-    a randomised decomposition, which gives the same result up to its error. A matrix under the
-    limit keeps its bits.
-
-    Example:
-        >>> adaptive_spectral("quantile", rank=8)
-        adaptive_spectral('quantile', rank=8)
-
-    Source: the abstract of arXiv:2605.11838, which names the two statistics. The defaults are
-    ours, and so is the choice that σ₁ of this step does not count for its own limit.
-    """
-    choice("statistic", statistic, ("average", "quantile"))
-    threshold: Threshold = MovingAverage(factor, decay, warmup, current=False, clipped=False)
-    if statistic == "quantile":
-        threshold = Quantile(q, window, warmup, current=False)
-    return Policy(Measure("singular"), Leading(threshold, rank), Rescale())
 
 
 def _norms(scope: Scope) -> Measure:

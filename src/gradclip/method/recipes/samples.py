@@ -8,48 +8,26 @@ from ...checks import choice
 from ..catalogue import recipe
 from ..measure import Measure, Scope
 from ..policy import Policy
-from ..response import Normalise, NormaliseLarge, Rescale
-from ..threshold import Share
+from ..response import Normalise, NormaliseLarge
 from ..threshold.fixed import between
 from ..threshold.limit import Limit, bound
 
-__all__ = ["auto_s", "per_layer", "psac"]
+__all__ = ["auto_s", "psac"]
 
 
-@recipe(kind="fixed", sample=(1.0,), paper="McMahan et al. 2018, arXiv:1710.06963")
-def per_layer(max_norm: Limit) -> Policy:
-    """Rescale each tensor whose norm exceeds its equal share, so that the whole is within max_norm.
-
-    g·min(1, (C/√K)/‖g‖) for each of the K tensors that the policy covers.
-
-    Args:
-        max_norm: C ≥ 0, the largest norm of all tensors together.
-
-    Returns:
-        The policy. K counts the parameters when the policy is planned for them, those without a
-        gradient too. For limits of your own give by_norm(limit) for each name.
-
-    Raises:
-        PolicyError: max_norm is negative or NaN.
-
-    Numerics: C/√K is rounded down, so that √K shares are not over C.
-
-    Example:
-        >>> per_layer(1.0)
-        per_layer(1.0)
-
-    Source: McMahan et al. 2018, section 2.2, per-layer clipping.
-    """
-    return Policy(Measure("tensor"), Share(bound("max_norm", max_norm, low=0)), Rescale())
-
-
-@recipe(kind="fixed", sample=(1.0,), paper="Bu et al. 2022, arXiv:2206.07136")
+@recipe(purpose="sample", sample=(1.0,), paper="Bu et al. 2022, arXiv:2206.07136")
 def auto_s(
     max_norm: Limit, gamma: float = 0.01, scope: Literal["global", "tensor"] = "global"
 ) -> Policy:
-    """Normalise with a stability constant (AUTO-S), so that small gradients stay smaller.
+    """Give large gradients the norm C, and leave small gradients smaller than that (AUTO-S).
 
     g·C/(‖g‖ + γ).
+
+    Use when: the gradient of each sample is clipped for privacy, and you do not want to tune a
+    limit: the learning rate takes its place.
+
+    Avoid when: small gradients are mostly noise: a sample with a tiny gradient gets the factor C/γ.
+    `psac` gives such a sample the factor C.
 
     Args:
         max_norm: C > 0, the norm that no result reaches. The authors absorb C in the learning
@@ -73,14 +51,20 @@ def auto_s(
     return Policy(Measure(_scope(scope)), limit, Normalise(gamma))
 
 
-@recipe(kind="fixed", sample=(1.0,), paper="Xia et al. 2023, arXiv:2212.00328")
+@recipe(purpose="sample", sample=(1.0,), paper="Xia et al. 2023, arXiv:2212.00328")
 def psac(max_norm: Limit, r: float = 0.01, scope: Literal["global", "tensor"] = "global") -> Policy:
-    """Normalise large gradients, and give the smallest no larger factor than C (DP-PSAC).
+    """Give large gradients the norm C, and the smallest gradients the factor C (DP-PSAC).
 
     g·C/(‖g‖ + r/(‖g‖ + r)).
 
     The factor is C at ‖g‖ = 0, largest near ‖g‖ = √r, and C/‖g‖ for large norms: `auto_s` gives
     the smallest gradients the largest factor, C/γ.
+
+    Use when: the gradient of each sample is clipped for privacy, and samples with tiny gradients
+    must not dominate the sum.
+
+    Avoid when: you clip the gradient of a batch: `by_norm` leaves gradients under the limit as they
+    are.
 
     Args:
         max_norm: C > 0, the norm that no result reaches.

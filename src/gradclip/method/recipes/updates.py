@@ -20,11 +20,16 @@ __all__ = [
 ]
 
 
-@recipe(kind="update", paper="Tang et al. 2023, arXiv:2302.09178")
+@recipe(purpose="update", paper="Tang et al. 2023, arXiv:2302.09178")
 def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
     """Scale each tensor's update so that each weight moves by a bounded share of its size (Clippy).
 
     δ·min(1, minᵢ (λ_rel·|wᵢ| + λ_abs)/|δᵢ|), for each tensor.
+
+    Use when: the optimizer's step is too large although the gradient is not, as in Adagrad for
+    recommender models, which is the case that the paper is about.
+
+    Avoid when: some weights are 0: one such weight nearly stops its whole tensor.
 
     Args:
         relative: λ_rel ≥ 0, the largest move as a share of the weight's magnitude.
@@ -48,13 +53,18 @@ def clippy(relative: float = 0.1, absolute: float = 1e-7) -> Policy:
 
 
 @recipe(
-    kind="update",
+    purpose="update",
     paper="Shazeer & Stern 2018, arXiv:1804.04235; Wortsman et al. 2023, arXiv:2304.13013",
 )
 def update_rms(threshold: float = 1.0) -> Policy:
     """Bound the root mean square of each tensor's update (Adafactor, StableAdamW).
 
     U/max(1, RMS(U)/d), for each tensor.
+
+    Use when: the optimizer's step is too large although the gradient is not: Adam's second moment
+    is out of date after a change of the norms.
+
+    Avoid when: the optimizer bounds its update by itself, as Adafactor does.
 
     Args:
         threshold: d, the largest root mean square of an update, > 0.

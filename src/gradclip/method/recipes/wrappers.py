@@ -11,7 +11,7 @@ __all__ = ["centered", "clip21", "with_feedback"]
 
 
 @recipe(
-    kind="wrapper",
+    purpose="wrapper",
     sample=("norm:1.0",),
     paper="Elesedy & Hutter 2023, arXiv:2302.02971",
     wraps=as_policy,
@@ -20,6 +20,12 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
     """Add the part that a policy cuts off to the gradient of the next step (U-Clip).
 
     u = clip(g + Δ); Δ ← Δ + g - u; the optimizer gets u. So u plus the new Δ is g plus the old Δ.
+
+    Use when: the limit binds often, and nothing of the gradient may be lost: clipping noise that is
+    not symmetric has a bias, and the feedback removes the bias.
+
+    Avoid when: a spike must never reach the weights: the part that was cut comes back in the next
+    steps. The memory is as large as the gradients.
 
     Args:
         policy: the policy that clips, not one by name; put the wrapper inside the rules instead.
@@ -44,12 +50,18 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
 
 
 @recipe(
-    kind="wrapper", sample=("norm:1.0",), paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
+    purpose="wrapper", sample=("norm:1.0",), paper="Clip21-SGD2M, arXiv:2502.11682", wraps=as_policy
 )
 def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrapped:
-    """Clip the difference of a momentum and an estimate, with β for the new (Clip21-SGD2M).
+    """Clip the difference of a momentum and an estimate; β weighs the new (Clip21-SGD2M).
 
     v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); the optimizer gets e.
+
+    Use when: you want the convergence of clipping without its bias, with a momentum in place of the
+    optimizer's own.
+
+    Avoid when: the optimizer has a momentum of its own. The memory is twice as large as the
+    gradients.
 
     Args:
         policy: the policy that clips the difference, such as by_norm(1.0).
@@ -74,15 +86,21 @@ def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrappe
 
 
 @recipe(
-    kind="wrapper",
+    purpose="wrapper",
     sample=("norm:1.0",),
     paper="Karimireddy, He, Jaggi 2021, arXiv:2012.10333",
     wraps=as_policy,
 )
 def centered(policy: PolicyLike) -> Wrapped:
-    """Clip the difference of the gradient and the last output (centered clipping).
+    """Clip the difference between the gradient and the last output (centered clipping).
 
     v ← v + clip(g - v); the optimizer gets v.
+
+    Use when: the gradients change little from step to step, so that the difference tells an outlier
+    better than the norm does; or some workers may send wrong gradients.
+
+    Avoid when: the gradient may change at once for good reasons: the output moves by at most the
+    limit in a step. The memory is as large as the gradients.
 
     Args:
         policy: the policy that clips the difference, such as by_norm(1.0).
