@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,26 @@ def test_its_table_is_what_the_records_say(demo: tuple[Path, str]) -> None:
         re.fullmatch(r"\d+\.\d+|nan|inf", cell)
         for cell in rows["final validation loss, nats per character"]
     )
+
+
+def test_the_next_commands_of_the_readme_work_as_printed(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    block = re.search(r"^source \.venv/bin/activate\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    assert len(block[1].splitlines()) == 3
+    shutil.copytree(demo[0], tmp_path / "runs" / "demo")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-e", "-c", block[1]],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_its_json_is_what_the_records_say(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import unquote
 
 import pytest
 from typer.testing import CliRunner
@@ -101,7 +103,10 @@ def test_commands_exist(page: Path) -> None:
         words = line.split("#")[0].split()
         if not words:
             continue
-        assert words[0] in {"make", "gradclip", "pip"}, line
+        assert words[0] in {"make", "gradclip", "pip"} or words == [
+            "source",
+            ".venv/bin/activate",
+        ], line
         if words[0] == "make":
             assert words[1] in targets, line
         if words[0] == "gradclip":
@@ -156,6 +161,22 @@ def test_every_decision_is_in_the_table_in_its_place() -> None:
     table = (folder / "README.md").read_text()
     listed = re.findall(r"^\| \[\d{4}\]\((.*?)\)", table, re.MULTILINE)
     assert listed == pages, "list each decision once, by number, in docs/decisions/README.md"
+
+
+def test_the_badges_say_what_is_so() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "README.md").read_text()
+    badges = dict(
+        re.findall(r"https://img\.shields\.io/badge/(\w+)-([^)]+)-blue\)\]\((?!http)", page)
+    )
+    assert badges.keys() == {"licence", "python", "types"}
+    assert badges["licence"] == project["license"]
+    prefix = "Programming Language :: Python :: 3."
+    known = [text for text in project["classifiers"] if text.startswith(prefix)]
+    versions = [text.rpartition(" ")[2] for text in known]
+    assert unquote(badges["python"]).split(" | ") == versions
+    assert (ROOT / "src" / "gradclip" / badges["types"]).exists()
+    assert "img.shields.io/pypi" not in page, "it is not published yet"
 
 
 def test_images_have_a_text() -> None:
