@@ -57,7 +57,6 @@ html_show_sphinx = False
 html_show_copyright = False
 
 _SECTION = re.compile(r"^(Use when|Avoid when|Numerics|Source): (.*)$")
-_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d+)?)")
 
 
 def plain_docstring(
@@ -73,8 +72,7 @@ def plain_docstring(
         elif line != "Source: none.":
             parts = _SECTION.sub(r"**\1.** \2", line).split("`")
             parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-            text = "`".join(parts)
-            plain.append(_ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", text))
+            plain.append("`".join(parts))
     lines[:] = plain
 
 
