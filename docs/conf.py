@@ -10,6 +10,8 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
+from sphinx.util.inspect import signature as signature_of
+from sphinx.util.inspect import stringify_signature
 
 from gradclip import __version__
 from gradclip.report import write_report
@@ -32,6 +34,10 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["fastai", "keras"]  # Frameworks that the docs do not install.
+# Words that stand for long unions in signatures; the page on policies explains them.
+autodoc_type_aliases = {"PolicyLike": "gradclip.PolicyLike"}
+autodoc_type_aliases |= {name: name for name in ("Axis", "Limit", "Order", "Scope")}
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
@@ -43,7 +49,8 @@ nitpick_ignore_regex = [
     # Types that users do not name and that the reference does not list.
     (
         "py:class",
-        r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Table|Gradients|Sharded|Decision|Rows)",
+        r"gradclip\..*\b(Call|Grads|Threshold|Fold|Held|Table|Gradients|Sharded|Decision|Rows"
+        r"|Counts|Inline|Settings)",
     ),
 ]
 
@@ -74,6 +81,29 @@ def plain_docstring(
             parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
             plain.append("`".join(parts))
     lines[:] = plain
+
+
+# Objects of these classes come from functions: their constructors are not for users.
+_MADE_BY_US = re.compile(
+    r"gradclip\.(Run|Finding|Advice|ClipResult|parts\.(Threshold|Context)|numpy\.SampleResult"
+    r"|jax\.ClipState|advisor\.\w+|record\.(?!RecordWriter|Parameter)\w+"
+    r"|torch\.(InBackward|PerSampleResult|Recorder))"
+)
+_ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
+
+
+def plain_signature(
+    _app: Sphinx, what: str, name: str, obj: Any, _options: Any, signature: str | None, returns: Any
+) -> tuple[str | None, Any]:
+    """Leave out the arguments of classes that only gradclip makes, and write aliases as words."""
+    if what == "class" and _MADE_BY_US.fullmatch(name):
+        return "", returns
+    if what == "class" and name.startswith("gradclip.integrations.") and "__init__" in vars(obj):
+        # A base class of the framework hides the arguments of ours.
+        given = signature_of(obj.__init__, bound_method=True, type_aliases=autodoc_type_aliases)
+        options = {"show_return_annotation": False, "unqualified_typehints": True}
+        signature = stringify_signature(given, **options)
+    return signature and _ALIAS.sub(r"\1", signature), returns
 
 
 class ArxivLinks(SphinxTransform):
@@ -141,8 +171,9 @@ def name_levels(
 
 
 def setup(app: Sphinx) -> None:
-    """Change the docstrings before napoleon reads them, and what Sphinx writes after."""
+    """Change docstrings before napoleon reads them, signatures, and what Sphinx writes after."""
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("html-page-context", name_levels, priority=900)
     app.connect("build-finished", write_live_reports)
     app.add_transform(ArxivLinks)

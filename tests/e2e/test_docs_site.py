@@ -109,8 +109,16 @@ def test_no_markup_is_left_in_the_text(site: Path) -> None:
     """Docstrings are read as reStructuredText: what it does not understand stays as it is."""
     for page in (site / "reference").glob("*.html"):
         text = page.read_text()
-        for sign in ('class="problematic"', "\\|", "**Numerics", "**Source", "Source: none"):
+        for sign in ('class="problematic"', "\\|", "**Numerics", "**Use when", "Source: none"):
             assert sign not in text, f"{page.name} has {sign}"
+
+
+def test_signatures_show_nothing_internal(site: Path) -> None:
+    internal = re.compile(r'TypeAlias|&lt;(function|object|factory)|class="pre">_[a-z]')
+    assert internal.search('<span class="pre">_columns</span>')
+    for page in (site / "reference").glob("*.html"):
+        for head in re.findall(r'<dt class="sig.*?</dt>', page.read_text(), re.DOTALL):
+            assert not internal.search(head), f"{page.name} shows {head}"
 
 
 def test_a_warning_is_an_error(tmp_path: Path) -> None:

@@ -111,13 +111,6 @@ class Clipper:
         >>> bool(result.clipped), round(float(result.clipped_norm), 6)
         (True, 1.0)
 
-    Attributes:
-        observers: called with each result, in order; of a fused step, before the optimizer has
-            applied the factor.
-        attachment: what `attach` made: the hooks on an optimizer; None for a clipper that is called
-            by hand.
-        host: whether the last step was decided on the host, not on an accelerator.
-
     Source: the engine; each policy names its own.
     """
 
@@ -133,8 +126,11 @@ class Clipper:
     ) -> None:
         self._last: ClipResult | None = None
         self._is_copy = False
+        # Called with each result, in order; of a fused step, before the factor is applied.
         self.observers: list[Callable[[ClipResult], None]] = []
+        # The hooks on an optimizer; None for a clipper that is called by hand.
         self.attachment: Attachment | None = None
+        # Whether the last step was decided on the host, not on an accelerator.
         self.host = True
         self._warned = False
         self._memory: Memory = None

@@ -130,7 +130,6 @@ class InBackward:
     Attributes:
         policy: what is applied.
         nonfinite: what inf or NaN does.
-        handles: what `detach` removes.
     """
 
     def __init__(
