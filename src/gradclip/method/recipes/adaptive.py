@@ -43,26 +43,27 @@ def auto(usual: float = 1.0) -> Policy:
     p = 0.1; then p ← min(p + 0.00007/s⁶, p + 0.05, 0.7), s the moving average of |log(n/n')|, n'
     before n. c = usual; then c ← c·e^0.04 if s < 0.3 and n > c, else c ← max(c·e^-0.04, usual).
 
-    Use when: you do not know a limit and do not want to look for one. It is the default of
+    Use when: you do not know a limit and do not want to look for one. The method is the default of
     `attach`.
 
-    Avoid when: you know a limit for this run: `by_norm` is simpler, and remembers nothing. The
-    norms are multiplied by a large factor, as under a loss that is a sum: then give `usual`.
+    Avoid when: you know a limit for this run: `by_norm` is simpler, and remembers nothing. If the
+    loss is a sum or is multiplied by a factor, give this factor as `usual`.
 
     Args:
         usual: the largest limit that is allowed without evidence, > 0. Learning rates are tuned
-            for gradients of norm about 1, so the limit is above 1 only while the norms are over
-            it and change little from step to step. Give the factor of a loss that is multiplied
-            by one, or inf for no ceiling.
+            for gradients of norm about 1, so the limit rises above 1 only while the norms are
+            above the limit and change little from step to step. If the loss is multiplied by a
+            factor, give this factor; inf sets no ceiling.
 
     Returns:
         The policy. The first limit is a tenth of the first norm, or `usual`. The share p of the
         level L grows to 0.7 in some 20 steps where the norms are calm, and in hundreds where they
-        swing. L is at rest a little under the median norm.
+        swing. In a calm run L settles a little under the median norm.
 
-    Numerics: all gradients and `usual` times a give all limits times a. A norm of 0 or one that is
-    not finite enters no memory. A limit that rose with the norms of a run that explodes would not
-    hold them: so L rises slowly, and by the same at each step, however large the norm.
+    Numerics: if all gradients and `usual` are multiplied by a, all limits are multiplied by a. The
+    memory takes no norm that is 0 or not finite. L rises slowly, by the same factor at each step
+    however large the norm is, because a limit that rose with the norms would not hold a run that
+    explodes.
 
     Example:
         >>> auto()
@@ -102,8 +103,8 @@ def zclip(
 
     z = (n-μ)/(s+ε); if z > z*: τ = μ + z*²·s/z. Then the clipped norm enters μ and s².
 
-    Use when: the norms drift slowly, with rare spikes on a smooth curve. A step that is no outlier
-    stays as it is.
+    Use when: the norms drift slowly, and rare spikes stand out of a smooth curve. The method leaves
+    all other steps as they are.
 
     Avoid when: the run may explode in its first 25 steps, in which the method clips nothing. Give
     `max_norm`, a constant limit in addition.
@@ -231,11 +232,11 @@ def online_quantile(
 
     The norm n is clipped at τ; then τ ← τ·exp(-η·(1[n ≤ τ] - q)).
 
-    Use when: the limit must follow a quantile with one number of memory, as where the norms are
-    private.
+    Use when: the limit must follow a quantile, and only one number may be remembered, as for
+    privacy.
 
-    Avoid when: the norms are far from 0.1 at the start: the limit moves by 10 % a step. Give
-    `start`.
+    Avoid when: the norms begin far from 0.1: the limit moves by about 10 % a step. Give the usual
+    norm as `start`.
 
     Args:
         q: the share of norms that should stay under the threshold, in [0, 1].
@@ -278,7 +279,8 @@ def moving_average(
     Args:
         factor: the multiple of the average, > 0.
         decay: β, the weight of the old average, in [0, 1).
-        warmup: the number of norms before the method clips, ≥ 0; it needs at least one.
+        warmup: the number of norms before the method clips, ≥ 0; the first norm is never
+            clipped.
         clipped: whether the memory takes the norm after clipping, so that a spike does not raise
             the limit.
         scope: "global" or "tensor".

@@ -1,4 +1,4 @@
-"""Methods from differential privacy, made for the gradient of one sample; any gradient fits."""
+"""Methods from differential privacy, made for the gradient of each sample."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def auto_s(
     `psac` gives such a sample the factor C.
 
     Args:
-        max_norm: C > 0, the norm that no result reaches. The authors absorb C in the learning
-            rate.
+        max_norm: C > 0, the norm that no result reaches. The authors make C a part of the
+            learning rate.
         gamma: γ ≥ 0; 0 is AUTO-V, plain normalisation.
         scope: "global" takes one norm over all parameters, "tensor" one for each.
 

@@ -61,8 +61,8 @@ def update_rms(threshold: float = 1.0) -> Policy:
 
     U/max(1, RMS(U)/d), for each tensor.
 
-    Use when: the optimizer's step is too large although the gradient is not: Adam's second moment
-    is out of date after a change of the norms.
+    Use when: the optimizer's step is too large although the gradient is not, for example because
+    Adam's second moment lags behind a change of the norms.
 
     Avoid when: the optimizer bounds its update by itself, as Adafactor does.
 

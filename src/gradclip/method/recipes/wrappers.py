@@ -21,14 +21,15 @@ def with_feedback(policy: PolicyLike) -> Wrapped:
 
     u = clip(g + Δ); Δ ← Δ + g - u; the optimizer gets u. So u plus the new Δ is g plus the old Δ.
 
-    Use when: the limit binds often, and nothing of the gradient may be lost: clipping noise that is
-    not symmetric has a bias, and the feedback removes the bias.
+    Use when: the limit binds often, and nothing of the gradient may be lost. Clipping has a bias if
+    the noise is not symmetric, and the feedback removes this bias.
 
     Avoid when: a spike must never reach the weights: the part that was cut comes back in the next
     steps. The memory is as large as the gradients.
 
     Args:
-        policy: the policy that clips, not one by name; put the wrapper inside the rules instead.
+        policy: the policy that clips. Rules by name are refused: put a wrapper inside each rule
+            instead.
 
     Returns:
         The wrapped policy. Its memory is as large as the gradients.
@@ -57,8 +58,8 @@ def clip21(policy: PolicyLike, beta1: float = 0.1, beta2: float = 1.0) -> Wrappe
 
     v ← (1-β₁)v + β₁g; e ← e + β₂·clip(v - e); the optimizer gets e.
 
-    Use when: you want the convergence of clipping without its bias, with a momentum in place of the
-    optimizer's own.
+    Use when: clipping has a bias in your run, and the momentum of this method may take the place of
+    the optimizer's own.
 
     Avoid when: the optimizer has a momentum of its own. The memory is twice as large as the
     gradients.
@@ -96,7 +97,7 @@ def centered(policy: PolicyLike) -> Wrapped:
 
     v ← v + clip(g - v); the optimizer gets v.
 
-    Use when: the gradients change little from step to step, so that the difference tells an outlier
+    Use when: the gradients change little from step to step, so that the difference shows an outlier
     better than the norm does; or some workers may send wrong gradients.
 
     Avoid when: the gradient may change at once for good reasons: the output moves by at most the
