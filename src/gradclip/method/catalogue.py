@@ -91,6 +91,15 @@ PURPOSES: dict[Group, Purpose] = {
 """The purposes of methods, in the order in which the docs and the command list them."""
 
 
+class _Bare(str):
+    """An annotation that a signature shows without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One row of the catalogue; it states only the facts that the policy does not contain.
@@ -119,7 +128,12 @@ class Recipe:
     @property
     def signature(self) -> str:
         """The call as a reader types it, with types and defaults."""
-        return f"gradclip.{self.function.__name__}{inspect.signature(self.function)}"
+        found = inspect.signature(self.function)
+        typed = [
+            each.replace(annotation=_Bare(each.annotation)) for each in found.parameters.values()
+        ]
+        bare = found.replace(parameters=typed, return_annotation=_Bare(found.return_annotation))
+        return f"gradclip.{self.function.__name__}{bare}"
 
     @property
     def arguments(self) -> list[str]:

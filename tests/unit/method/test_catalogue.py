@@ -46,6 +46,11 @@ def test_a_row_is_complete(name: str) -> None:
     assert row.policy.call.recipe == name == row.name
 
 
+def test_a_call_is_shown_as_it_is_typed() -> None:
+    shown = "gradclip.agc(clipping: Limit = 0.01, eps: float = 0.001, axis: Axis = None) -> Policy"
+    assert lookup("agc").signature == shown
+
+
 def test_a_name_is_entered_once() -> None:
     before = dict(CATALOGUE)
     with pytest.raises(PolicyError, match="has this name already"):
