@@ -53,7 +53,7 @@ def row(page: str, start: str) -> list[str]:
     lines = (DOCS / page).read_text("utf-8").splitlines()
     found = [line for line in lines if line.startswith(f"| {start} |")]
     assert found, f"{page} has no row {start}"
-    return [cell.strip("* ") for cell in found[0].strip("|").split(" | ")]
+    return [cell.strip("* ") for cell in found[0].strip("|").split("|")]
 
 
 def test_the_page_on_thresholds_has_the_figures_of_the_pages_it_compares() -> None:
@@ -91,3 +91,17 @@ def test_the_policies_and_commands_of_the_cheat_sheet_exist() -> None:
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     assert {command.split()[1] for command in commands} <= known
     assert len(commands) == 10
+
+
+def test_what_stands_before_a_folded_table_is_in_the_table() -> None:
+    """The sentence of a reader who does not unfold."""
+    advisor, auto = ((DOCS / f"{name}.md").read_text("utf-8") for name in ("advisor", "auto"))
+    seen, held_out, alarms = row("advisor.md", "**all**")[2:]
+    of = alarms.partition(",")[0]
+    told = " ".join(advisor.split())
+    assert f"The rules found {seen} faults in the trainings that were seen" in told
+    assert f"and {held_out} in those that were held out, with a false alarm in {of}." in told
+    mean, worst = (row("auto.md", f"**{which}, all**") for which in ("mean", "worst"))
+    told = " ".join(auto.split()).replace(" %", "%")
+    assert f"`auto` has a mean of {mean[5]} and a worst case of {worst[5]}." in told
+    assert f"`norm:1` ({mean[3].strip('%')} and {worst[3]})" in told
