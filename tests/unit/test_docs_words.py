@@ -105,3 +105,12 @@ def test_what_stands_before_a_folded_table_is_in_the_table() -> None:
     told = " ".join(auto.split()).replace(" %", "%")
     assert f"`auto` has a mean of {mean[5]} and a worst case of {worst[5]}." in told
     assert f"`norm:1` ({mean[3].strip('%')} and {worst[3]})" in told
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_each_page_begins_with_a_sentence(page: Path) -> None:
+    """What the reader gets comes before the first table, picture, block and heading."""
+    after = re.split(r"^# .+$", page.read_text("utf-8"), maxsplit=1, flags=re.MULTILINE)[1]
+    lines = (line for line in after.splitlines() if line and not line.startswith(("{.", "<!--")))
+    first = next(lines)
+    assert not first.startswith(("#", "|", "!", "```", "- ", "<")), f"{page.name}: {first!r}"
