@@ -22,7 +22,7 @@ from .studies import (
     text,
     threshold,
 )
-from .verdicts import Verdict, verdicts
+from .verdicts import HOLDS, NOT, UNSHOWN, Verdict, verdicts
 
 __all__ = ["SECTIONS", "advisor_part", "evidence_page"]
 
@@ -208,11 +208,27 @@ def evidence_page(store: Store, alts: dict[str, str], notes: str) -> str:
         for section, claims in studies
         for v in claims
     ]
-    parts = [INTRODUCTION, markdown(["claim", "verdict", "main figures"], rows, numbers=False), ""]
+    parts = [
+        INTRODUCTION,
+        _tally(found),
+        markdown(["claim", "verdict", "main figures"], rows, numbers=False),
+        "",
+    ]
     parts.append(READING)
     for section, claims in studies:
         parts += _section(store, alts, section, claims)
     return "\n".join([*parts, NOTES.format(notes=notes.strip()), METHOD]).rstrip() + "\n"
+
+
+def _tally(found: list[Verdict]) -> str:
+    """Return how many claims hold, and how far, in a sentence."""
+    whole = sum(v.word.partition(";")[0] == HOLDS for v in found)
+    no, open_ = (sum(v.word == word for v in found) for word in (NOT, UNSHOWN))
+    part = len(found) - whole - no - open_
+    return (
+        f"Of {len(found)} claims {whole} hold, {part} hold on a part of the tasks or settings, "
+        f"{no} do not hold, and {open_} cannot be decided from these runs.\n"
+    )
 
 
 def _section(

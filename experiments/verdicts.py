@@ -22,7 +22,7 @@ from .studies import (
 )
 from .studies import text as text_study
 
-__all__ = ["Verdict", "verdicts"]
+__all__ = ["HOLDS", "NOT", "UNSHOWN", "Verdict", "verdicts"]
 
 HOLDS, ON, WHEN, NOT, UNSHOWN = "holds", "holds on", "holds when", "does not hold", "not shown"
 
