@@ -10,10 +10,20 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..record.rows import Floats
+from ..record.trace import Trace
 from .finding import Finding
 from .spikes import first_of, rises
 
-__all__ = ["STATUSES", "Stability", "Status", "final_loss", "last_losses", "stability_of"]
+__all__ = [
+    "FINAL_LOSS",
+    "STATUSES",
+    "Stability",
+    "Status",
+    "final_loss",
+    "final_loss_of",
+    "last_losses",
+    "stability_of",
+]
 
 Status = Literal["stable", "unstable", "diverged", "failed"]
 STATUSES: tuple[Status, ...] = ("stable", "unstable", "diverged", "failed")
@@ -24,6 +34,12 @@ LAST = 0.2
 
 MIN_LOSSES = 10
 """The smallest number of losses in this median, if the run has as many."""
+
+FINAL_LOSS = (
+    "The final loss is the median of the last fifth of the losses, of ten at least if the run has "
+    "as many; ∞ if one of these is not finite."
+)
+"""The definition, for readers."""
 
 ROSE = 0.5
 """A run diverged if the final loss exceeds the first loss by more than this share of the first
@@ -74,6 +90,18 @@ def final_loss(loss: Floats) -> float:
     """
     last = last_losses(loss)
     return float(np.median(last)) if len(last) and np.isfinite(last).all() else math.inf
+
+
+def final_loss_of(trace: Trace) -> float | None:
+    """Return the final loss of a trace; None without a loss.
+
+    The verdict, the report and every summary have it from here.
+
+    Args:
+        trace: not mutated.
+    """
+    loss = trace.column("loss")[trace.seen("loss")]
+    return final_loss(loss) if len(loss) else None
 
 
 def _rise(loss: Floats) -> float:

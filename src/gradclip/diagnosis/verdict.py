@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..show.words import counted
 from . import commands
 from .finding import Finding
 from .spikes import began_at
-from .stability import final_loss
+from .stability import final_loss_of
 
 __all__ = ["FEW", "Verdict", "verdict"]
 
@@ -210,8 +211,9 @@ def _loss_of(run: Run) -> tuple[float, float] | None:
     for trace in traces_of([run]):
         loss = trace.column("loss")
         loss = loss[np.isfinite(loss)]
-        if len(loss):
-            return began_at(loss), final_loss(loss)
+        final = final_loss_of(trace)
+        if len(loss) and final is not None:
+            return began_at(loss), final
     return None
 
 
@@ -225,6 +227,8 @@ def _loss(run: Run) -> str:
     found = _loss_of(run)
     if found is None:
         return "the record has no loss"
+    if math.isinf(found[1]):
+        return "the loss is not finite at the end"
     start, end = (f"{value:.4g}" for value in found)
     if start == end:
         return f"the loss stayed at {start}"

@@ -4,62 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from bokeh.core.properties import value
+from bokeh.events import MouseLeave, MouseMove, Tap
 from bokeh.models import (
     Axis,
     BasicTicker,
-    BasicTickFormatter,
     BoxZoomTool,
     ColumnDataSource,
     CrosshairTool,
-    DataRange1d,
+    CustomJS,
+    CustomJSTickFormatter,
     FixedTicker,
     GlyphRenderer,
-    HoverTool,
+    Grid,
     InlineStyleSheet,
+    Line,
+    LinearAxis,
     LinearScale,
     LogAxis,
+    LogScale,
     NumeralTickFormatter,
     PanTool,
     Range1d,
     ResetTool,
     SaveTool,
+    Scatter,
+    Segment,
     Span,
     WheelZoomTool,
 )
+from bokeh.models.glyph import Glyph
 from bokeh.plotting import figure as Figure
 from numpy.typing import NDArray
 
 from ..record.rows import Floats
 from ..record.trace import Trace
-from ..show.columns import finite, positive
 from ..show.downsample import thin
-from ..show.safe import printable
 from ..show.style import FONT, INK, Mark, Style
 
-__all__ = ["EDGE", "Figure", "Panel", "Plotter", "StepAxis", "axis_of", "label_log", "new_figure"]
+__all__ = [
+    "EDGE",
+    "OTHER",
+    "Figure",
+    "Panel",
+    "Plotter",
+    "Role",
+    "StepAxis",
+    "axis_of",
+    "compact",
+    "log_axis",
+    "new_figure",
+    "watch_pointer",
+]
 
 EDGE = "edge"
+OTHER = "other"
+"""The name of the second scale of a panel: linear beside a logarithmic one, and the reverse."""
+
 _LEFT = 112
 """The pixels left of every plot, so that the step axes are aligned."""
 
-MOST_TIPS = 36
-"""The largest number of traces in a tooltip, which holds each trace at each step of any trace."""
+Role: TypeAlias = Literal["fit", "smooth", "raw", "layer"]
+"""What the page's script does with a line: "fit" gives the y axis its range, "smooth" can be
+smoothed, "raw" is the line behind a smoothed one, "layer" waits for a click on a map."""
 
 _DIVIDER = ".bk-divider { background-color: var(--line); }"
 
 
 @dataclass(frozen=True)
 class StepAxis:
-    """The step range and the line under the pointer, shared by all figures."""
+    """The step range and the upright lines, shared by all figures."""
 
     first: int
     last: int
     steps: Range1d
     pointer: Span
+    """The line under the pointer."""
+    chosen: Span
+    """The line at the step to which the reader has jumped."""
 
 
 def axis_of(traces: Sequence[Trace]) -> StepAxis:
@@ -68,7 +93,9 @@ def axis_of(traces: Sequence[Trace]) -> StepAxis:
     first, last = (int(every.min()), int(every.max())) if len(every) else (0, 1)
     pad = max(0.5, 0.01 * (last - first))
     pointer = Span(dimension="height", line_dash="dotted", line_color=INK, line_width=1)
-    return StepAxis(first, last, Range1d(start=first - pad, end=last + pad), pointer)
+    chosen = Span(dimension="height", line_color=INK, line_width=1.5, visible=False, location=0)
+    steps = Range1d(start=first - pad, end=last + pad)
+    return StepAxis(first, last, steps, pointer, chosen)
 
 
 @dataclass
@@ -82,6 +109,16 @@ class Panel:
     trace: int | None = None
     """The index of the trace that the panel shows; None for all traces."""
     marks: list[Mark] = field(default_factory=list)
+    tips: dict[int, str] = field(default_factory=dict)
+    """The text of the tooltip for each trace, with the names of columns in braces."""
+    thinned: dict[str, str] = field(default_factory=dict)
+    """How many marks of a kind are shown, for each kind of which some are not."""
+    scales: tuple[str, ...] = ()
+    """The scales of the y axis between which the reader can choose, the first one shown."""
+    low: float | None = None
+    """The lower end of the y axis; None fits it to the lines."""
+    layers: tuple[str, ...] = ()
+    """The names of a map's rows, from the top."""
 
 
 def new_figure(
@@ -89,11 +126,22 @@ def new_figure(
     axis: StepAxis,
     *,
     y: Literal["linear", "log", "share"] = "linear",
+    either: bool = False,
     norms: Range1d | None = None,
     height: int = 260,
     **options: Any,
 ) -> Figure:
-    """Return an empty figure that pans and zooms along the shared axis of steps or of norms."""
+    """Return an empty figure that pans and zooms along the shared axis of steps or of norms.
+
+    Args:
+        name: the name of the panel.
+        axis: the shared axis.
+        y: the scale of the y axis.
+        either: whether the reader can choose between a linear and a logarithmic y axis.
+        norms: the range of the x axis, if this axis is of norms.
+        height: in pixels.
+        options: further properties of the figure.
+    """
     fig = Figure(
         name=name,
         height=height,
@@ -104,7 +152,7 @@ def new_figure(
         tools=[
             PanTool(dimensions="width"),
             WheelZoomTool(dimensions="width", modifiers="ctrl"),
-            BoxZoomTool(),
+            BoxZoomTool(dimensions="width"),  # The page's script fits the y axis.
             ResetTool(),
             SaveTool(filename=f"gradclip-{name}"),
             *([CrosshairTool(overlay=axis.pointer)] if norms is None else []),
@@ -118,12 +166,20 @@ def new_figure(
         **options,
     )
     fig.toolbar.update(logo=None, stylesheets=[InlineStyleSheet(css=_DIVIDER)])
+    if "y_range" not in options:
+        fig.y_range = Range1d(start=0.1, end=10)  # The page's script sets the range.
+    if either:
+        _add_other_scale(fig, "linear" if y == "log" else "log")
     if norms is None:
         fig.xaxis.axis_label = "step"
-        fig.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        fig.xaxis.formatter = CustomJSTickFormatter(code="return stepText(tick, ticks);")
         fig.xaxis.ticker = BasicTicker(min_interval=1)  # Steps are whole numbers.
-    if y == "share":
-        fig.yaxis.formatter = NumeralTickFormatter(format="0%")
+        fig.add_layout(axis.chosen)
+    for part in fig.yaxis:
+        if isinstance(part, LogAxis):
+            log_axis(part)
+        elif y == "share":
+            part.formatter = NumeralTickFormatter(format="0%")
     fig.xgrid.grid_line_color = None
     for part in (*fig.xaxis, *fig.yaxis):
         part.update(
@@ -143,48 +199,94 @@ def new_figure(
     return fig
 
 
+def _add_other_scale(fig: Figure, y: Literal["linear", "log"]) -> None:
+    """Add a second y axis, hidden, to which the page's script moves the lines."""
+    fig.extra_y_ranges[OTHER] = Range1d(start=0.1, end=10)
+    fig.extra_y_scales[OTHER] = LogScale() if y == "log" else LinearScale()
+    kind = LogAxis if y == "log" else LinearAxis
+    axis = kind(y_range_name=OTHER, visible=False)
+    fig.add_layout(axis, "left")
+    fig.add_layout(
+        Grid(dimension=1, axis=axis, grid_line_color=fig.ygrid[0].grid_line_color, visible=False)
+    )
+
+
+def log_axis(axis: Axis) -> None:
+    """Let the page's script set the ticks: Bokeh sets few ticks under three powers of ten."""
+    axis.ticker = FixedTicker(ticks=[0.1, 1, 10])
+    axis.formatter = CustomJSTickFormatter(code="return numberText(tick);")
+
+
+def watch_pointer(fig: Figure) -> None:
+    """Tell the page's script where the pointer is, for the tooltip and the rows of a map."""
+    pointed = CustomJS(code="pointedAt(cb_obj);")
+    for event in (MouseMove, MouseLeave, Tap):
+        fig.js_on_event(event, pointed)
+
+
 class Plotter:
-    """Draw traces into the figure of one panel, and collect the marks of its legend."""
+    """Draw traces into the figure of one panel, and collect the marks of its legend.
+
+    The x column of every source is named ``step``: the page's script exchanges it for the time.
+    """
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
         self.figure = panel.figure
-        self._rows: list[tuple[str, Mapping[str, Floats], str]] = []
+        self._counts: dict[str, tuple[int, int]] = {}
         # The lane has its own range, so that marks stay at the figure's edge for any data.
-        self.figure.extra_y_ranges = {EDGE: Range1d(start=0, end=1, bounds=(0, 1), min_interval=1)}
-        self.figure.extra_y_scales = {EDGE: LinearScale()}
+        self.figure.extra_y_ranges[EDGE] = Range1d(start=0, end=1, bounds=(0, 1), min_interval=1)
+        self.figure.extra_y_scales[EDGE] = LinearScale()
+
+    def source(self, drawn: Mapping[str, Floats]) -> ColumnDataSource:
+        """Return the source of one trace in this panel, which all its lines share."""
+        return ColumnDataSource({name: compact(column) for name, column in drawn.items()})
 
     def line(
         self,
         index: int,
         mark: Mark,
         style: Style,
-        drawn: Mapping[str, Floats],
+        source: ColumnDataSource,
         y: str,
+        *roles: Role,
         **options: Any,
-    ) -> GlyphRenderer:
-        """Draw column `y` of `drawn` over its ``step`` as a line."""
+    ) -> None:
+        """Draw column `y` of `source` over its ``step`` as a line.
+
+        Args:
+            index: the index of the trace.
+            mark: the kind of line.
+            style: the trace's own style.
+            source: from `source`.
+            y: the name of the column.
+            roles: what the page's script does with the line.
+            options: further properties of the line.
+        """
         properties: dict[str, Any] = {
             "line_color": style.colour,
             "line_dash": style.dash,
             "line_join": "round",
         }
         properties |= (mark.line or {}) | options
-        source = ColumnDataSource({"step": drawn["step"], y: drawn[y]})
-        alone = _alone(drawn[y])  # A line through one point is invisible.
+        step, values = (np.asarray(source.data[name]) for name in ("step", y))
+        alone = _alone(values)  # A line through one point is invisible.
         if alone.any():
-            dots = self.figure.scatter(
-                drawn["step"][alone], drawn[y][alone], size=5, line_color=style.colour,
-                fill_color=style.colour,
+            dots = ColumnDataSource({"step": step[alone], "y": values[alone]})
+            self.add(
+                index, mark, dots,
+                Scatter(x="step", y="y", size=5, line_color=style.colour, fill_color=style.colour),
             )  # fmt: skip
-            self.keep(index, mark, dots)
-        return self.keep(index, mark, self.figure.line("step", y, source=source, **properties))
+        self.add(index, mark, source, Line(x="step", y=y, **properties), *roles)
+        if "smooth" in roles:  # The values themselves stay behind the smoothed line.
+            faint = Line(x="step", y=y, **properties | {"line_alpha": 0.22, "line_width": 1})
+            self.add(index, mark, source, faint, "raw").visible = False
 
     def markers(
         self, index: int, mark: Mark, style: Style, steps: Floats, heights: Floats, **options: Any
-    ) -> GlyphRenderer:
+    ) -> None:
         """Draw markers at data coordinates."""
-        source = ColumnDataSource({"step": steps, "y": heights})
+        lane = options.pop("y_range_name", "default")
         properties = {
             "marker": value(mark.marker),
             "size": 7,
@@ -192,9 +294,9 @@ class Plotter:
             "line_color": style.colour,
             "fill_color": None,
         }
-        return self.keep(
-            index, mark, self.figure.scatter("step", "y", source=source, **(properties | options))
-        )
+        glyph = Scatter(x="step", y="y", **(properties | options))
+        source = self.source({"step": steps, "y": heights})
+        self.add(index, mark, source, glyph).y_range_name = lane
 
     def edge(
         self,
@@ -211,6 +313,7 @@ class Plotter:
         if not len(steps):
             return
         kept = thin(np.arange(len(steps)), np.zeros(len(steps)), points=150)
+        self.count(mark, len(kept), len(steps))
         lane = 0.045 + 0.09 * (index % 5) + (0.045 if lower else 0)
         heights = np.full(len(kept), 1 - lane if top else lane)
         self.markers(index, mark, style, steps[kept], heights, y_range_name=EDGE, **options)
@@ -219,74 +322,43 @@ class Plotter:
         self, index: int, mark: Mark, style: Style, steps: Floats, low: Floats, high: Floats
     ) -> None:
         """Draw vertical lines from `low` to `high`."""
-        source = ColumnDataSource({"step": steps, "low": low, "high": high})
-        glyph = self.figure.segment(
-            "step", "low", "step", "high", source=source, line_color=style.colour, line_alpha=0.4
+        source = self.source({"step": steps, "low": low, "high": high})
+        glyph = Segment(
+            x0="step", y0="low", x1="step", y1="high", line_color=style.colour, line_alpha=0.4
         )
-        self.keep(index, mark, glyph)
+        self.add(index, mark, source, glyph)
 
-    def hover(self, label: str, drawn: Mapping[str, Floats], text: str) -> None:
-        """Add a row to the tooltip: `text` with its ``{columns}`` of `drawn` filled in."""
-        self._rows.append((label, drawn, text))
+    def count(self, mark: Mark, shown: int, of: int) -> None:
+        """Add to the numbers of marks that are shown and that there are."""
+        before = self._counts.get(mark.name, (0, 0))
+        self._counts[mark.name] = before[0] + shown, before[1] + of
+        shown, of = self._counts[mark.name]
+        if shown < of:
+            self.panel.thinned[mark.name] = f"{shown:,} of {of:,} shown"
 
-    def finish(self) -> None:
-        """Add one tooltip with all traces at the step under the pointer, unless they are many."""
-        if len(self._rows) > MOST_TIPS:
-            self.panel.explanation += f" There is no tooltip for over {MOST_TIPS} traces."
-            return
-        steps = np.unique(np.concatenate([drawn["step"] for _, drawn, _ in self._rows]))
-        if not len(steps):
-            return
-        columns, tips = {"step": steps, "y": np.full(len(steps), 0.5)}, []
-        for index, (label, drawn, text) in enumerate(self._rows):
-            for name, column in drawn.items():
-                values = np.full(len(steps), np.nan)
-                values[np.searchsorted(steps, drawn["step"])] = column
-                columns[f"{name}{index}"] = values
-                text = text.replace("{" + name + "}", f"@{name}{index}{{%.4g}}")
-            tips.append((printable(label), text))
-        unseen = self.figure.line(
-            "step", "y", source=ColumnDataSource({**columns}), line_alpha=0, y_range_name=EDGE
-        )
-        unseen.tags = ["hover", "hover"]
-        self.figure.add_tools(
-            HoverTool(
-                renderers=[unseen],
-                tooltips=[("step", "@step{0,0}"), *tips],
-                formatters={f"@{name}": "printf" for name in columns if name != "step"},
-                mode="vline",
-                line_policy="nearest",
-                point_policy="follow_mouse",
-                attachment="horizontal",
-                visible=False,
-            )
-        )
+    def tip(self, index: int, text: str) -> None:
+        """Set the tooltip of a trace: `text` with the ``{columns}`` of its source filled in."""
+        self.panel.tips[index] = text
 
-    def scale(
-        self, lines: Sequence[GlyphRenderer], columns: Sequence[Floats], start: float | None = None
-    ) -> None:
-        """Fit the y axis to the visible ones of `lines`, which draw `columns`."""
-        log = isinstance(self.figure.yaxis[0], LogAxis)
-        values = np.concatenate([positive(column) if log else finite(column) for column in columns])
-        values = values[np.isfinite(values)]
-        if not len(values):
-            self.figure.y_range = Range1d(start=0.1 if log else 0.0, end=10.0 if log else 1.0)
-            if log:
-                label_log(self.figure.yaxis[0], -1, 1)
-            return
-        fit = DataRange1d(renderers=list(lines), only_visible=True, range_padding=0.12)
-        if start is not None:
-            fit.start = start
-        self.figure.y_range = fit
-        low, high = np.log10([values.min(), values.max()]) if log else (0, 0)
-        if log:
-            label_log(self.figure.yaxis[0], low, high)
-
-    def keep(self, index: int, mark: Mark, renderer: GlyphRenderer) -> GlyphRenderer:
-        renderer.tags = [f"trace:{index}", f"mark:{mark.name}"]
+    def add(
+        self, index: int, mark: Mark, source: ColumnDataSource, glyph: Glyph, *roles: Role
+    ) -> GlyphRenderer:
+        """Add a glyph, with tags by which the page's script finds its trace, mark and roles."""
+        renderer = self.figure.add_glyph(source, glyph)
+        renderer.tags = [f"trace:{index}", f"mark:{mark.name}", *roles]
         if mark not in self.panel.marks:
             self.panel.marks.append(mark)
         return renderer
+
+
+def compact(values: Floats) -> NDArray[Any]:
+    """Return `values` in half the bytes, if float32, or int32 for whole numbers, can hold them."""
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    if len(sizes) and np.all(sizes == np.round(sizes)) and np.isfinite(values).all():
+        return values.astype(np.int32) if sizes.max() < 2**31 else values
+    info = np.finfo(np.float32)
+    fits = not len(sizes) or info.tiny < sizes.min() <= sizes.max() < info.max
+    return values.astype(np.float32) if fits else values
 
 
 def _alone(values: Floats) -> NDArray[np.bool_]:
@@ -296,16 +368,3 @@ def _alone(values: Floats) -> NDArray[np.bool_]:
     beside[1:] |= known[:-1]
     beside[:-1] |= known[1:]
     return known & ~beside
-
-
-def label_log(axis: Axis, low: float, high: float) -> None:
-    """Add ticks to an axis of under three powers of ten, where Bokeh's ticker sets few ticks."""
-    if high - low >= 3:
-        return
-    if high - low < 0.5:
-        axis.ticker = BasicTicker(desired_num_ticks=4)
-        axis.formatter = BasicTickFormatter(precision="auto")
-        return
-    tens = np.arange(np.floor(low) - 1, np.ceil(high) + 2)
-    axis.ticker = FixedTicker(ticks=[float(f"{m}e{int(ten)}") for ten in tens for m in (1, 2, 5)])
-    axis.formatter = BasicTickFormatter(precision="auto")

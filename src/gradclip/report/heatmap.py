@@ -26,7 +26,7 @@ from ..show.downsample import bucket_edges, bucket_max
 from ..show.safe import printable
 from ..show.style import BAD, BAD_CELL, FONT, INK
 from ..show.words import shorten
-from .figure import Figure, Panel, StepAxis, new_figure
+from .figure import Figure, Panel, StepAxis, compact, new_figure
 
 __all__ = ["heat_panels"]
 
@@ -48,7 +48,11 @@ def heat_panels(traces: Sequence[Trace], axis: StepAxis) -> list[Panel]:
     """Return a heat map for each trace with per-layer norms, all on one colour scale."""
     cells = {index: _cells(trace) for index, trace in enumerate(traces) if trace.norms.matrix.size}
     low, high = _colour_range([cell.values for cell in cells.values()])
-    return [_panel(index, traces[index], cell, axis, low, high) for index, cell in cells.items()]
+    mapper = LogColorMapper(palette=Viridis256, low=low, high=high, nan_color="rgba(0,0,0,0)")
+    compared = " All maps have one colour scale." if len(cells) > 1 else ""
+    return [
+        _panel(index, traces[index], cell, axis, mapper, compared) for index, cell in cells.items()
+    ]
 
 
 def _cells(trace: Trace) -> _Cells:
@@ -78,15 +82,20 @@ def _colour_range(tables: Sequence[Floats]) -> tuple[float, float]:
 
 
 def _panel(
-    index: int, trace: Trace, cells: _Cells, axis: StepAxis, low: float, high: float
+    index: int,
+    trace: Trace,
+    cells: _Cells,
+    axis: StepAxis,
+    mapper: LogColorMapper,
+    compared: str,
 ) -> Panel:
     layers = len(cells.names)
     height = int(np.clip(15 * layers, 110, 460))
     panel = Panel(
         f"heat-{index}",
         f"Norm by layer: {trace.label}",
-        "Each parameter's gradient norm before clipping, first layer on top; "
-        "of several steps in one cell, the greatest.",
+        "Each parameter's gradient norm before clipping, first layer on top; of several steps in "
+        f"one cell, the greatest.{compared} Click a row to draw this layer as a line.",
         new_figure(
             f"heat-{index}",
             axis,
@@ -94,14 +103,14 @@ def _panel(
             y_range=Range1d(start=0, end=layers, bounds=(0, layers)),
         ),
         trace=index,
+        layers=tuple(printable(name) for name in cells.names),
     )
     fig = panel.figure
-    mapper = LogColorMapper(palette=Viridis256, low=low, high=high, nan_color="rgba(0,0,0,0)")
     place = {
         "x": [cells.edges[0]], "y": [0], "dw": [cells.edges[-1] - cells.edges[0]], "dh": [layers],
     }  # fmt: skip
     # The first row of a picture is the lowest: reverse the layers, so that the first is on top.
-    values = _compact(cells.values.T[::-1])
+    values = compact(cells.values.T[::-1])
     image = fig.image(
         "image", "x", "y", "dw", "dh", source=ColumnDataSource({"image": [values], **place}),
         color_mapper=mapper,  # pyright: ignore[reportCallIssue] - Bokeh's stub lacks it
@@ -111,17 +120,9 @@ def _panel(
         _draw_bad(fig, index, cells, place)
         panel.marks.append(BAD_CELL)
     _label_layers(fig, cells.names, height)
-    _add_hover(fig, image, cells)
+    _add_hover(fig, image, index, cells)
     _add_scale(fig, mapper)
     return panel
-
-
-def _compact(values: Floats) -> np.ndarray:
-    """Return `values` as float32, which halves the page, if float32 can hold all of them."""
-    magnitudes = values[values > 0]
-    info = np.finfo(np.float32)
-    fits = not len(magnitudes) or info.tiny < magnitudes.min() <= magnitudes.max() < info.max
-    return values.astype(np.float32) if fits else values
 
 
 def _draw_bad(fig: Figure, index: int, cells: _Cells, place: dict[str, list[float]]) -> None:
@@ -159,12 +160,9 @@ def _label_layers(fig: Figure, names: Sequence[str], height: int) -> None:
     fig.ygrid.grid_line_color = None
 
 
-def _add_hover(fig: Figure, image: GlyphRenderer, cells: _Cells) -> None:
+def _add_hover(fig: Figure, image: GlyphRenderer, index: int, cells: _Cells) -> None:
     width = float(cells.edges[1] - cells.edges[0])
-    layer = CustomJSHover(
-        args={"names": [printable(name) for name in reversed(cells.names)]},
-        code="return names[Math.max(0, Math.min(names.length - 1, Math.floor(special_vars.y)))];",
-    )
+    layer = CustomJSHover(code=f"return rowAt('heat-{index}', special_vars.y).name;")
     steps = CustomJSHover(
         args={"first": float(cells.edges[0]), "width": width},
         code="""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import html
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..diagnosis import Finding, Verdict, diagnose, diagnose_trace, find_ending, verdict
+from ..diagnosis.finding import SEVERITIES
+from ..diagnosis.stability import FINAL_LOSS
 from ..errors import GradclipError
 from ..record import Trace
 from ..show.card import inline
 from ..show.files import RunLike, replace_file, traces_to_draw
 from ..show.inline import Inline
 from ..show.safe import printable
-from ..show.summary import summarise
-from ..show.words import number, percent
+from ..show.style import AFTER, CLIPPED, REMOVED, style_of
+from ..show.summary import Summary, summarise
+from ..show.words import counted, number, percent
+from .clock import clock_of
 from .events import events_of
 from .samples import samples_of
 from .swatch import mark_swatch, trace_swatch
@@ -24,11 +30,56 @@ from .swatch import mark_swatch, trace_swatch
 if TYPE_CHECKING:
     from .figure import Panel
 
-__all__ = ["inline_report", "write_report"]
+__all__ = ["Follow", "inline_report", "write_report"]
+
+MOST_VERDICTS = 12
+"""The number of runs whose verdicts are not folded."""
+
+FEW_FINDINGS = 3
+"""The number of findings up to which the diagnosis is not folded."""
+
+MANY = 6
+"""The number of runs over which the reader asks for the marks of clipping, which would cover the
+lines."""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """What a page knows that loads itself anew.
+
+    Attributes:
+        written: the time at which the page was written, a new one each time.
+        every: the seconds between two looks at the file; None for the last page.
+    """
+
+    written: str
+    every: float | None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A trace as the page shows it."""
+
+    summary: Summary
+    trace: Trace
+    swatch: str
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The verdict on a run, the indices of its traces, and its worst fault."""
+
+    verdict: Verdict
+    traces: list[int]
+    severity: str
+    step: int | None
 
 
 def write_report(
-    runs: RunLike | Iterable[RunLike], out: str | os.PathLike[str] = "report.html"
+    runs: RunLike | Iterable[RunLike],
+    out: str | os.PathLike[str] = "report.html",
+    *,
+    follow: Follow | None = None,
 ) -> Path:
     """Write one offline HTML page that shows one run, or compares several runs.
 
@@ -36,6 +87,7 @@ def write_report(
         runs: records, as paths or as runs from `gradclip.read_run`, finished or not. Not mutated.
         out: the path of the page, whose folder is created. The new page replaces an old page only
             when the new page is complete. A record, a script or another file is not replaced.
+        follow: for a page that loads itself anew whenever it was written anew.
 
     Returns:
         The path of the page.
@@ -46,7 +98,7 @@ def write_report(
             written or holds something else.
     """
     out = Path(out)
-    replace_file(out, _render(traces_to_draw(runs)).encode(), ".html", ".htm")
+    replace_file(out, _render(traces_to_draw(runs), follow).encode(), ".html", ".htm")
     return out
 
 
@@ -73,7 +125,7 @@ def inline_report(runs: RunLike | Iterable[RunLike]) -> Inline:
     )
 
 
-def _render(traces: Sequence[Trace]) -> str:
+def _render(traces: Sequence[Trace], follow: Follow | None = None) -> str:
     try:
         from bokeh.embed import components
         from bokeh.resources import Resources
@@ -82,13 +134,19 @@ def _render(traces: Sequence[Trace]) -> str:
         raise GradclipError(
             "the report needs Bokeh and Jinja2: pip install 'gradclip[report]'"
         ) from error
-    from .figure import axis_of
+    from .figure import axis_of, watch_pointer
     from .heatmap import heat_panels
+    from .layers import layer_panel
     from .panels import panels
 
     axis = axis_of(traces)
-    drawn = [*panels(traces, axis), *heat_panels(traces, axis)]
+    maps = heat_panels(traces, axis)
+    drawn = [*panels(traces, axis), *([layer_panel(axis)] if maps else []), *maps]
+    for panel in drawn:
+        watch_pointer(panel.figure)
     script, divs = components([panel.figure for panel in drawn], wrap_script=False)
+    clocks = [clock_of(trace) for trace in traces]
+    findings = [*_endings(traces), *_findings(traces)]
     environment = Environment(
         loader=PackageLoader("gradclip.report", "."),
         autoescape=True,
@@ -98,25 +156,77 @@ def _render(traces: Sequence[Trace]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "code": inline}
-    return environment.get_template("page.html").render(
-        title=" · ".join(trace.label for trace in traces),
-        verdicts=_verdicts(traces),
-        traces=[(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)],
-        panels=[(panel, div, _legend(panel)) for panel, div in zip(drawn, divs, strict=True)],
-        findings=[*_endings(traces), *_findings(traces)],
-        events=events_of(traces),
-        samples=samples_of(traces),
-        bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
-        plots=script,
-        first=axis.first,
-        last=axis.last,
+    return (
+        environment.get_template("page.html")
+        .render(
+            title=" · ".join(trace.label for trace in traces),
+            verdicts=_verdicts(traces),
+            most_verdicts=MOST_VERDICTS,
+            traces=[
+                _Shown(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)
+            ],
+            panels=[
+                (panel, div, _legend(panel, len(traces)))
+                for panel, div in zip(drawn, divs, strict=True)
+            ],
+            findings=findings,
+            few=FEW_FINDINGS,
+            counts=_counts([found for _, found in findings]),
+            final_loss=FINAL_LOSS,
+            events=events_of(traces),
+            samples=samples_of(traces),
+            bokeh_js=Resources("inline", components=["bokeh"]).js_raw,
+            plots=script,
+            runs_data=[
+                _data_of(index, trace, clock)
+                for index, (trace, clock) in enumerate(zip(traces, clocks, strict=True))
+            ],
+            panels_data={panel.name: _data_of_panel(panel) for panel in drawn},
+            has_times=any(steps for steps, _ in clocks),
+            follow=follow,
+            first=axis.first,
+            last=axis.last,
+        )
+        .lstrip()
     )
 
 
-def _verdicts(traces: Sequence[Trace]) -> list[tuple[str, Verdict]]:
-    """Return the path and the verdict of each run."""
-    runs = {id(trace.run): trace.run for trace in traces}.values()
-    return [(str(run.path), verdict(run, diagnose(run))) for run in runs]
+def _verdicts(traces: Sequence[Trace]) -> list[_Judged]:
+    """Return the verdict of each run, with the traces and the worst fault's step."""
+    judged = []
+    for run in {id(trace.run): trace.run for trace in traces}.values():
+        found = diagnose(run)
+        faults = [each for each in found if each.severity != "note"]
+        own = [index for index, trace in enumerate(traces) if trace.run is run]
+        severity = faults[0].severity if faults else ""
+        step = faults[0].step if faults else None
+        judged.append(_Judged(verdict(run, found), own, severity, step))
+    return judged
+
+
+def _data_of(index: int, trace: Trace, clock: tuple[list[float], list[float]]) -> dict[str, object]:
+    """Return what the page's script knows of a trace."""
+    style = style_of(index)
+    label = printable(trace.label)
+    return {"label": label, "colour": style.colour, "dash": style.dash, "clock": clock}
+
+
+def _data_of_panel(panel: Panel) -> dict[str, object]:
+    """Return what the page's script knows of a panel."""
+    return {
+        "tips": panel.tips,
+        "scales": panel.scales,
+        "scale": panel.scales[0] if panel.scales else "linear",
+        "low": panel.low,
+        "trace": panel.trace,
+        "layers": panel.layers,
+    }
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    """Return how many findings of each severity there are."""
+    counts = Counter(found.severity for found in findings)
+    return ", ".join(counted(counts[each], each) for each in SEVERITIES if counts[each])
 
 
 def _findings(traces: Sequence[Trace]) -> list[tuple[int, Finding]]:
@@ -136,8 +246,20 @@ def _shown(value: object) -> object:
     return value
 
 
-def _legend(panel: Panel) -> list[tuple[str, str, str]]:
-    """Return the name, the text and the swatch of each kind of mark, if a legend needs them."""
-    if len(panel.marks) < 2 and panel.trace is None:
+def _legend(panel: Panel, traces: int) -> list[tuple[str, str, str, bool]]:
+    """Return the name, text, swatch and visibility of each kind of mark, if a legend needs them."""
+    if panel.name == "layers" or (
+        len(panel.marks) < 2 and panel.trace is None and not panel.thinned
+    ):
         return []
-    return [(mark.name, mark.text, mark_swatch(mark)) for mark in panel.marks]
+    return [
+        (
+            mark.name,
+            f"{mark.text} ({panel.thinned[mark.name]})"
+            if mark.name in panel.thinned
+            else mark.text,
+            mark_swatch(mark),
+            traces <= MANY or mark not in (AFTER, CLIPPED, REMOVED),
+        )
+        for mark in panel.marks
+    ]

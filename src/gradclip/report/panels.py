@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataRange1d, Range1d
+from bokeh.models import Line, Range1d, VArea, VAreaStep
 
 from ..record.rows import Floats
 from ..record.trace import Trace
 from ..show import style as marks
 from ..show.columns import finite, positive, rate_window, wants_log
 from ..show.downsample import envelope, histogram, power_of_ten, rate, thin
-from ..show.style import style_of
-from .figure import EDGE, Panel, Plotter, StepAxis, label_log, new_figure
+from ..show.style import LIMIT_DASH, style_of
+from .figure import EDGE, Panel, Plotter, StepAxis, log_axis, new_figure
 
 __all__ = ["panels"]
 
@@ -37,20 +37,18 @@ def _loss_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
     panel = Panel(
         "loss",
         "Loss",
-        "The script's own loss." + (" The scale is logarithmic." if log else ""),
-        new_figure("loss", axis, y="log" if log else "linear"),
+        "The script's own loss.",
+        new_figure("loss", axis, y="log" if log else "linear", either=True),
+        scales=("log", "linear") if log else ("linear", "log"),
     )
     plot = Plotter(panel)
-    lines = []
     for index, (trace, loss) in enumerate(zip(traces, losses, strict=True)):
         style = style_of(index)
-        drawn = _drawn(trace, {"loss": positive(loss) if log else loss}, [loss])
-        lines.append(plot.line(index, marks.LOSS, style, drawn, "loss"))
-        plot.hover(trace.label, drawn, "{loss}")
+        source = plot.source(_drawn(trace, {"loss": loss}, [loss]))
+        plot.line(index, marks.LOSS, style, source, "loss", "fit", "smooth")
+        plot.tip(index, "{loss}")
         bad = trace.seen("loss") & ~np.isfinite(trace.column("loss"))
         plot.edge(index, marks.BAD_LOSS, style, trace.steps[bad], top=True, size=9)
-    plot.finish()
-    plot.scale(lines, losses)
     return panel
 
 
@@ -59,46 +57,56 @@ def _norm_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
     panel = Panel(
         "norm",
         "Gradient norm",
-        "Before clipping, the thin line; after it, the broad one. A stem shows what was cut.",
-        new_figure("norm", axis, y="log", height=340),
+        "Before clipping, the thin line; after it, the broad one; dotted, the limit. A stem shows "
+        "what was cut.",
+        new_figure("norm", axis, y="log", either=True, height=340),
+        scales=("log", "linear"),
     )
     plot = Plotter(panel)
-    lines, measured = [], []
     for index, trace in enumerate(traces):
-        style = style_of(index)
-        before, after, limit = (
-            positive(trace.column(name)) for name in ("norm", "clipped_norm", "limit")
-        )
-        columns = {"before": before, "after": after, "limit": limit}
-        drawn = _drawn(trace, columns, [before, after])
-        clipped = trace.marked("clipped")
-        if clipped.any():
-            lines.append(plot.line(index, marks.AFTER, style, drawn, "after"))
-        lines.append(plot.line(index, marks.BEFORE, style, drawn, "before"))
-        measured += [before, after]
-        text = "{before} → {after}"
-        if np.isfinite(limit).any():
-            plot.line(index, marks.LIMIT, style, drawn, "limit", line_dash="4 3")
-            text += ", limit {limit}"
-        plot.hover(trace.label, drawn, text)
-
-        cut = thin(np.flatnonzero(clipped & np.isfinite(before) & np.isfinite(after)), before)
-        if len(cut):
-            plot.stems(index, marks.CLIPPED, style, trace.steps[cut], after[cut], before[cut])
-            plot.markers(
-                index, marks.CLIPPED, style, trace.steps[cut], before[cut], size=6,
-                fill_color=style.colour, fill_alpha=0.8, line_width=0.5,
-            )  # fmt: skip
-        plot.edge(index, marks.NONFINITE, style, trace.steps[trace.nonfinite], top=True, size=11)
-        plot.edge(
-            index, marks.SKIPPED, style, trace.steps[trace.marked("skipped")], top=True,
-            lower=True, line_width=2,
-        )  # fmt: skip
-        zero = trace.column("norm") <= 0
-        plot.edge(index, marks.ZERO, style, trace.steps[zero], top=False)
-    plot.finish()
-    plot.scale(lines, measured)
+        _draw_norm(plot, index, trace)
     return panel
+
+
+def _draw_norm(plot: Plotter, index: int, trace: Trace) -> None:
+    style = style_of(index)
+    before, after, limit = (
+        positive(trace.column(name)) for name in ("norm", "clipped_norm", "limit")
+    )
+    clipped = trace.marked("clipped")
+    columns = {"before": before}
+    if clipped.any():
+        columns["after"] = after
+    text = "{before} → {after}" if clipped.any() else "{before}"
+    if np.isfinite(limit).any():
+        columns["limit"] = limit
+        text += ", limit {limit}"
+    source = plot.source(_drawn(trace, columns, [before, after]))
+    if clipped.any():
+        plot.line(index, marks.AFTER, style, source, "after", "fit")
+    plot.line(index, marks.BEFORE, style, source, "before", "fit", "smooth")
+    if "limit" in columns:
+        plot.line(
+            index, marks.LIMIT, style, source, "limit", line_dash=LIMIT_DASH, line_cap="round"
+        )
+    plot.tip(index, text)
+
+    rows = np.flatnonzero(clipped & np.isfinite(before) & np.isfinite(after))
+    cut = thin(rows, before)
+    plot.count(marks.CLIPPED, len(cut), len(rows))
+    if len(cut):
+        plot.stems(index, marks.CLIPPED, style, trace.steps[cut], after[cut], before[cut])
+        plot.markers(
+            index, marks.CLIPPED, style, trace.steps[cut], before[cut], size=6,
+            fill_color=style.colour, fill_alpha=0.8, line_width=0.5,
+        )  # fmt: skip
+    plot.edge(index, marks.NONFINITE, style, trace.steps[trace.nonfinite], top=True, size=11)
+    plot.edge(
+        index, marks.SKIPPED, style, trace.steps[trace.marked("skipped")], top=True,
+        lower=True, line_width=2,
+    )  # fmt: skip
+    zero = trace.column("norm") <= 0
+    plot.edge(index, marks.ZERO, style, trace.steps[zero], top=False)
 
 
 def _spread_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
@@ -121,29 +129,30 @@ def _spread_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel | None:
         "Of all steps, the share with such a norm before clipping; upright, the limit (its median, "
         "if it moves). What lies right of it was clipped.",
         new_figure("spread", axis, y="share", norms=range_of_norms, height=220),
+        low=0.0,
     )
     plot = Plotter(panel)
-    fig = panel.figure
-    fig.xaxis.axis_label = "gradient norm"
-    label_log(fig.xaxis[0], float(low), float(high))
-    x, outlines = np.repeat(power_of_ten(edges), 2), []
+    panel.figure.xaxis.axis_label = "gradient norm"
+    log_axis(panel.figure.xaxis[0])
+    x = np.repeat(power_of_ten(edges), 2)
     for index, (limit, height) in enumerate(zip(limits, heights, strict=True)):
         style = style_of(index)
         y = np.concatenate([[0.0], np.repeat(height, 2), [0.0]])
-        source = ColumnDataSource({"x": x, "y": y})
-        area = fig.varea("x", 0, "y", source=source, fill_color=style.colour, fill_alpha=0.12)
-        plot.keep(index, marks.SPREAD, area)
-        outline = fig.line(
-            "x", "y", source=source, line_color=style.colour, line_dash=style.dash, line_width=1.6
-        )
-        outlines.append(plot.keep(index, marks.SPREAD, outline))
+        source = plot.source({"x": x, "y": y})
+        plot.add(
+            index, marks.SPREAD, source,
+            VArea(x="x", y1=0, y2="y", fill_color=style.colour, fill_alpha=0.12),
+        )  # fmt: skip
+        outline = Line(x="x", y="y", line_color=style.colour, line_dash=style.dash, line_width=1.6)
+        plot.add(index, marks.SPREAD, source, outline, "fit")
+        plot.tip(index, "{y}")
         if np.isfinite(limit).any():
-            upright = fig.line(
-                [float(np.nanmedian(limit))] * 2, [0, 1], y_range_name=EDGE,
-                line_color=style.colour, line_dash="4 3", line_width=1.8,
+            upright = Line(
+                x="x", y="y", line_color=style.colour, line_dash=LIMIT_DASH, line_cap="round",
+                line_width=2.4,
             )  # fmt: skip
-            plot.keep(index, marks.LIMIT, upright)
-    fig.y_range = DataRange1d(renderers=outlines, only_visible=True, start=0)
+            middle = plot.source({"x": np.full(2, np.nanmedian(limit)), "y": np.array([0.0, 1.0])})
+            plot.add(index, marks.LIMIT, middle, upright).y_range_name = EDGE
     return panel
 
 
@@ -154,25 +163,24 @@ def _coef_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
         "Clip coefficient and share removed",
         "The factor on the gradient, 1 if untouched; shaded, the removed share of its norm.",
         new_figure("coef", axis, height=220),
+        low=0.0,
     )
     plot = Plotter(panel)
-    lines, measured = [], []
     for index, trace in enumerate(traces):
         style = style_of(index)
         coef, removed = finite(trace.column("coef")), finite(trace.column("removed"))
         drawn = _drawn(trace, {"coef": coef, "removed": removed}, [coef, removed])
-        area = ColumnDataSource({"step": drawn["step"], "removed": np.nan_to_num(drawn["removed"])})
-        glyph = panel.figure.varea_step(
-            "step", 0, "removed", source=area, fill_color=style.colour, fill_alpha=0.16,
-            step_mode="center",
+        source = plot.source(drawn | {"area": np.nan_to_num(drawn["removed"])})
+        plot.add(
+            index, marks.REMOVED, source,
+            VAreaStep(
+                x="step", y1=0, y2="area", fill_color=style.colour, fill_alpha=0.16,
+                step_mode="center",
+            ),
         )  # fmt: skip
-        plot.keep(index, marks.REMOVED, glyph)
-        plot.line(index, marks.REMOVED, style, drawn, "removed", line_alpha=0.45)
-        lines.append(plot.line(index, marks.COEF, style, drawn, "coef"))
-        measured.append(coef)
-        plot.hover(trace.label, drawn, "factor {coef}, removed {removed}")
-    plot.finish()
-    plot.scale(lines, measured, start=0.0)
+        plot.line(index, marks.REMOVED, style, source, "removed", line_alpha=0.45)
+        plot.line(index, marks.COEF, style, source, "coef", "fit")
+        plot.tip(index, "factor {coef}, removed {removed}")
     return panel
 
 
@@ -183,16 +191,14 @@ def _rate_panel(traces: Sequence[Trace], axis: StepAxis) -> Panel:
         "rate",
         "Share of steps clipped",
         f"Over the last {window} steps.",
-        new_figure("rate", axis, y="share", height=200),
+        new_figure("rate", axis, y="share", height=200, y_range=Range1d(start=-0.02, end=1.05)),
     )
     plot = Plotter(panel)
     for index, trace in enumerate(traces):
         share = rate(trace.marked("clipped"), window)
-        drawn = _drawn(trace, {"rate": share}, [share])
-        plot.line(index, marks.RATE, style_of(index), drawn, "rate")
-        plot.hover(trace.label, drawn, "{rate}")
-    plot.finish()
-    plot.figure.y_range.update(start=-0.02, end=1.05)
+        source = plot.source(_drawn(trace, {"rate": share}, [share]))
+        plot.line(index, marks.RATE, style_of(index), source, "rate")
+        plot.tip(index, "{rate}")
     return panel
 
 

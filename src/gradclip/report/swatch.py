@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..show.style import BAD, BAD_CELL, Mark, style_of
+from ..show.style import BAD, BAD_CELL, LIMIT, LIMIT_DASH, Mark, style_of
 
 __all__ = ["mark_swatch", "trace_swatch"]
 
@@ -33,7 +33,7 @@ def mark_swatch(mark: Mark) -> str:
         return _svg('<path d="M1 3h18v9H1z" fill="currentColor" opacity=".3"/>', width=20)
     line = mark.line or {}
     width, alpha = line.get("line_width", 1.5), line.get("line_alpha", 1)
-    dash = ' stroke-dasharray="4 3"' if mark.name == "limit" else ""
+    dash = f' stroke-dasharray="{LIMIT_DASH}" stroke-linecap="round"' if mark is LIMIT else ""
     return _svg(
         f'<path d="M1 7h18" stroke="currentColor" stroke-width="{width}" opacity="{alpha}"{dash}/>',
         width=20,

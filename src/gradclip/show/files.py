@@ -29,7 +29,8 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
         runs: a record or several records; not mutated.
 
     Returns:
-        The runs, at least one.
+        The runs, at least one, in the order in which they began, so that the order of `runs` does
+        not matter; runs of the same second are in the order of their paths.
 
     Raises:
         RecordError: a record cannot be read.
@@ -41,7 +42,8 @@ def read_runs(runs: RunLike | Iterable[RunLike]) -> list[Run]:
     if not read:
         raise GradclipError("runs=[] is not usable: give at least one record")
     later = {part.resolve() for run in read for part in run.parts[1:]}
-    return [run for run in read if run.path.resolve() not in later]
+    read = [run for run in read if run.path.resolve() not in later]
+    return sorted(read, key=lambda run: (run.header.created or "", str(run.path)))
 
 
 def traces_to_draw(runs: RunLike | Iterable[RunLike]) -> list[Trace]:

@@ -17,7 +17,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-ser
 
 # The hues of Okabe and Ito, with a contrast of at least 3:1 to white and to near-black.
 _COLOURS = ("#1a7fc1", "#d55e00", "#0a9a73", "#b666a2", "#a87900", "#7a7f87")
-_DASHES = ("solid", "9 2", "3 2", "12 2 3 2", "18 3", "6 2 2 2 2 2")
+_DASHES = ("solid", "9 3", "5 3", "12 3 4 3", "18 4", "8 3 3 3 3 3")
+
+LIMIT_DASH = "1 4"
+"""The dots of every limit; no trace has a dash so short."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Mark:
 
 BEFORE = Mark("before", "before clipping", line={"line_width": 1.6, "line_alpha": 0.95})
 AFTER = Mark("after", "after clipping", line={"line_width": 3.5, "line_alpha": 0.32})
-LIMIT = Mark("limit", "limit", line={"line_width": 1.2, "line_alpha": 0.9})
+LIMIT = Mark("limit", "limit", line={"line_width": 2.2, "line_alpha": 0.95})
 SPREAD = Mark("spread", "share of steps", line={"line_width": 1.6})
 CLIPPED = Mark("clipped", "clipped step, and what was cut", marker="inverted_triangle")
 SKIPPED = Mark("skipped", "skipped step", marker="x")
@@ -58,4 +61,5 @@ BAD_LOSS = Mark("badloss", "non-finite loss", marker="diamond")
 COEF = Mark("coef", "clip coefficient (1: untouched)", line={"line_width": 1.6})
 REMOVED = Mark("removed", "share of the norm removed", line={"line_width": 1.0})
 BAD_CELL = Mark("badcell", "inf or NaN", marker="x")
+LAYER = Mark("layer", "norm of a layer", line={"line_width": 1.6})
 RATE = Mark("rate", "share of steps clipped", line={"line_width": 1.8})

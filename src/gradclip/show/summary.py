@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..diagnosis.spikes import loss_spikes, worst_spike
+from ..diagnosis.stability import final_loss_of
 from ..record import Run
 from ..record.trace import Trace, traces_of
 from .words import counted, percent
@@ -27,6 +28,7 @@ class Summary:
     """The number of steps with inf or NaN in a gradient."""
     loss_seen: bool
     final_loss: float | None
+    """The median of the last losses, from `gradclip.diagnosis.stability.final_loss_of`."""
     worst_spike: float | None
     """The largest rise of `gradclip.diagnosis.spikes.worst_spike`; 0 for a loss without spikes."""
     worst_spike_step: int | None
@@ -74,7 +76,7 @@ def summarise(run: Run | Trace) -> Summary:
         skipped=int(trace.marked("skipped").sum()),
         nonfinite=int(trace.nonfinite.sum()),
         loss_seen=bool(len(loss)),
-        final_loss=float(loss[-1]) if len(loss) else None,
+        final_loss=final_loss_of(trace),
         worst_spike=spike.rise if spike else 0.0 if len(loss) else None,
         worst_spike_step=spike.peak if spike else None,
         median_norm=float(np.median(norms)) if len(norms) else None,

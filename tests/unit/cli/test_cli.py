@@ -46,7 +46,7 @@ FLAGS = {
         "--help",
     },
     "watch": {"--once", "--json", "--every", "--help"},
-    "report": {"--output", "-o", "--json", "--help"},
+    "report": {"--output", "-o", "--follow", "--every", "--json", "--help"},
     "export": {"--output", "-o", "--panel", "--width", "--height", "--dpi", "--json", "--help"},
     "diagnose": {"--json", "--help"},
     "explain": {"--json", "--help"},

@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gradclip import diagnose
+from gradclip.diagnosis import verdict
 from gradclip.diagnosis.links import DOCS
+from gradclip.diagnosis.stability import FINAL_LOSS
 from gradclip.errors import GradclipError, RecordError
 from gradclip.record import RecordWriter, read_run, traces_of
 from gradclip.report import write_report
@@ -185,6 +188,8 @@ def test_summary(tmp_path):
     assert (summary.clipped, summary.skipped, summary.nonfinite) == (1, 1, 2)
     assert (summary.worst_spike, summary.worst_spike_step) == (5.0, 25)
     assert (summary.median_norm, summary.final_loss, summary.status) == (1.0, 2.0, "ok")
+    rows[29]["loss"] = 50.0  # One loss more or less does not move a median.
+    assert summarise(read_run(write(tmp_path / "b.jsonl", rows))).final_loss == 2.0
     assert summary.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
         "clipped 3.3 % of 30 steps; 1 skipped; 2 with a non-finite gradient; loss seen"
     )
@@ -293,9 +298,8 @@ def test_the_page_has_its_panels_and_numbers(tmp_path):
     rows = [row | {"loss": 2.0, "norms": [1.0, 2.0], "limit": 1.0} for row in healthy]
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", rows, policy="norm:1.0"))
     assert headings(page) == [
-        "numbers", "diagnosis", "h-loss", "h-norm", "h-spread", "h-coef", "h-rate", "h-heat-0",
-        "events",
-        "records",
+        "h-loss", "h-norm", "h-spread", "h-coef", "h-rate", "h-layers", "h-heat-0",
+        "diagnosis", "numbers", "events", "records",
     ]  # fmt: skip
     assert "clipped 67 % of 30 steps; 0 skipped; loss seen" in page.text
     assert "norm:1.0" in page.text
@@ -330,15 +334,14 @@ def test_the_page_opens_with_the_verdict_of_each_run(tmp_path):
     text = write_report([ok, lost], tmp_path / "report.html").read_text("utf-8")
     body = text.partition("<body>")[2].partition("gradclip report</p>")[0]
     page = Page(body)
-    assert (
-        f"{ok}: Healthy: 60 steps, the loss fell from 1.955 to 1.465, nothing to do." in page.text
-    )
-    assert (
-        f"{lost}: The run was lost at step 31: one bad batch made the weights inf or" in page.text
-    )
+    assert "ok Healthy: 60 steps, the loss fell from 1.955 to 1.465, nothing to do." in page.text
+    assert "lost The run was lost at step 31: one bad batch made the weights inf or" in page.text
     assert page.text.count("Next:") == 1, "a report need not name itself"
     assert "gradclip explain non-finite" in page.text
-    assert [a for tag, a in page.tags if tag == "button"] == [{"type": "button", "data-copy": None}]
+    buttons = [a for tag, a in page.tags if tag == "button"]
+    assert [a for a in buttons if "data-copy" in a] == [{"type": "button", "data-copy": None}]
+    assert [a["data-step"] for a in buttons if "data-step" in a] == ["31"]
+    assert "h-loss" not in body
 
 
 def test_backticks_are_code_and_findings_link_to_the_docs(tmp_path):
@@ -352,7 +355,7 @@ def test_backticks_are_code_and_findings_link_to_the_docs(tmp_path):
 
 def test_panels_without_data_are_left_out(tmp_path):
     page = page_of(tmp_path, write(tmp_path / "run.jsonl", [{"norm": 1.0}] * 3))
-    assert headings(page) == ["numbers", "diagnosis", "h-norm", "h-spread", "events", "records"]
+    assert headings(page) == ["h-norm", "h-spread", "diagnosis", "numbers", "events", "records"]
 
 
 def test_names_are_escaped(tmp_path):
@@ -549,6 +552,41 @@ def test_the_command_writes_the_page_and_says_where(tmp_path):
     assert [line.partition(": ")[0] for line in said[:-1]] == [str(run) for run in runs]
     assert said[-1] == str(tmp_path / "out.html")
     assert "2 runs compared" in (tmp_path / "out.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_runs_are_in_the_order_in_which_they_began(tmp_path, turned):
+    runs = [write(tmp_path / "z first.jsonl", healthy), write(tmp_path / "a later.jsonl", healthy)]
+    later = runs[1].read_text()
+    runs[1].write_text(re.sub(r'"created":"20', '"created":"21', later, count=1))
+    assert later != runs[1].read_text()
+    given = runs[::-1] if turned else runs
+    done = command(*given, "-o", tmp_path / "out.html")
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()[:2]] == list(
+        map(str, runs)
+    )
+    said = "gradclip: the runs are in the order in which they began, not as given\n"
+    assert done.stderr == (said if turned else "")
+    page = Page((tmp_path / "out.html").read_text("utf-8"))
+    assert page.text.index("z first") < page.text.index("a later")
+    assert "In the order in which they began." in page.text
+
+
+def test_the_final_loss_is_the_same_everywhere(tmp_path):
+    rows = [{"norm": 1.0 + i % 3, "loss": 3 - i / 100 + (i % 2) / 10} for i in range(100)]
+    path = write(tmp_path / "run.jsonl", rows)
+    run = read_run(path)
+    final = float(np.median(run.column("loss")[-20:]))
+    assert summarise(run).final_loss == final
+    assert f"to {final:.4g}, nothing to do." in verdict(run, diagnose(run)).sentence
+    done = command(path, "-o", tmp_path / "out.html")
+    assert f"to {final:.4g}, nothing to do." in done.stdout
+    told = json.loads(command(path, "-o", tmp_path / "out.html", "--json").stdout)
+    assert told["runs"][0]["final_loss"] == final
+    page = Page((tmp_path / "out.html").read_text("utf-8"))
+    assert f"to {final:.4g}, nothing to do." in page.text
+    assert f"final loss {final:.4g}" in page.text
+    assert FINAL_LOSS in page.text
 
 
 def test_the_command_says_what_is_wrong(tmp_path):
