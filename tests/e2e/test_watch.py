@@ -36,7 +36,8 @@ class Terminal:
         self.master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (rows, columns))
         env = os.environ | {"TERM": "xterm-256color"}
-        env.pop("COLUMNS", None)
+        for name in ("COLUMNS", "LINES"):
+            env.pop(name, None)
         self.process = subprocess.Popen(
             command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=env,
             start_new_session=True,
@@ -170,6 +171,20 @@ def test_once_in_a_terminal(terminal, tmp_path) -> None:
     assert max(map(len, lines)) <= 60
     assert "clipped 100" in plain
     assert "first.weight" in plain
+
+
+def test_a_terminal_that_changes_its_size_is_used_whole(terminal, tmp_path) -> None:
+    record = write(tmp_path / "run.jsonl", steps=200, status=None)
+    watched = terminal(columns=60, rows=20)
+    watched.read(lambda text: "running" in text)
+    assert "limit 1" not in watched.text
+    termios.tcsetwinsize(watched.master, (50, 150))
+    watched.read(lambda text: "norm 3  limit 1  log scale" in re.sub(r"\x1b\[[0-9;]*m", "", text))
+    record.end()
+    assert watched.end() == 0
+    left = re.sub(r"\x1b\[[0-9;]*m", "", watched.text.partition("\x1b[?1049l")[2])
+    assert 45 <= len(left.splitlines()) <= 50
+    assert max(map(len, left.splitlines())) > 120
 
 
 def piped(tmp_path: Path, *flags: str) -> subprocess.Popen[str]:

@@ -72,7 +72,10 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
     (
         report,
         "Show or compare runs in one offline HTML page.",
-        ("gradclip report runs/a.jsonl runs/b.jsonl -o report.html",),
+        (
+            "gradclip report runs/a.jsonl runs/b.jsonl -o report.html",
+            "gradclip report runs/a.jsonl --follow",
+        ),
     ),
     (
         export,

@@ -36,6 +36,9 @@ def watch(
 ) -> None:
     """Follow a run in the terminal until it ends: loss, norm, limit, worst layers, warnings.
 
+    A large terminal shows charts of the loss and of the norm with its limit, and a bar for each of
+    the layers with the largest norms; a small one shows a line for each.
+
     The command waits for a file that does not exist yet. In a pipe it prints a line for each update
     with something new.
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..diagnosis import Finding
-from ..record import Event
+from ..record import Event, Header
 from ..show.safe import printable
 from ..show.words import duration, number, percent
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["counts", "event_line", "finding_line", "state_of", "step_line", "to_dict"]
+
+
+SILENT = 30
+"""The seconds without a new row after which the state says so."""
 
 
 def state_of(run: LiveRun) -> str:
@@ -19,7 +25,15 @@ def state_of(run: LiveRun) -> str:
         return "waiting for the file" if run.header is None else "the file is gone"
     if run.header is None:
         return "waiting for the first row"
-    return "running" if run.age < 30 else f"no new row for {duration(run.age)}"
+    if not any(each.steps for each in run.optimizers.values()):
+        silent = f" for {duration(run.age)}" if run.age >= SILENT else ""
+        return f"waiting for the first step of {_script_of(run.header)}{silent}"
+    return "running" if run.age < SILENT else f"no new row for {duration(run.age)}"
+
+
+def _script_of(header: Header) -> str:
+    words = [word for word in (*header.script, *header.command) if word.endswith(".py")]
+    return printable(Path(words[0]).name) if words else "the script"
 
 
 def step_line(run: LiveRun, optimizer: LiveOptimizer) -> str:

@@ -11,18 +11,19 @@ from rich.text import Text
 from ..show.safe import printable
 from ..show.style import SEVERITY
 from ..show.words import counted, duration, number, shorten
+from .graphs import charts, sparklines
 from .plain import counts, event_line, finding_line, state_of
-from .series import ASCII, BLOCKS, bars, span
+from .series import ASCII, BLOCKS
 from .state import LiveOptimizer, LiveRun
 
 __all__ = ["Screen"]
 
-_NAME = 9
-_VALUE = 10
-_RANGE = 24
-_CURVES = 64
 MAX_NEWS = 10
 """The largest number of lines for events and warnings."""
+TALL = 30
+"""The height in lines from which charts, layers and news share the terminal."""
+LAYERS = 6
+"""The number of lines for layers in a lower terminal."""
 WIDE = 100
 """The width in characters from which three lists of layers are side by side."""
 
@@ -49,19 +50,30 @@ class Screen:
         """Return the lines of the picture; if the room is small, only the most important lines."""
         run = self.run
         top = [_title(run)]
+        blocks_of = []
         for optimizer in run.optimizers.values():
-            block = _curves(run, optimizer, width, blocks)
-            if len(top) + len(block) >= height:
+            small = [*sparklines(optimizer, width, blocks), _counts(optimizer)]
+            if len(top) + sum(map(len, blocks_of)) + len(small) + 1 >= height:
                 break
-            top += block
-        room = height - len(top)
-        news = _news(run, width, max(min(room - 1, MAX_NEWS), 0))
-        room -= len(news)
-        for optimizer in run.optimizers.values():
-            block = _layers(run, optimizer, width, min(room - 1, 6 if width >= WIDE else 9))
-            room -= len(block)
-            top += block
-        return [*top, *news][:height]
+            blocks_of.append(small)
+        shown = list(run.optimizers.values())[: len(blocks_of)]
+        spare = height - len(top) - sum(len(block) + 1 for block in blocks_of)
+        news = _news(run, width, max(min(spare - 1, MAX_NEWS if height < TALL else height // 4), 0))
+        spare -= len(news)
+        # What the layers and the news leave goes to the charts, which take the place of the lines.
+        most = min(spare - 1, LAYERS) if height < TALL else spare // 2
+        layers = _all_layers(run, shown, width, most, blocks)
+        rest = (spare - len(layers)) // max(len(shown), 1)
+        large = [
+            charts(optimizer, width, rest + len(small) - 1, blocks)
+            for optimizer, small in zip(shown, blocks_of, strict=True)
+        ]
+        if not all(large):
+            large = [[] for _ in shown]
+            layers = _all_layers(run, shown, width, spare - 1, blocks)
+        for optimizer, small, big in zip(shown, blocks_of, large, strict=True):
+            top += [_heading(run, optimizer), *(big or small[:-1]), small[-1]]
+        return [*top, *layers, *news][:height]
 
 
 def _title(run: LiveRun) -> Text:
@@ -79,57 +91,49 @@ def _title(run: LiveRun) -> Text:
     return Text.assemble((printable(run.path.name), style), "  ", " · ".join(parts))
 
 
-def _curves(run: LiveRun, optimizer: LiveOptimizer, width: int, blocks: str) -> list[Text]:
+def _heading(run: LiveRun, optimizer: LiveOptimizer) -> Text:
     policy = printable(optimizer.policy or "recorded only")
     kind = printable(optimizer.class_name) or "optimizer"
     of = f"{kind} {optimizer.id}" if len(run.optimizers) > 1 else kind
-    lines = [Text.assemble((of, "bold"), "  ", policy)]
-    room = max(min(width - _NAME - _VALUE - _RANGE - 4, _CURVES), 8)
-    loss, norm, limit = (s.points() for s in (optimizer.loss, optimizer.norm, optimizer.limit))
-    last = optimizer.last
-    if not np.isnan(loss).all():
-        lines.append(_curve("loss", last.get("loss"), loss, [loss], room, blocks, log=False))
-    scale = [norm, limit]
-    lines.append(_curve("norm", last.get("norm"), norm, scale, room, blocks, log=True))
-    if not np.isnan(limit).all():
-        lines.append(_curve("limit", last.get("limit"), limit, scale, room, blocks, log=True))
+    return Text.assemble((of, "bold"), "  ", policy)
+
+
+def _counts(optimizer: LiveOptimizer) -> Text:
     bad = bool(optimizer.skipped or optimizer.nonfinite)
-    lines.append(Text("  ".join(counts(optimizer)), "yellow" if bad else ""))
+    return Text("  ".join(counts(optimizer)), "yellow" if bad else "")
+
+
+def _all_layers(
+    run: LiveRun, shown: list[LiveOptimizer], width: int, room: int, blocks: str
+) -> list[Text]:
+    lines: list[Text] = []
+    for optimizer in shown:
+        lines += _layers(run, optimizer, width, room // len(shown), blocks)
     return lines
 
 
-def _curve(
-    name: str,
-    value: float | None,
-    values: np.ndarray,
-    scale: list[np.ndarray],
-    room: int,
-    blocks: str,
-    *,
-    log: bool,
-) -> Text:
-    low, high = span(scale, log=log)
-    drawn = bars(values, room, low=low, high=high, log=log, blocks=blocks)
-    own = span([values])
-    between = "" if np.isnan(own[0]) else " to ".join(dict.fromkeys(map(number, own)))
-    line = Text(f"{name:<{_NAME}}{number(value):>{_VALUE}}  ")
-    for char in drawn:
-        line.append(char, "bold red" if char in "×x" else "cyan")
-    return line.append(" " * (room - len(drawn)) + f"  {between}", "dim")
-
-
-def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> list[Text]:
+def _layers(
+    run: LiveRun, optimizer: LiveOptimizer, width: int, room: int, blocks: str
+) -> list[Text]:
     """Return the worst layers in at most `room` lines, as three lists side by side."""
-    layers = run.layers(optimizer.id)
+    layers = run.layers(optimizer.id, max(room - 1, 0))
+    bars = _bars_of(dict(layers.largest), min(max(width // 8, 4), 30), blocks)
+    digits = max((len(number(norm)) for _, norm in layers.largest), default=0)
     columns = [
-        ("largest norm", [(name, number(norm)) for name, norm in layers.largest]),
+        (
+            "largest norm, log scale",
+            [(n, f"{bars[n]} {number(x):>{digits}}") for n, x in layers.largest],
+        ),
         (
             f"grew most in {counted(layers.over, 'step')}",
             [(name, f"×{number(ratio)}") for name, ratio in layers.growing],
         ),
         (
             "not finite",
-            [(n, counted(times, "step")) for n, times in optimizer.nonfinite_layers.most_common(5)],
+            [
+                (name, counted(times, "step"))
+                for name, times in optimizer.nonfinite_layers.most_common(max(room - 1, 0))
+            ],
         ),
     ]
     columns = [column for column in columns if column[1]]
@@ -138,19 +142,34 @@ def _layers(run: LiveRun, optimizer: LiveOptimizer, width: int, room: int) -> li
     if (len(columns) > 2 and width < WIDE) or width < 60:
         # Place the lists below each other, with fewer rows in each.
         each = max(room // len(columns) - 1, 1)
-        blocks = [_column(heading, rows[:each], width) for heading, rows in columns]
-        return [line for block in blocks for line in block][:room]
+        stacked = [_column(heading, rows[:each], width) for heading, rows in columns]
+        return [line for block in stacked for line in block][:room]
     part = width // len(columns)
-    blocks = [_column(heading, rows, part - 2) for heading, rows in columns]
+    beside = [_column(heading, rows, part - 2) for heading, rows in columns]
     lines = []
-    for row in range(max(map(len, blocks))):
+    for row in range(max(map(len, beside))):
         line = Text()
-        for block in blocks:
+        for block in beside:
             cell = block[row].copy() if row < len(block) else Text()
             cell.pad_right(max(part - cell.cell_len, 0))
             line.append_text(cell)
         lines.append(line)
     return lines[:room]
+
+
+def _bars_of(norms: dict[str, float], width: int, blocks: str) -> dict[str, str]:
+    """Return a bar for each layer, over the powers of ten from the smallest to the largest."""
+    known = [norm for norm in norms.values() if 0 < norm < np.inf]
+    low, high = np.log10([min(known), max(known)]) if known else (0.0, 0.0)
+    bars = {}
+    for name, norm in norms.items():
+        if norm == np.inf:
+            bars[name] = ("×" if blocks is BLOCKS else "x") * width
+            continue
+        share = float((np.log10(norm) - low) / (high - low)) if norm > 0 and high > low else 1.0
+        count = 1 + round(share * (width - 1)) if norm > 0 else 0
+        bars[name] = f"{blocks[-1] * count:<{width}}"
+    return bars
 
 
 def _column(heading: str, rows: list[tuple[str, str]], width: int) -> list[Text]:

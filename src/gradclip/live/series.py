@@ -10,7 +10,7 @@ import numpy as np
 
 from ..record.rows import Floats
 
-__all__ = ["ASCII", "BLOCKS", "Series", "bars", "span"]
+__all__ = ["ASCII", "BLOCKS", "Series", "bars", "fold", "span"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.-~=+*#"
@@ -94,16 +94,20 @@ def bars(
         '▁▅× █'
     """
     if len(values) > width:
-        by = -(-len(values) // width)
-        padded = np.full(-(-len(values) // by) * by, np.nan)
-        padded[: len(values)] = values
-        values = _fold_rows(padded.reshape(-1, by), "max")
+        values = fold(values, -(-len(values) // width))
     with np.errstate(all="ignore"):
         if log:
             values = np.log10(np.where(values <= 0, low, values))
             low, high = np.log10([low, high])
         place = (values / 2 - low / 2) / (high / 2 - low / 2)  # Halves cannot overflow.
     return "".join(_bar(value, share, blocks) for value, share in zip(values, place, strict=True))
+
+
+def fold(values: Floats, by: int) -> Floats:
+    """Return the largest of each `by` values; the last stretch may be shorter."""
+    padded = np.full(-(-len(values) // by) * by, np.nan)
+    padded[: len(values)] = values
+    return _fold_rows(padded.reshape(-1, by), "max")
 
 
 def _bar(value: float, share: float, blocks: str) -> str:

@@ -53,6 +53,7 @@ class LiveOptimizer:
     skipped: int = 0
     nonfinite: int = 0
     last_skipped: int | None = None
+    first_step: int | None = None
     last: dict[str, float | None] = field(default_factory=dict)
     """The numbers of the latest step; None is an unknown number."""
     loss: Series = field(default_factory=lambda: Series("mean"))
@@ -77,6 +78,8 @@ class LiveOptimizer:
         """Add the new steps of a trace."""
         steps = trace.steps
         clipped, skipped = trace.marked("clipped"), trace.marked("skipped")
+        if self.first_step is None and len(steps):
+            self.first_step = int(steps[0])
         self.steps += len(steps)
         self.clipped += int(clipped.sum())
         self.skipped += int(skipped.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from hypothesis.extra.numpy import arrays
 
 from gradclip.diagnosis import diagnose
 from gradclip.live import LiveRun
+from gradclip.live.chart import chart
 from gradclip.live.plain import state_of, step_line, to_dict
 from gradclip.live.screen import Screen
-from gradclip.live.series import BLOCKS, Series, bars
+from gradclip.live.series import BLOCKS, Series, bars, span
 from gradclip.record import RecordWriter, read_run
 from gradclip.record.schema import encode_row
 from gradclip.show.words import duration, shorten
@@ -195,6 +197,101 @@ def test_the_picture_fits(tmp_path, width, height) -> None:
             assert word in text or word == "2.0"
         assert "script-clips" in text
         assert "non-finite" in text
+
+
+def one_optimizer(path: Path) -> Path:
+    """Write a run with a limit, a spike of the norm, and nine layers."""
+    with RecordWriter(path, policy="norm:1.0") as record:
+        record.optimizer("SGD", [(f"layer {i}", (2,), "float32") for i in range(9)])
+        for step in range(11, 211):
+            record.step(
+                step=step, loss=5 / step, norm=100.0 if step == 90 else 2.0, limit=1.0,
+                clipped=True, norms=[10.0**-i for i in range(9)],
+            )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 45), (100, 32), (80, 30), (120, 24)])
+def test_a_large_terminal_is_used_for_curves_with_scales(tmp_path, width, height) -> None:
+    path = one_optimizer(tmp_path / "run.jsonl")
+    lines = [line.plain.rstrip() for line in Screen(looked(path)).lines(width, height)]
+    assert 0.9 * height <= len(lines) <= height
+    text = "\n".join(lines)
+    assert sum(any("\u2800" < char < "\u28ff" for char in line) for line in lines) >= height / 4
+    for word in ("norm 2  limit 1  log scale", "      100", "0.4545", "step 11", "210", "layer 0"):
+        assert word in text, word
+    bars = [line.count("█") for line in lines if line.startswith("layer ")]
+    assert bars == sorted(bars, reverse=True)
+    assert bars[0] == min(max(width // 8, 4), 30)
+    assert bars[-1] < bars[0]
+
+
+def test_a_small_terminal_has_lines_in_place_of_charts(tmp_path) -> None:
+    live = looked(training(tmp_path / "run.jsonl"))
+    lines = [line.plain for line in Screen(live).lines(60, 20)]
+    assert len(lines) <= 20
+    assert sum(line.startswith("norm ") for line in lines) == 2
+    assert not any("\u2800" < char < "\u28ff" for char in "".join(lines))
+    one = [
+        line.plain for line in Screen(looked(one_optimizer(tmp_path / "one.jsonl"))).lines(60, 20)
+    ]
+    assert "layer 0" in "\n".join(one)
+    assert max(map(len, one)) <= 60
+
+
+@settings(deadline=None)
+@given(
+    curves=st.lists(columns, min_size=1, max_size=3),
+    width=st.integers(1, 40),
+    height=st.integers(1, 9),
+    log=st.booleans(),
+    ascii_only=st.booleans(),
+)
+def test_a_chart_fits_and_keeps_what_is_not_finite(curves, width, height, log, ascii_only) -> None:
+    low, high = span(curves, log=log)
+    rows = chart(curves, width, height, low=low, high=high, log=log, ascii_only=ascii_only)
+    assert [len(row) for row in rows] == [width] * height
+    drawn = {cell.char for row in rows for cell in row}
+    assert ("x" in drawn or "×" in drawn) == any(np.isinf(curve).any() for curve in curves)
+    assert all(char in " *x" if ascii_only else char in " ×" or char > "\u2800" for char in drawn)
+    if not any((~np.isnan(curve)).any() for curve in curves):
+        assert drawn == {" "}
+
+
+def test_a_chart_s_ends_are_its_scale() -> None:
+    values = np.array([1.0, 10.0, 100.0])
+    rows = chart([values], 21, 3, low=1, high=100, log=True, ascii_only=True)
+    text = ["".join(cell.char for cell in row) for row in rows]
+    assert text[0].endswith("*")
+    assert text[1][10] == "*"  # The middle of a logarithmic scale.
+    assert text[2].startswith("*")
+    assert {cell.curve for row in rows for cell in row} == {0, None}
+
+
+def test_a_skewed_loss_has_a_logarithmic_scale(tmp_path) -> None:
+    path = tmp_path / "run.jsonl"
+    with RecordWriter(path) as record:
+        for step in range(1, 100):
+            record.step(step=step, norm=1.0, loss=1e6 if step == 9 else 1.0 + step % 3)
+    live = looked(path)
+    text = "\n".join(line.plain for line in Screen(live).lines(120, 30))
+    assert re.search(r"loss 1  log scale", text)
+    small = "\n".join(line.plain for line in Screen(live).lines(60, 8))
+    assert "▂" in small.partition("norm")[0]  # 1 and 3 differ beside 1,000,000.
+
+
+def test_a_run_before_its_first_step_says_so(tmp_path) -> None:
+    path = tmp_path / "run.jsonl"
+    record = RecordWriter(path, every=1, script=["my train.py", "--lr", "1"])
+    live = looked(path)
+    assert state_of(live) == "waiting for the first step of my train.py"
+    assert "waiting for the first step of my train.py" in Screen(live).lines(80, 24)[0].plain
+    live.age = 200.0
+    assert state_of(live) == "waiting for the first step of my train.py for 3 min 20 s"
+    record.step(step=1, norm=1.0)
+    live.refresh()
+    assert state_of(live) == "running"
+    record.end()
 
 
 HARD = {
