@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "gradclip.h"
+
 /* The compiler builds a function with CLONES for several instruction sets; the loader selects one. */
 #ifdef GRADCLIP_CLONES
 #define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -16,6 +18,10 @@ typedef float f32;
 typedef double f64;
 typedef uint16_t bf16;
 typedef uint16_t f16;
+
+static inline int64_t element_size(uint8_t dtype) {
+    return dtype == GRADCLIP_FLOAT64 ? 8 : dtype == GRADCLIP_FLOAT32 ? 4 : 2;
+}
 
 static inline uint32_t bits32(float value) {
     uint32_t bits;

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#include "elements.h"
 #include "gradclip.h"
 
 typedef struct gradclip_description description;
@@ -49,7 +50,6 @@ static int by_start(const void *one, const void *other) {
 /* Returns whether two of the spans have a byte in common, or there is no memory to find out. */
 static int any_shared(void *const *pointers, const int64_t *sizes, const uint8_t *dtypes,
                       int64_t n) {
-    static const uint8_t bytes[GRADCLIP_DTYPES] = {4, 8, 2, 2};
     span *spans = malloc((size_t)n * sizeof *spans);
     int64_t count = 0;
     int rising = 1, falling = 1, shared = 0;
@@ -57,7 +57,7 @@ static int any_shared(void *const *pointers, const int64_t *sizes, const uint8_t
     for (int64_t i = 0; i < n; i++) {
         if (sizes[i] == 0) continue;
         uintptr_t start = (uintptr_t)pointers[i];
-        spans[count] = (span){start, start + (uintptr_t)sizes[i] * bytes[dtypes[i]]};
+        spans[count] = (span){start, start + (uintptr_t)(sizes[i] * element_size(dtypes[i]))};
         if (count > 0) {
             rising &= spans[count - 1].end <= start;
             falling &= spans[count].end <= spans[count - 1].start;

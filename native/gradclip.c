@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "compensated.h"
+#include "elements.h"
 #include "loops.h"
 #include "pool.h"
 
@@ -31,7 +32,7 @@ typedef struct share {
 enum {
     CHUNK = 1 << 16,   /* elements of a big buffer per task */
     VISIT = 16,        /* the cost of visiting a buffer, in elements */
-    ALONE = 1 << 20,   /* less work than this (0.1 ms) is faster on one thread */
+    ALONE = 1 << 19,   /* less work than this (20 us) is faster on one thread */
     MOST_PARTS = 3     /* doubles per chunk: clamp's */
 };
 
@@ -48,7 +49,8 @@ struct job {
     /* Handles one chunk of buffer i, and writes its results into parts[0 .. width). */
     void (*chunk)(const job *, int64_t i, void *data, int64_t count, double *parts);
     int width;             /* the doubles that a chunk yields: 0, 1 or MOST_PARTS */
-    const double *factors; /* for scale, and for the rescue of float64 sums */
+    const double *factors; /* for scale, and for the rescue of float64 sums; NULL: `factor` */
+    double factor;         /* of all buffers */
     double lo, hi;         /* for clamp */
     task *tasks;
     share *shares;
@@ -62,8 +64,12 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Even an empty buffer has one chunk, so that its result is written. */
 static int64_t chunks_of(int64_t size) { return size <= CHUNK ? 1 : (size - 1) / CHUNK + 1; }
 
-static int64_t element_size(uint8_t dtype) {
-    return dtype == GRADCLIP_FLOAT64 ? 8 : dtype == GRADCLIP_FLOAT32 ? 4 : 2;
+/* The time that one element takes, against one of float32 in the cache. */
+static int64_t cost_of(uint8_t dtype) {
+    static const uint8_t costs[GRADCLIP_DTYPES] = {
+        [GRADCLIP_FLOAT32] = 1, [GRADCLIP_FLOAT64] = 2, [GRADCLIP_BFLOAT16] = 1,
+        [GRADCLIP_FLOAT16] = 4};
+    return costs[dtype];
 }
 
 static int check(const gradclip_buffers *buffers) {
@@ -141,7 +147,7 @@ static int run(job *j, int threads, double *out) {
     for (int64_t i = 0; i < b->n; i++) {
         int skipped = j->factors && j->factors[i] == 1.0;
         slots += chunks_of(b->sizes[i]);
-        load += VISIT + (skipped ? 0 : b->sizes[i]);
+        load += VISIT + (skipped ? 0 : b->sizes[i] * cost_of(b->dtypes[i]));
     }
     int64_t task_count = cut(b, NULL);
     int alone = load < ALONE || threads < 2 || task_count < 2;
@@ -303,8 +309,9 @@ int gradclip_norm2(const gradclip_buffers *buffers, int threads, double *out) {
 
 static void scale_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
     (void)parts;
-    if (count > 0 && j->factors[i] != 1.0)
-        gradclip_loops_of[j->buffers->dtypes[i]].scale(data, count, j->factors[i]);
+    double factor = j->factors ? j->factors[i] : j->factor;
+    if (count > 0 && factor != 1.0)
+        gradclip_loops_of[j->buffers->dtypes[i]].scale(data, count, factor);
 }
 
 int gradclip_scale(const gradclip_buffers *buffers, const double *factors, int threads) {
@@ -312,6 +319,13 @@ int gradclip_scale(const gradclip_buffers *buffers, const double *factors, int t
     double no_parts[1];
     int status = check(buffers);
     return status == GRADCLIP_OK ? run(&j, threads, no_parts) : status;
+}
+
+int gradclip_scale_all(const gradclip_buffers *buffers, double factor, int threads) {
+    job j = {.buffers = buffers, .chunk = scale_chunk, .width = 0, .factor = factor};
+    double no_parts[1];
+    int status = check(buffers);
+    return status == GRADCLIP_OK && factor != 1.0 ? run(&j, threads, no_parts) : status;
 }
 
 static void clamp_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {

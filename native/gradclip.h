@@ -17,7 +17,7 @@
 #define GRADCLIP_API
 #endif
 
-#define GRADCLIP_ABI_VERSION 3
+#define GRADCLIP_ABI_VERSION 4
 
 enum gradclip_dtype {
     GRADCLIP_FLOAT32 = 0,
@@ -33,7 +33,8 @@ enum gradclip_status {
     GRADCLIP_BAD_BOUNDS = 2, /* lo > hi, or a NaN bound */
     GRADCLIP_NO_MEMORY = 3,
     GRADCLIP_UNREADABLE = 4, /* not on the CPU, another dtype, or gaps between the values */
-    GRADCLIP_SHARED = 5      /* two objects have a byte in common: one may be listed twice */
+    GRADCLIP_SHARED = 5,     /* two objects have a byte in common: one may be listed twice */
+    GRADCLIP_UNUSUAL = 6     /* no norm, or the largest is not between 1e-140 and 1e140 */
 };
 
 typedef struct gradclip_buffers {
@@ -64,6 +65,9 @@ GRADCLIP_API int gradclip_maxabs(const gradclip_buffers *buffers, int threads, d
 GRADCLIP_API int gradclip_scale(const gradclip_buffers *buffers, const double *factors,
                                 int threads);
 
+/* Does what gradclip_scale does, with one factor for all buffers. */
+GRADCLIP_API int gradclip_scale_all(const gradclip_buffers *buffers, double factor, int threads);
+
 /* Clamps each element in place: x = min(max(x, lo), hi), with the bounds rounded to the
  * buffer's dtype first. NaN stays NaN. The function does not write memory that is inside the
  * bounds. stats[3i..] = sum before^2, sum after^2, sum before*after, in float64, without
@@ -80,5 +84,30 @@ typedef int (*gradclip_describe)(void *object, struct gradclip_description *out)
  * GRADCLIP_SHARED they are right. */
 GRADCLIP_API int gradclip_gather(gradclip_describe describe, void *const *objects, int64_t n,
                                  void **pointers, int64_t *sizes, uint8_t *dtypes);
+
+/* How the library of the objects describes one, and lets other threads run in the meantime. */
+typedef struct gradclip_host {
+    gradclip_describe describe;
+    void *(*unlock)(void); /* gives the caller's lock away */
+    void (*lock)(void *);  /* takes the lock back; gets what `unlock` returned */
+} gradclip_host;
+
+/* The outcome of one call of gradclip_clip. In memory, four arrays of n entries follow it: norms
+ * (double), sizes (int64_t), pointers (void *) and dtypes (uint8_t). */
+typedef struct gradclip_step {
+    double total;      /* the norm of all objects together, before */
+    double factor;     /* what all values were multiplied by */
+    double has_double; /* 1 if an object holds float64, else 0 */
+} gradclip_step;
+
+/* Finds the memory of n objects, measures the norm of each and of all together, and, if total + eps
+ * is over the limit, scales all of them by limit / (total + eps). An infinite limit only measures.
+ * The total is the largest norm, or the root of the sum of the norms' squares, which are added in
+ * NumPy's order. Nothing is changed unless the status is GRADCLIP_OK.
+ *
+ * `order` is 2, or 0 for the largest magnitude. `step` has room for the arrays behind it. */
+GRADCLIP_API int gradclip_clip(const gradclip_host *host, void *const *objects, int64_t n,
+                               int order, double limit, double eps, int threads,
+                               gradclip_step *step);
 
 #endif

@@ -14,8 +14,10 @@ static inline double add_up(double *sum, int lanes) {
 
 static inline double square(double value) { return value * value; }
 
+/* Four registers of eight sums: one addition waits for the one four before, not two before, which
+ * is half of the time in the cache. */
 static CLONES double sumsq_f32(const void *data, int64_t n) {
-    enum { LANES = 16 };
+    enum { LANES = 32 };
     const float *x = data;
     double sum[LANES] = {0};
     int64_t i = 0;

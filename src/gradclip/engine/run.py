@@ -60,7 +60,7 @@ def run(
     """
     quick = one_norm(plan, len(grads.names)) if grads.host else None
     if quick is not None:
-        return memory, *quick.clip(grads, skips=nonfinite == "skip")
+        return quick.clip(memory, grads, skips=nonfinite == "skip", step=step)
     return in_stages(
         plan, memory, grads, nonfinite=nonfinite, step=step, loss=loss, weights=weights
     )

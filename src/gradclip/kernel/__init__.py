@@ -8,13 +8,16 @@ from .binding import available, clamp, maxabs, norm2, scale
 from .buffers import Buffers, DType
 from .exchange import gather
 from .library import KernelStatus, status
+from .one_call import Step, clip
 
 __all__ = [
     "Buffers",
     "DType",
     "KernelStatus",
+    "Step",
     "available",
     "clamp",
+    "clip",
     "gather",
     "maxabs",
     "norm2",

@@ -1,4 +1,4 @@
-"""The kernel's four calls, which release the GIL and whose results depend only on the data."""
+"""The kernel's calls over buffers. They release the GIL, and depend only on the data."""
 
 from __future__ import annotations
 
@@ -96,8 +96,10 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
     taken in float32 if the factor is a normal float32. NaN stays NaN.
     """
     n = len(buffers)
-    one = isinstance(factors, float) or np.ndim(factors) == 0
-    each = np.full(n, factors, np.float64) if one else np.ascontiguousarray(factors, np.float64)
+    if isinstance(factors, float) or np.ndim(factors) == 0:
+        _check(_library().gradclip_scale_all(buffers.c, factors, _threads(threads)), buffers)
+        return
+    each = np.ascontiguousarray(factors, np.float64)
     if each.shape != (n,):
         raise ValueError(
             f"factors must be one number or ({n},), one a buffer; got shape {each.shape}"

@@ -11,8 +11,6 @@ import functools
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from .buffers import Buffers
 from .library import load_holding_the_lock
 
@@ -49,17 +47,19 @@ def gather(tensors: Sequence[object], kind: type) -> Buffers | None:
     library, describe = load_holding_the_lock(), describe_function(kind)
     if library is None or describe is None:
         return None
-    n = len(tensors)
-    objects = np.fromiter(tensors, np.object_, n)  # In memory, an array of their addresses.
-    found = Buffers.blank(n)
+    objects = tuple(tensors)
+    found = Buffers.blank(len(objects))
     c = found.c
     try:
-        code = library.gradclip_gather(
-            describe, objects.__array_interface__["data"][0], n, c.pointers, c.sizes, c.dtypes
-        )
+        code = library.gradclip_gather(describe, items(objects), c.n, c.pointers, c.sizes, c.dtypes)
     except (BufferError, RuntimeError):  # The library refuses a sparse tensor, for example.
         return None
     return found if code == 0 else None
+
+
+def items(objects: tuple[object, ...]) -> int:
+    """Return the address of a tuple's items: in CPython, they lie behind its fixed part."""
+    return id(objects) + tuple.__basicsize__
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .buffers import CBuffers
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 OFF = ("off", "0", "false", "no")
 NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
 
@@ -111,5 +111,9 @@ def _declare(library: ctypes.CDLL | ctypes.PyDLL) -> None:
     library.gradclip_maxabs.argtypes = (buffers, threads, address)
     library.gradclip_scale.argtypes = (buffers, address, threads)
     double = ctypes.c_double
+    library.gradclip_scale_all.argtypes = (buffers, double, threads)
     library.gradclip_clamp.argtypes = (buffers, double, double, threads, address)
-    library.gradclip_gather.argtypes = (address, address, ctypes.c_int64, *[address] * 3)
+    count = ctypes.c_int64
+    library.gradclip_gather.argtypes = (address, address, count, *[address] * 3)
+    rule = (ctypes.c_int, double, double, threads)
+    library.gradclip_clip.argtypes = (address, address, count, *rule, address)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..arrays import Flag, Memory, Scalar
 from ..checks import choice, integer
+from ..engine.one_norm import one_norm
 from ..engine.result import ClipResult, numbers, said_to_run
 from ..engine.run import NonFinite, run
 from ..errors import GradclipWarning, NonFiniteError
@@ -29,8 +30,9 @@ from .processes.layout import GroupsLike
 from .processes.making import agree_to_make, and_the_job, listed, value_of
 from .processes.placements import local
 from .processes.verify import checksums, compare
+from .step import at_once
 from .step.checkpoint import describe_state, refuse_other_state
-from .step.decision import Decision, completed, unscaled
+from .step.decision import Decision, Done, completed, unscaled
 from .step.parameters import Grads, Parameters, Params, named_once
 from .step.recall import (
     begin,
@@ -49,6 +51,7 @@ __all__ = ["Attachment", "Clipper"]
 
 _NONFINITE = ("skip", "zero", "raise", "propagate")
 _SETTABLE = ("policy", "nonfinite", "max_skips", "observers", "attachment", "host")
+_ON_THE_CPU = True, torch.device("cpu")
 _UNTOUCHED = "the gradients and the weights are untouched"
 
 
@@ -369,8 +372,8 @@ class Clipper:
         self._policy, self._plan, self._parameters = policy, layers, found
         self._memory, self._place = memory, None
         self._follows_shapes = found.layout is None and follows_shapes(layers)
+        self._rule = one_norm(layers, len(found.names)) if found.layout is None else None
 
-    @torch.no_grad()
     def clip_(self, *, loss: Tensor | float | None = None) -> ClipResult:
         """Clip the gradients in place, and return what was done.
 
@@ -386,11 +389,22 @@ class Clipper:
                 accelerator the row is looked at once in max_skips + 1 steps.
             LayoutError: with verify, the processes do not mean the same model.
         """
-        decision = self.decide(self.gradients(), loss=loss)
-        decision.apply()
-        return self.finish(decision)
+        done = self._at_once()
+        if done is None:
+            with torch.no_grad():
+                done = self.decide(self.gradients(), loss=loss)
+                done.apply()
+        return self.finish(done)
 
-    @torch.no_grad()
+    def _at_once(self) -> Done | None:
+        """Take a whole step without what only other steps need, if this one is of that kind."""
+        if torch.compiler.is_compiling() or self._verify or self._note is not None:
+            return None
+        rule, memory = self._rule, self._memory
+        if rule is None or memory is None or self._place != _ON_THE_CPU:
+            return None
+        return at_once.clip(rule, self._parameters, memory, self.steps)
+
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
         """Clip what an optimizer did to the parameters, in place, and return what was done.
 
@@ -404,15 +418,16 @@ class Clipper:
         Raises:
             NonFiniteError: see `clip_`, of an update.
         """
-        updates, grads = self._parameters.updates(before)
-        decision = self.decide(grads, on="update")
-        decision.apply()
-        result = decision.result
-        if not grads.host or bool(result.clipped) or bool(result.skipped):
-            for param, old, update in zip(self.params, before, updates, strict=True):
-                here, was = local(param), local(old)
-                taken = torch.where(result.clipped, was + local(update), here)
-                here.copy_(torch.where(result.skipped, was, taken))
+        with torch.no_grad():
+            updates, grads = self._parameters.updates(before)
+            decision = self.decide(grads, on="update")
+            decision.apply()
+            result = decision.result
+            if not grads.host or bool(result.clipped) or bool(result.skipped):
+                for param, old, update in zip(self.params, before, updates, strict=True):
+                    here, was = local(param), local(old)
+                    taken = torch.where(result.clipped, was + local(update), here)
+                    here.copy_(torch.where(result.skipped, was, taken))
         return self.finish(decision)
 
     def gradients(self) -> Grads:
@@ -548,7 +563,7 @@ class Clipper:
         self._tally.count_skip()
         self._tally.refuse_too_many(self._last, _UNTOUCHED)
 
-    def finish(self, decision: Decision, *, folded: bool = False) -> ClipResult:
+    def finish(self, decision: Decision | Done, *, folded: bool = False) -> ClipResult:
         """Remember, count and tell a step whose factors are applied: the last part of `clip_`.
 
         Args:
@@ -566,15 +581,17 @@ class Clipper:
             result = said_to_run(result, f"{result.ran}+fold")
         kept = self.host, self._memory, self._last, vars(self._tally).copy()
         try:
-            self.host = decision.grads.host
+            self.host = decision.host
             self._memory, self._last = decision.memory, result
             self._tally.count(result, host=self.host, lost=lost)
         except BaseException:  # An interrupt: no memory moves without its counters.
             self.host, self._memory, self._last, tally = kept
             vars(self._tally).update(tally)
             raise
-        for observe in self.observers:
-            observe(result)
+        if self.observers:
+            with torch.no_grad():
+                for observe in self.observers:
+                    observe(result)
         if self.nonfinite == "raise" and bool(numbers(result).skipped > lost) and result.nonfinite:
             raise NonFiniteError(f"{blame(result)}; {_UNTOUCHED}")
         self._tally.refuse_too_many(result, _UNTOUCHED)
@@ -637,7 +654,7 @@ class Clipper:
             "zero_grad(); for optimizers that step inside of backward there is "
             "gradclip.torch.attach_in_backward"
         )
-        warnings.warn(text, GradclipWarning, stacklevel=5)
+        warnings.warn(text, GradclipWarning, stacklevel=4)
 
     def _warn_of_a_skip(self, result: ClipResult) -> None:
         """Say once that a skip is left to the caller."""
@@ -648,7 +665,7 @@ class Clipper:
             f"{blame(result)}: the gradients are untouched. Call optimizer.step() only if "
             "not result.skipped, or let gradclip.torch.attach(optimizer, policy) see to it"
         )
-        warnings.warn(text, GradclipWarning, stacklevel=5)
+        warnings.warn(text, GradclipWarning, stacklevel=4)
 
 
 def _lost(overflow: Tensor | None, grads: Grads) -> Flag:

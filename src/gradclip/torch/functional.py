@@ -5,8 +5,9 @@ Every difference to torch is in the table "divergences" of the docs, with its re
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from .processes.layout import GroupsLike
 from .processes.making import agree_to_call
 from .processes.placements import any_sharded, is_sharded
 from .processes.sharded import Sharded, gradients
+from .tensors import at_once
 from .tensors.gather import with_gradients
 from .tensors.gradients import Gradients
 
@@ -31,7 +33,6 @@ __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_
 Tensors = Tensor | Iterable[Tensor]
 
 
-@torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensors,
     max_norm: float | Tensor,
@@ -85,20 +86,41 @@ def clip_grad_norm_(
 
     Source: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if groups is None and not verify and not torch.compiler.is_compiling():
+        total = _at_once(parameters, max_norm, norm_type)
+        if total is not None:
+            return total
     if verify:
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         asked = {
             "max_norm": max_norm,
             "norm_type": norm_type,
             "error_if_nonfinite": error_if_nonfinite,
         }
         agree_to_call("clip_grad_norm_", parameters, groups, asked)
-    grads = _gradients(parameters, "clip_grad_norm_", groups)
-    limit = _limit("max_norm", max_norm, grads)
-    total = _total(grads, norm_type)
-    _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
-    _rescale(grads, total, limit)
-    return _returned(total, grads)
+    with torch.no_grad():
+        grads = _gradients(parameters, "clip_grad_norm_", groups, level=3)
+        limit = _limit("max_norm", max_norm, grads)
+        total = _total(grads, norm_type)
+        _refuse_nonfinite(grads, total, norm_type, error_if_nonfinite)
+        _rescale(grads, total, limit)
+        return _returned(total, grads)
+
+
+def _at_once(params: Sequence[Tensor], max_norm: float | Tensor, norm_type: float) -> Tensor | None:
+    """Do what `clip_grad_norm_` does in the usual case; return None, with nothing done, in others.
+
+    Here the total norm is finite, each parameter has a gradient, and each is listed once.
+    """
+    if not isinstance(max_norm, float) and (type(max_norm) is not int or max_norm > _WHOLE):
+        return None
+    if not max_norm >= 0 or norm_type not in _ORDERS:
+        return None
+    grads = at_once.gradients(params)
+    if not grads:
+        return None
+    done = at_once.clip(grads, norm_type, max_norm)
+    return None if done is None else _as_tensor(done.total, double=done.has_double)
 
 
 @torch.no_grad()
@@ -225,14 +247,19 @@ def clip_grads_with_norm_(
 
 
 Grads = Gradients | Sharded
+_WHOLE = 2**53  # Up to this, a whole number is a float.
+_ORDERS = (2.0, math.inf)
+_MOST = torch.finfo(torch.float32).max
 
 
-def _gradients(parameters: Tensors, name: str, groups: GroupsLike | None = None) -> Grads:
-    """Return the gradients that there are, each once."""
+def _gradients(
+    parameters: Tensors, name: str, groups: GroupsLike | None = None, *, level: int = 4
+) -> Grads:
+    """Return the gradients that there are, each once; `level` is where a warning points to."""
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if not given and not torch.compiler.is_compiling():
         text = f"{name} was given no parameters: a generator that was already used up?"
-        warnings.warn(text, GradclipWarning, stacklevel=4)
+        warnings.warn(text, GradclipWarning, stacklevel=level)
     if groups is not None or any_sharded(given):
         spread = gradients(list({id(p): p for p in given}.values()), groups)
         if spread is not None:
@@ -293,8 +320,14 @@ def _refuse_nonfinite(grads: Grads, total: Scalar, norm_type: float, asked: bool
 
 def _returned(total: Scalar, grads: Grads) -> Tensor:
     """Return the norm as a tensor: float32 or better."""
-    kind = torch.float64 if grads.double else torch.float32
     if grads.host:
+        return _as_tensor(float(total), double=grads.double)
+    return torch.as_tensor(total).to(torch.float64 if grads.double else torch.float32)
+
+
+def _as_tensor(total: float, *, double: bool) -> Tensor:
+    if double or not total <= _MOST:
         # In two steps: a norm beyond float32 becomes inf, and is not an error.
-        return torch.scalar_tensor(float(total), dtype=torch.float64, device="cpu").to(kind)
-    return torch.as_tensor(total).to(kind)
+        kind = torch.float64 if double else torch.float32
+        return torch.scalar_tensor(total, dtype=torch.float64, device="cpu").to(kind)
+    return torch.scalar_tensor(total, dtype=torch.float32, device="cpu")

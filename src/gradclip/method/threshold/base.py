@@ -92,6 +92,6 @@ def average(old: Array, value: Array, decay: float) -> Array:
     return decay * old + (1 - decay) * value
 
 
-def corrected(mean: Array, decay: float, count: Array) -> Array:
+def corrected(mean: Array, decay: float, count: Array, xp: Namespace) -> Array:
     """Return a moving average without the bias of its start at zero, after count ≥ 1 values."""
-    return mean / (1 - decay**count)
+    return mean / (1 - xp.pow(xp.full_like(count, decay), count))

@@ -102,7 +102,7 @@ class Found:
         before = xp.where((last > 0) & (last < xp.inf), last, some)
         change = xp.minimum(xp.abs(xp.log(some) - xp.log(before)), _WIDEST * one)
         swing = average(state["swing"], change, _DECAY)
-        power = xp.maximum(swing, 1e-3 * one) ** 6
+        power = xp.pow(xp.maximum(swing, 1e-3 * one), 6)
         grown = share + xp.minimum(self.pace / power, self.most * one)
         lift = xp.where((swing < self.calm) & (norms > ceiling), self.lift * one, -self.lift * one)
         new = {

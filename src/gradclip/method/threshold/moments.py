@@ -63,7 +63,7 @@ class SecondMoment:
         ready = (count >= self.warmup) & (moment > 0)
         square = moment
         if self.corrected:
-            square = corrected(moment, self.decay, xp.where(ready, count, xp.ones_like(count)))
+            square = corrected(moment, self.decay, xp.where(ready, count, xp.ones_like(count)), xp)
         high = xp.sqrt(self.theta * square)
         if self.minimum:
             high = xp.where(high > self.minimum, high, self.minimum * xp.ones_like(high))
@@ -158,7 +158,7 @@ class NormalisedNorm:
         count = state["count"] + 1
         mean = average(state["mean"], norms, self.decay_mean)
         square = average(state["square"], norms * norms, self.decay_square)
-        root = xp.sqrt(corrected(square, self.decay_square, count)) + self.eps
+        root = xp.sqrt(corrected(square, self.decay_square, count, xp)) + self.eps
         some = xp.where(root > 0, root, xp.ones_like(root))
-        high = corrected(mean, self.decay_mean, count) / some
+        high = corrected(mean, self.decay_mean, count, xp) / some
         return Limits(high=high), {"mean": mean, "square": square, "count": count}

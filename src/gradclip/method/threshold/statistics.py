@@ -75,7 +75,7 @@ class MovingAverage:
         # at zero.
         ready = (count >= self.warmup) & (count > 0) & (state["mean"] > 0)
         some = xp.where(ready, count, xp.ones_like(count))
-        high = self.factor * corrected(state["mean"], self.decay, some)
+        high = self.factor * corrected(state["mean"], self.decay, some, xp)
         return xp.where(ready, high, xp.full_like(high, xp.inf))
 
 
@@ -210,7 +210,7 @@ class ZScore:
         gain = xp.where(warm, 1 / (count + 1), (1 - self.decay) * xp.ones_like(count))
         moved = mean + gain * (value - mean)
         # In the warm-up this is the plain variance, afterwards the moving variance.
-        square = xp.where(warm, (value - mean) * (value - moved), (value - moved) ** 2)
+        square = xp.where(warm, (value - mean) * (value - moved), (value - moved) * (value - moved))
         changed = variance + gain * (square - variance)
         if not self.remember_spikes:
             moved, changed = xp.where(spike, mean, moved), xp.where(spike, variance, changed)

@@ -14,7 +14,7 @@ from ...engine.result import ClipResult, later
 from ..tensors.gradients import Gradients
 from .parameters import Grads
 
-__all__ = ["Decision", "completed", "unscaled"]
+__all__ = ["Decision", "Done", "completed", "unscaled", "with_tensors"]
 
 
 class Decision(NamedTuple):
@@ -38,6 +38,11 @@ class Decision(NamedTuple):
     memory: Memory
     lost: Flag
 
+    @property
+    def host(self) -> bool:
+        """Whether the step was decided on the host."""
+        return self.grads.host
+
     def apply(self) -> None:
         """Multiply the gradients by their factors, in place, and divide them by the scale."""
         if self.factors is None:
@@ -51,9 +56,28 @@ class Decision(NamedTuple):
             self.grads.put_in_place()
 
 
+class Done(NamedTuple):
+    """A step that was decided, on the host, and applied at once.
+
+    Attributes:
+        result: what the step has done.
+        memory: what the policy remembers after it.
+    """
+
+    result: ClipResult
+    memory: Memory
+    lost: Flag = False
+    host: bool = True
+
+
 def completed(result: ClipResult, grads: Grads) -> ClipResult:
     """Return a result as torch's users see it: it says what ran, and its numbers are tensors."""
-    return later(result, grads.ran, _tensors) if grads.host else replace(result, ran=grads.ran)
+    return with_tensors(result, grads.ran) if grads.host else replace(result, ran=grads.ran)
+
+
+def with_tensors(result: ClipResult, ran: str) -> ClipResult:
+    """Return a result in plain numbers as one whose numbers become tensors when they are read."""
+    return later(result, ran, _tensors)
 
 
 def _tensors(result: ClipResult) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import kernel
 
-__all__ = ["DTYPES", "PLAIN", "buffers", "is_run", "runs", "with_gradients"]
+__all__ = ["DTYPES", "PLAIN", "buffers", "is_plain", "is_run", "runs", "with_gradients"]
 
 DTYPES = {
     torch.float32: kernel.DType.FLOAT32,
@@ -34,12 +34,17 @@ def with_gradients(params: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Ten
     return [p for p, grad in zip(params, grads, strict=True) if grad is not None], there
 
 
+def is_plain(tensors: Sequence[object]) -> bool:
+    """Whether all of them are tensors, and none is of a type with a behaviour of its own."""
+    return _KINDS.issuperset(map(type, tensors))
+
+
 def runs(tensors: Sequence[Tensor]) -> kernel.Buffers | None:
     """Return the tensors' memory, if the kernel can take each as one flat run of values.
 
     Tensors that share memory are not taken: they may be one, listed twice.
     """
-    return kernel.gather(tensors, Tensor) if _KINDS.issuperset(map(type, tensors)) else None
+    return kernel.gather(tensors, Tensor) if is_plain(tensors) else None
 
 
 def is_run(tensor: Tensor) -> bool:

@@ -1,0 +1,110 @@
+"""The drop-in and the clipper do the same at once as in steps, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import Parameter
+
+from gradclip import kernel
+from gradclip.torch import Clipper, clip_grad_norm_
+from gradclip.torch.tensors import at_once
+
+pytestmark = pytest.mark.skipif(not kernel.available(), reason="needs the C kernel")
+
+values = st.one_of(
+    st.floats(-100, 100, width=32),
+    st.sampled_from([0.0, 1e-30, 1e30, float("inf"), float("nan")]),
+)
+rows = st.lists(st.lists(values, max_size=4), min_size=1, max_size=10)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+policies = ["norm:1.0", "norm:1.0,order=inf", "auto", "zclip", "normalise:1.0", "band:0.5,2.0"]
+
+
+def parameters(rows: list[list[float]], dtype: torch.dtype) -> list[Parameter]:
+    found = []
+    for row in rows:
+        param = Parameter(torch.zeros(len(row), dtype=dtype))
+        param.grad = torch.tensor(row).to(dtype)
+        found.append(param)
+    return found
+
+
+def gradients(params: list[Parameter]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def assert_same(one: Tensor, other: Tensor) -> None:
+    assert one.dtype == other.dtype
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+in_steps = patch.object(at_once, "gradients", lambda _: None)
+"""What turns the way at once off."""
+
+
+@settings(deadline=None)
+@given(
+    rows=rows,
+    dtype=dtypes,
+    limit=st.sampled_from([0.0, 1e-3, 1, 1.0, 1e300, float("inf")]),
+    order=st.sampled_from([1.0, 2, 2.0, float("inf")]),
+)
+def test_the_drop_in(
+    rows: list[list[float]], dtype: torch.dtype, limit: float, order: float
+) -> None:
+    mine, theirs = parameters(rows, dtype), parameters(rows, dtype)
+    found = clip_grad_norm_(mine, limit, order)
+    with in_steps:
+        expected = clip_grad_norm_(theirs, limit, order)
+    assert_same(found, expected)
+    for a, b in zip(gradients(mine), gradients(theirs), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::gradclip.GradclipWarning")
+@settings(deadline=None)
+@given(
+    steps=st.lists(rows, min_size=1, max_size=6),
+    dtype=dtypes,
+    policy=st.sampled_from(policies),
+    nonfinite=st.sampled_from(["skip", "zero", "propagate"]),
+)
+def test_the_clipper(
+    steps: list[list[list[float]]], dtype: torch.dtype, policy: str, nonfinite: str
+) -> None:
+    most = max(map(len, steps))
+    mine, theirs = ([Parameter(torch.zeros(1, dtype=dtype)) for _ in range(most)] for _ in "ab")
+    clippers = [Clipper(ps, policy, nonfinite=nonfinite, max_skips=99) for ps in (mine, theirs)]  # pyright: ignore[reportArgumentType]
+    for rows in steps:
+        for params in (mine, theirs):
+            for param, row in zip(params, rows + [[0.5]] * (most - len(rows)), strict=True):
+                param.grad = torch.tensor([*row, 0.25][:1]).to(dtype)
+        found = clippers[0].clip_()
+        with in_steps:
+            expected = clippers[1].clip_()
+        for a, b in zip(gradients(mine), gradients(theirs), strict=True):
+            assert_same(a, b)
+        for field in dataclasses.fields(expected):
+            one, other = getattr(found, field.name), getattr(expected, field.name)
+            if isinstance(other, Tensor):
+                assert_same(one, other)
+            else:
+                assert one == other, field.name
+    for key in ("steps", "clipped", "skipped", "in_a_row"):
+        assert clippers[0].state_dict()[key] == clippers[1].state_dict()[key]
+    assert str(clippers[0].state_dict()["memory"]) == str(clippers[1].state_dict()["memory"])
+
+
+def test_a_write_is_seen_by_autograd() -> None:
+    params = parameters([[3.0, 4.0]], torch.float32)
+    for call in (lambda: clip_grad_norm_(params, 1.0), Clipper(params, "norm:0.5").clip_):
+        before = gradients(params)[0]._version
+        call()
+        assert gradients(params)[0]._version > before
