@@ -17,12 +17,11 @@ from rich.console import Console
 from . import table
 from .catalogue import CASES
 from .grid import section
-from .machine import describe, load
+from .machine import RESULTS, describe, load, own_results, stored
 from .page import page
 from .row import QUIET, Case, Effort, Row
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
 console = Console(highlight=False)
 # Readers need the whole table, so it is not cut when the output goes to a file.
 wide = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -47,9 +46,9 @@ def main(
         _child(next(c for c in CASES if c.name == case), Effort(quick), out)
         return
     if markdown:
-        print(page(json.loads((RESULTS / "full.json").read_text())), end="")
-        if (RESULTS / "grid.json").exists():
-            print("\n" + section(json.loads((RESULTS / "grid.json").read_text())), end="")
+        print(page(stored("full.json")), end="")
+        for found in stored("grid.json"):
+            print("\n" + section(found), end="")
         return
     chosen = [c for c in CASES if (only in c.name if only else not (quick and c.slow))]
     if not chosen:
@@ -65,7 +64,8 @@ def main(
             "stays as it is.[/] Wait until they are done, or give --any-load."
         )
         raise typer.Exit(2)
-    raise typer.Exit(_parent(chosen, quick, RESULTS / f"{name}.json"))
+    folder = own_results() if name == "full" else RESULTS
+    raise typer.Exit(_parent(chosen, quick, folder / f"{name}.json"))
 
 
 def _child(case: Case, effort: Effort, out: Path) -> None:

@@ -6,6 +6,7 @@ from . import (
     cases_growth,
     cases_hot,
     cases_jax,
+    cases_limit,
     cases_memory,
     cases_norm,
     cases_optimizer,
@@ -20,6 +21,7 @@ __all__ = ["CASES"]
 
 CASES: tuple[Case, ...] = (
     *cases_norm.CASES,
+    *cases_limit.CASES,
     *cases_optimizer.CASES,
     *cases_policies.CASES,
     *cases_jax.CASES,

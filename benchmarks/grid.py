@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,13 +22,12 @@ from gradclip import by_norm
 
 from .cases_norm import FAR, OURS, RIVALS, expect_clipping, torch_sides
 from .gradients import make
-from .machine import describe, load
+from .machine import describe, load, own_results
 from .measure import Budget, Side, alternate, timed
 from .shapes import many
 
 __all__ = ["Cell", "cells", "measure", "section"]
 
-STORE = Path(__file__).parent / "results" / "grid.json"
 TENSORS = (1, 10, 100, 1_000, 20_000)
 VALUES = (1, 64, 4_096, 262_144, 25_000_000)
 MOST = 25_000_000
@@ -102,8 +100,9 @@ def main(
     if before is not None and before > 0.5 and not any_load:
         console.print(f"The load was {before}, over 0.5: nothing is stored (--any-load stores).")
         raise typer.Exit(1)
-    STORE.write_text(json.dumps(results, indent=1) + "\n")
-    console.print(f"stored in {STORE.name}")
+    store = own_results() / "grid.json"
+    store.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"stored in {store.parent.name}/{store.name}")
 
 
 def section(results: dict[str, Any]) -> str:

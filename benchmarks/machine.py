@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -11,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "free_bytes", "load"]
+__all__ = ["RESULTS", "describe", "free_bytes", "load", "own_results", "stored"]
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("gradclip", "torch", "numpy", "jax", "jaxlib", "optax", "timm", "opacus")
 
 
@@ -46,6 +48,18 @@ def describe() -> dict[str, Any]:
             if name in os.environ
         },
     }
+
+
+def own_results() -> Path:
+    """Return the folder of what is stored for this processor: a figure counts for its kind."""
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def stored(name: str) -> list[dict[str, Any]]:
+    """Return what is stored under a name, as in "full.json", of all processors that were met."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"*/{name}"))]
 
 
 def load() -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Budget", "Clock", "Estimate", "Side", "Times", "alternate", "timed"]
+__all__ = ["Budget", "Clock", "Columns", "Estimate", "Side", "Times", "alternate", "timed"]
 
 Clock = Callable[[], int]
 Columns = npt.NDArray[np.float64]
@@ -88,6 +88,10 @@ class Times:
         """Return the time that `over` adds to `base`, over the time that `under` adds to it."""
         return _resampled(_ratio_of_added, np.stack([self.of(n) for n in (over, under, base)]))
 
+    def microseconds(self, name: str) -> Estimate:
+        """Return a side's median time in microseconds."""
+        return _resampled(_median, self.of(name)[None] / 1e3)
+
     def extra(self, name: str, base: str) -> float:
         """Return the median time that one side takes longer than another, in nanoseconds."""
         return float(np.median(self.of(name) - self.of(base)))
@@ -141,6 +145,11 @@ def alternate(sides: Sequence[Side], budget: Budget, *, seed: int = 0) -> Times:
         if collecting:
             gc.enable()
     return Times(tuple(side.name for side in sides), np.asarray(rounds, np.float64).T)
+
+
+def _median(columns: Columns) -> Columns:
+    """Return medians over the last axis, of columns (1, …, rounds)."""
+    return np.median(columns[0], axis=-1)
 
 
 def _median_ratio(columns: Columns) -> Columns:

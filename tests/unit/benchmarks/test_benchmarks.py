@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # The benchmarks are no part of what is installed
 
 from benchmarks import table  # noqa: E402
 from benchmarks.gradients import WrongOutput, make, norm64  # noqa: E402
+from benchmarks.limit import loops  # noqa: E402
 from benchmarks.measure import Budget, Estimate, Side, Times, alternate, timed  # noqa: E402
 from benchmarks.page import page  # noqa: E402
 from benchmarks.row import Figure, Limit, Row, at_least, at_most  # noqa: E402
@@ -181,6 +182,34 @@ def test_a_row_says_that_the_machine_was_busy() -> None:
     assert Row.from_dict(json.loads(json.dumps(busy.to_dict()))) == busy
 
 
+def test_each_processor_has_its_own_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import machine
+
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    for name in ("Intel(R) Xeon(R) 6975P-C", "AMD EPYC"):
+        monkeypatch.setattr(machine, "_processor", lambda name=name: name)
+        (machine.own_results() / "full.json").write_text(json.dumps({"processor": name}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "amd-epyc",
+        "intel-r-xeon-r-6975p-c",
+    ]
+    assert [each["processor"] for each in machine.stored("full.json")] == [
+        "AMD EPYC",
+        "Intel(R) Xeon(R) 6975P-C",
+    ]
+
+
+def test_bare_loops_read_and_scale() -> None:
+    memory = torch.arange(1, 1_000, dtype=torch.float32)
+    bare = loops(memory)
+    if bare is None:
+        pytest.skip("no C compiler")
+    expected = float((memory.double() ** 2).sum())
+    assert math.isclose(bare.read(), expected, rel_tol=1e-5)
+    assert math.isclose(bare.clip(), expected, rel_tol=1e-5)
+    assert torch.equal(memory, torch.arange(1, 1_000, dtype=torch.float32) / 2)
+
+
 def test_the_stored_table_is_not_written_on_a_busy_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,8 +231,10 @@ def test_the_page_counts_the_targets_and_names_what_failed() -> None:
         "rows": [row.to_dict() for row in rows],
         "failed": {"agc-free": "ModuleNotFoundError: timm is not installed"},
     }
-    text = page(results)
-    assert "1 of 1 targets are met" in text
+    other = {**results, "machine": machine | {"processor": "Another processor"}, "failed": {}}
+    text = page([results, other])
+    assert text.count("1 of 1 targets are met") == 2
+    assert text.index(f"## {machine['processor']}") < text.index("## Another processor")
     assert "- agc-free: ModuleNotFoundError: timm is not installed" in text
     assert str(ROOT) not in json.dumps(machine), "no paths of this machine in a stored result"
 
