@@ -18,7 +18,9 @@ __all__ = ["clip", "gradients", "scale"]
 
 
 def gradients(params: Sequence[Tensor]) -> list[Tensor] | None:
-    """Return the gradients of parameters; None if one has none, or one that is not plain."""
+    """Return the gradients; None if a parameter has none, or one that the kernel cannot read."""
+    if not kernel.available():
+        return None
     found = [param.grad for param in params]
     # Not `None in found`: that would compare tensors.
     return found if is_plain(found) else None  # pyright: ignore[reportReturnType]
