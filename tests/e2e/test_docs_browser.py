@@ -15,26 +15,16 @@ import pytest
 
 from .site import pages_of
 
-playwright = pytest.importorskip("playwright.sync_api")
 for _name in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
     pytest.importorskip(_name, reason=f"the docs need {_name}: pip install -e '.[docs]'")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 LOUD = ("error", "warning")
 """The kinds of messages of the console that a page must not give."""
 
 WIDTHS = (400, 800, 1280)
 MAIN = ("index", "gallery", "tutorial", "reference/torch", "guides/choosing-a-method", "methods")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 def faults_of(page: Any, scheme: str) -> list[str]:
