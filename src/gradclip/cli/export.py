@@ -44,8 +44,9 @@ def export(
 ) -> None:
     """Write a figure of one or more runs for a paper.
 
-    Lines differ by colour and dash. In the norm's panel a dotted line is the limit, a dot a clipped
-    step, a cross a skipped one, and a diamond a gradient with inf or NaN.
+    Lines differ by colour and dash. In the norm's panel a line of dots is the limit, a marker a
+    clipped step, a cross a skipped one, and a diamond a gradient with inf or NaN; if not all of
+    them are shown, the panel says how many. The runs are in the order in which they began.
     """
     panels = tuple(panel or ("loss", "norm"))
     with warnings.catch_warnings(record=True) as warned:

@@ -17,7 +17,7 @@ from ..show.files import RunLike, replace_file, traces_to_draw
 from ..show.inline import Inline
 from ..show.safe import printable
 from ..show.words import shorten
-from .style import RC, line_style
+from .style import MANY, RC, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,10 @@ def write_figure(
     """Write the curves of one or more runs as a figure for a paper.
 
     The traces differ in colour (safe for colour-blind readers) and in dash. In the panel of the
-    norm a dotted line is the limit, a dot is a clipped step, a cross is a skipped step, and a
-    diamond is a step with a non-finite gradient. The same records give the same file.
+    norm a line of dots is the limit, a marker is a clipped step, a cross is a skipped step, and a
+    diamond is a step with a non-finite gradient; where a run has more marks than the panel shows,
+    the panel says how many. The runs are in the order in which they began. The same records give
+    the same file.
 
     Args:
         runs: records, as paths or as runs from `gradclip.read_run`. Not mutated.
@@ -164,7 +166,7 @@ def _figure(
     if not rows:
         raise GradclipError("panel='layers' is not usable: these records have no norms by layer")
     heights = [_height(trace) for _, trace in rows]
-    legend = 0.14 * len(traces) if len(traces) > 1 else 0.0
+    legend = 0.14 * -(-len(traces) // _columns(traces, width)) if len(traces) > 1 else 0.0
     figure = Figure(figsize=(width, height or sum(heights) + legend + 0.35), layout="constrained")
     every = figure.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
     on_steps = []
@@ -207,14 +209,21 @@ def _join(every: Sequence[Axes], traces: Sequence[Trace]) -> None:
         every[-1].set_xlabel("step")
 
 
+def _columns(traces: Sequence[Trace], width: float) -> int:
+    """Return the number of columns of the legend."""
+    return 2 if len(traces) > MANY and width > 3 else 1
+
+
 def _legend(figure: Figure, traces: Sequence[Trace]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **line_style(index)) for index in range(len(traces))]
     # Use placeholders first: Matplotlib ignores a label that begins with an underscore.
+    columns = _columns(traces, figure.get_figwidth())
     legend = figure.legend(
-        handles, ["name"] * len(handles), loc="outside upper left", frameon=False, handlelength=3.2
-    )
-    room = max(int((figure.get_figwidth() - 0.5) * LETTERS), 8)
+        handles, ["name"] * len(handles), loc="outside upper left", frameon=False,
+        handlelength=3.2, ncols=columns, columnspacing=1.0,
+    )  # fmt: skip
+    room = max(int((figure.get_figwidth() / columns - 0.5) * LETTERS), 8)
     for text, trace in zip(legend.get_texts(), traces, strict=True):
         text.set_text(shorten(printable(trace.label), room))

@@ -18,12 +18,16 @@ from ..show.columns import positive, rate_window, wants_log
 from ..show.downsample import bucket_max, envelope, histogram, power_of_ten, rate, thin
 from ..show.safe import printable
 from ..show.words import shorten
-from .style import MARKERS, line_style
+from .style import MANY, MARKERS, limit_style, line_style
 
 __all__ = ["DRAW", "draw_layers", "number_format", "step_format"]
 
-MARKS = 40
-"""The largest number of markers of one kind on a line; more markers would overlap."""
+MARKS = 100
+"""The largest number of markers of one kind on a line; more markers would overlap. The panel says
+how many are left out."""
+
+FEW_MARKS = 30
+"""The largest number of markers on each of many lines."""
 
 number_format: FuncFormatter = FuncFormatter(lambda value, _: f"{value:g}")
 """Write numbers as text, since Matplotlib writes powers of ten as TeX, which is off."""
@@ -46,31 +50,46 @@ def _draw_norm(axes: Axes, traces: Sequence[Trace]) -> None:
     """Draw the norm before clipping, the limit, and the clipped and skipped steps."""
     axes.set_yscale("log")
     _label_log(axes.yaxis)
+    counts: dict[str, tuple[int, int]] = {}
+    most = MARKS if len(traces) <= MANY else FEW_MARKS
     for index, trace in enumerate(traces):
         norm = positive(trace.column("norm"))
         _line(axes, index, trace, norm)
         limit = positive(trace.column("limit"))
         if np.isfinite(limit).any():
-            colour = line_style(index)["color"]
-            _line(axes, index, trace, limit, linestyle=(0, (1, 1)), color=colour, linewidth=0.7)
+            _line(axes, index, trace, limit, **limit_style(index))
         clipped = np.flatnonzero(trace.marked("clipped") & np.isfinite(norm))
-        cut = thin(clipped, norm, MARKS)
+        cut = thin(clipped, norm, most)
+        _count(counts, "clipped", len(cut), len(clipped))
         axes.plot(
             trace.steps[cut], norm[cut], linestyle="none", marker=MARKERS[index % len(MARKERS)],
-            markersize=2, markeredgewidth=0.4, color=line_style(index)["color"],
+            markersize=1.8, markeredgewidth=0.4, color=line_style(index)["color"],
         )  # fmt: skip
-        for marked, marker, height in (
-            (trace.nonfinite, "d", 0.985),
-            (trace.marked("skipped"), "x", 0.945),
+        for name, marked, marker, height in (
+            ("non-finite", trace.nonfinite, "d", 0.985),
+            ("skipped", trace.marked("skipped"), "x", 0.945),
         ):
             steps = trace.steps[marked]
-            kept = thin(np.arange(len(steps)), np.zeros(len(steps)), MARKS)
+            kept = thin(np.arange(len(steps)), np.zeros(len(steps)), most)
+            _count(counts, name, len(kept), len(steps))
             axes.plot(
                 steps[kept], np.full(len(kept), height - 0.08 * (index % 4)), linestyle="none",
                 marker=marker, markersize=3, markeredgewidth=0.7, fillstyle="none",
                 color=line_style(index)["color"], transform=axes.get_xaxis_transform(),
             )  # fmt: skip
     axes.set_ylabel("gradient norm")
+    thinned = [
+        f"{shown:,} of {of:,} {name} steps shown"
+        for name, (shown, of) in counts.items()
+        if shown < of
+    ]
+    if thinned:
+        axes.set_title("; ".join(thinned), loc="right", fontsize=5.5, pad=2)
+
+
+def _count(counts: dict[str, tuple[int, int]], name: str, shown: int, of: int) -> None:
+    before = counts.get(name, (0, 0))
+    counts[name] = before[0] + shown, before[1] + of
 
 
 def _draw_coef(axes: Axes, traces: Sequence[Trace]) -> None:
@@ -98,10 +117,7 @@ def _draw_distribution(axes: Axes, traces: Sequence[Trace]) -> None:
             axes.stairs(height, power_of_ten(edges), fill=False, **line_style(index))
             limit = positive(trace.column("limit"))
             if np.isfinite(limit).any():
-                axes.axvline(
-                    float(np.nanmedian(limit)), color=line_style(index)["color"],
-                    linestyle=(0, (1, 1)), linewidth=0.7,
-                )  # fmt: skip
+                axes.axvline(float(np.nanmedian(limit)), **limit_style(index))
         axes.set_xscale("log")
         _label_log(axes.xaxis)
     axes.set_xlabel("gradient norm")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..show.style import style_of
+from ..show.style import MANY, style_of
 
-__all__ = ["MARKERS", "RC", "dashes", "line_style"]
+__all__ = ["MANY", "MARKERS", "RC", "dashes", "limit_style", "line_style"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -40,6 +40,16 @@ def dashes(index: int) -> str | tuple[float, tuple[float, ...]]:
     """Return the dash of the trace at `index`, the same as in the report."""
     dash = style_of(index).dash
     return "solid" if dash == "solid" else (0, tuple(float(part) / 2 for part in dash.split()))
+
+
+def limit_style(index: int) -> dict[str, Any]:
+    """Return the dots of the limit of the trace at `index`, in the trace's colour."""
+    return {
+        "color": style_of(index).colour,
+        "linestyle": (0, (0.1, 2.8)),  # With round ends: dots, which no trace has.
+        "dash_capstyle": "round",
+        "linewidth": 1.1,
+    }
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..show.card import inline
 from ..show.files import RunLike, replace_file, traces_to_draw
 from ..show.inline import Inline
 from ..show.safe import printable
-from ..show.style import AFTER, CLIPPED, REMOVED, style_of
+from ..show.style import AFTER, CLIPPED, MANY, REMOVED, style_of
 from ..show.summary import Summary, summarise
 from ..show.words import counted, number, percent
 from .clock import clock_of
@@ -35,12 +35,11 @@ __all__ = ["Follow", "inline_report", "write_report"]
 MOST_VERDICTS = 12
 """The number of runs whose verdicts are not folded."""
 
+MOST_NAMES = 24
+"""The number of traces up to which each panel has their names; beyond, only the verdicts have."""
+
 FEW_FINDINGS = 3
 """The number of findings up to which the diagnosis is not folded."""
-
-MANY = 6
-"""The number of runs over which the reader asks for the marks of clipping, which would cover the
-lines."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,7 @@ def _render(traces: Sequence[Trace], follow: Follow | None = None) -> str:
             title=" · ".join(trace.label for trace in traces),
             verdicts=_verdicts(traces),
             most_verdicts=MOST_VERDICTS,
+        most_names=MOST_NAMES,
             traces=[
                 _Shown(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)
             ],

@@ -19,7 +19,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-ser
 _COLOURS = ("#1a7fc1", "#d55e00", "#0a9a73", "#b666a2", "#a87900", "#7a7f87")
 _DASHES = ("solid", "9 3", "5 3", "12 3 4 3", "18 4", "8 3 3 3 3 3")
 
-LIMIT_DASH = "1 4"
+MANY = 6
+"""The number of traces over which the marks of clipping would cover the lines."""
+
+LIMIT_DASH = "1 5"
 """The dots of every limit; no trace has a dash so short."""
 
 

@@ -89,6 +89,32 @@ def test_lines_differ_by_dash_and_by_colour(runs, tmp_path) -> None:
     assert "stroke-dasharray" in svg
 
 
+def test_clipped_steps_are_all_shown_or_the_thinning_is_said(tmp_path) -> None:
+    few = write(tmp_path / "few.jsonl", usual(1.0, 150))
+    count = sum(row["clipped"] for row in usual(1.0, 150))
+    assert 40 < count <= 100
+    svg = write_figure(few, tmp_path / "few.svg", panels=["norm"])
+    drawn = svg.read_text("utf-8").count("<use ")
+    assert not [text for text in text_of(svg) if "shown" in text]
+    many = write(tmp_path / "many.jsonl", usual(1.0, 900))
+    count = sum(row["clipped"] for row in usual(1.0, 900))
+    thinned = write_figure(many, tmp_path / "many.svg", panels=["norm"])
+    assert [text for text in text_of(thinned) if "shown" in text] == [
+        f"100 of {count} clipped steps shown"
+    ]
+    assert drawn > 40
+    assert thinned.stat().st_size < 200_000
+
+
+def test_the_limit_has_no_trace_s_dash_and_many_runs_keep_their_names(tmp_path) -> None:
+    from gradclip.export.style import dashes, limit_style
+
+    assert limit_style(0)["linestyle"] not in [dashes(index) for index in range(36)]
+    runs = [write(tmp_path / f"run {i}.jsonl", usual(1.0, 40)) for i in range(12)]
+    told = text_of(write_figure(runs, tmp_path / "fig.svg", width=5))
+    assert {f"run {i}" for i in range(12)} <= set(told)
+
+
 HARD = {
     "no steps": [],
     "one step": [{"norm": 1.0, "loss": 1.0, "norms": [1.0, 2.0]}],
