@@ -1,7 +1,9 @@
 """What an import costs: `python -m release.times` prints milliseconds, the least of several runs.
 
 CPU time, since other programs on the machine do not change it much: the user's and the system's,
-of the child that imports. A row with "beyond" subtracts what the other import costs alone.
+of the child that imports. A row with "beyond" subtracts what the other import costs alone, and the
+row with "and" after it too. Those rows say what the first use of a name costs, since `gradclip` and
+`gradclip.torch` import a module when one of its names is first used.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ import sys
 ROUNDS = 7
 ROWS = (
     ("import gradclip, beyond numpy", "import gradclip", "import numpy"),
+    ("and gradclip.by_norm(1.0)", "import gradclip; gradclip.by_norm(1.0)", "import numpy"),
     ("import gradclip.numpy, beyond numpy", "import gradclip.numpy", "import numpy"),
     ("import gradclip.torch, beyond torch", "import torch, gradclip.torch", "import torch"),
+    ("and from gradclip.torch import attach", "import torch; from gradclip.torch import attach",
+     "import torch"),
     ("import gradclip.jax, beyond jax and optax", "import jax, optax, gradclip.jax",
      "import jax, optax"),
     ("gradclip --help", "from gradclip.cli import app; app(['--help'], standalone_mode=False)",

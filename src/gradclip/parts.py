@@ -6,7 +6,6 @@ a source, which makes of the gradient what is clipped in its place. `Threshold`,
 `Context` are what a threshold of your own has and is given.
 """
 
-from ._publish import publish as _publish
 from .method.response import (
     Clamp,
     Normalise,
@@ -87,5 +86,3 @@ __all__ = [
     "ZScore",
     "Zero",
 ]
-
-_publish(__name__, __all__, globals())

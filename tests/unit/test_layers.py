@@ -19,8 +19,8 @@ PACKAGE = ROOT / "src" / "gradclip"
 
 LAYERS = (
     (
-        *("errors", "checks", "arrays", "version", "_publish"),
-        *("show.card", "show.inline", "show.safe", "show.style", "show.words"),
+        *("errors", "checks", "arrays", "version", "_lazy", "_publish"),
+        *("show.card", "show.inline", "show.pictures", "show.safe", "show.style", "show.words"),
     ),
     ("method",),
     ("engine",),
@@ -30,9 +30,9 @@ LAYERS = (
         "torch.step",
         "torch.clipper",
         "torch.functional",
-        "torch.attach",
+        "torch.attaching",
         "torch.in_backward",
-        "torch.per_sample",
+        "torch.clip_samples",
         "torch.tally",
     ),
     ("sinks",),

@@ -8,9 +8,11 @@ import importlib
 import inspect
 import json
 import pickle
+import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import GenericAlias, ModuleType
 from typing import get_type_hints
 
@@ -54,6 +56,87 @@ def test_clipping_with_numpy_imports_no_framework() -> None:
 
 def test_the_check_for_frameworks_can_fail() -> None:
     assert "torch" in _loaded_by("import gradclip.torch")
+
+
+LATE = ("gradclip", "gradclip.torch")
+"""Packages that import a module when one of its names is first used."""
+
+
+@pytest.mark.parametrize(
+    ("code", "left_out"),
+    [
+        ("import gradclip", ("gradclip.method", "gradclip.engine", "gradclip.record")),
+        ("import gradclip; gradclip.by_norm(1.0)", ("gradclip.record", "gradclip.diagnosis")),
+        ("import gradclip.torch", ("gradclip.torch.clipper", "gradclip.torch.functional")),
+        ("from gradclip.torch import attach", ("gradclip.record", "gradclip.torch.samples")),
+    ],
+)
+def test_a_module_waits_until_a_name_of_it_is_used(code: str, left_out: tuple[str, ...]) -> None:
+    tell = f"import sys; print(sorted({set(left_out)!r} & set(sys.modules)))"
+    command = [sys.executable, "-c", f"{code}\n{tell}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+def _typed_homes(package: str) -> dict[str, tuple[str, ...]]:
+    """Return from each module to its names what a package imports for type checkers."""
+    path = importlib.import_module(package).__file__
+    assert path is not None
+    (block,) = [
+        node
+        for node in ast.parse(Path(path).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {str(node.module): tuple(alias.name for alias in node.names) for node in imports}
+
+
+@pytest.mark.parametrize("package", LATE)
+def test_type_checkers_read_what_runs(package: str) -> None:
+    assert _typed_homes(package) == vars(importlib.import_module(package))["_HOMES"]
+
+
+@pytest.mark.parametrize("package", LATE)
+def test_no_module_bears_the_name_of_what_the_package_offers(package: str) -> None:
+    """An import of `gradclip.torch.attach` would put that module in the function's place."""
+    module = importlib.import_module(package)
+    inside = {info.name for info in pkgutil.iter_modules(module.__path__)}
+    assert not inside & set(module.__all__)
+
+
+@pytest.mark.parametrize("package", LATE)
+def test_a_late_name_is_listed_before_it_is_used(package: str) -> None:
+    code = f"import {package} as m; print(set(m.__all__) <= set(dir(m)), 'Clipper' in vars(m))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True False\n"
+
+
+def test_a_star_imports_all_late_names() -> None:
+    code = "from gradclip import *; import gradclip; print(set(gradclip.__all__) <= set(dir()))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n"
+
+
+def test_a_core_module_needs_no_import_of_its_own() -> None:
+    code = "import gradclip; print(gradclip.parts.Fixed.__module__, gradclip.record.SCHEMA > 0)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "gradclip.parts True\n"
+
+
+def test_pytest_finds_the_examples_of_late_names() -> None:
+    """It asks for each name that `dir` lists, before it looks for docstrings."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "src/gradclip/__init__.py", "src/gradclip/torch/__init__.py"],
+        cwd=root, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    found = set(done.stdout.split())
+    assert "src/gradclip/__init__.py::gradclip.by_norm" in found
+    assert "src/gradclip/torch/__init__.py::gradclip.torch.attach" in found
 
 
 def _defined(module: ModuleType) -> set[str]:

@@ -1,5 +1,6 @@
 """Find faults in a record: exploding and vanishing gradients, spikes, idle thresholds."""
 
+from .._publish import publish
 from .diagnose import diagnose, diagnose_trace
 from .ending import find_ending
 from .finding import Finding
@@ -18,3 +19,5 @@ __all__ = [
     "find_ending",
     "verdict",
 ]
+
+publish("gradclip", ("Finding", "diagnose"), globals())

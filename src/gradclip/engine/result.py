@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .._publish import publish
 from ..arrays import Flag, Norms, Scalar
 
 __all__ = ["ClipResult", "later", "numbers", "said_to_run"]
@@ -121,3 +122,5 @@ def _size(pair: tuple[float, str]) -> float:
 
 
 _INF = float("inf")
+
+publish("gradclip", ("ClipResult",), globals())

@@ -16,16 +16,16 @@ from typing import Any, Literal, Self
 try:
     import torch
     from torch import Tensor
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     _remedy = "gradclip.integrations.lightning needs torch: pip install 'gradclip[lightning]'"
-    raise ImportError(_remedy) from error
+    raise ImportError(_remedy) from _error
 
 from ..engine.result import ClipResult
 from ..engine.run import NonFinite
 from ..errors import GradclipError, GradclipWarning, PolicyError
 from ..method.read import PolicyLike, as_policy
 from ..record.place import IfExists
-from ..torch.attach import attach
+from ..torch.attaching import attach
 from ..torch.clipper import Clipper
 from ..torch.processes.layout import GroupsLike
 from .files import RunFiles

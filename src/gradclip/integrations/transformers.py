@@ -16,14 +16,14 @@ import warnings
 import weakref
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 try:
     import torch
     from torch import Tensor
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     _remedy = "gradclip.integrations.transformers needs torch: pip install 'gradclip[transformers]'"
-    raise ImportError(_remedy) from error
+    raise ImportError(_remedy) from _error
 
 from ..checks import choice, integer
 from ..engine.run import NonFinite
@@ -32,7 +32,7 @@ from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
 from ..report import write_report
 from ..sinks.scalars import Counts, scalars
-from ..torch.attach import attach, attached
+from ..torch.attaching import attach, attached
 from ..torch.clipper import Clipper
 from ..torch.processes.placements import any_sharded
 from ..torch.recorder import Recorder
@@ -40,14 +40,14 @@ from ..torch.recorder import record as record_clipper
 from ..torch.step.refusals import find_inside
 
 # The module can be imported without transformers; a callback cannot be made.
-_base: Any = object
 _missing: ImportError | None = None
-try:
-    from transformers import TrainerCallback  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    _missing = error
+if TYPE_CHECKING:
+    from transformers import TrainerCallback as _Base  # pyright: ignore[reportMissingImports]
 else:
-    _base = TrainerCallback
+    try:
+        from transformers import TrainerCallback as _Base
+    except ImportError as _error:
+        _missing, _Base = _error, object
 
 __all__ = ["STATE", "GradClipCallback", "install"]
 
@@ -61,7 +61,7 @@ _OWN_STEPS = ("layerwise", "lomo")
 """Parts of the names of optimizers (`optim`) that step inside of backward."""
 
 
-class GradClipCallback(_base):
+class GradClipCallback(_Base):
     """Clips each step of a Trainer by a policy, with the optimizer that the Trainer makes.
 
     The Trainer's own measuring and clipping are left out: the first multiplies all gradients by

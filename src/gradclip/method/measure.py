@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .._publish import publish
 from ..arrays import Array, Namespace, Norms, Scalar, Sizes
 from ..checks import choice, number
 from ..errors import PolicyError
@@ -164,3 +165,6 @@ def raised(values: Array, power: float, xp: Namespace) -> Array:
         return values**power
     zero = values == 0
     return xp.where(zero, values, xp.where(zero, xp.ones_like(values), values) ** power)
+
+
+publish("gradclip", ("Measure",), globals())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import dropwhile
 from typing import TypeVar
 
+from .._publish import publish
 from ..errors import PolicyError
 from .call import Call
 from .measure import Measure
@@ -406,3 +407,6 @@ def _inside(whole: object) -> list[object]:
         return []
     held = (getattr(whole, f.name) for f in fields(whole) if f.name != "call")
     return [value for value in held if is_dataclass(value)]
+
+
+publish("gradclip", ("ByName", "Chain", "Policy", "Wrapped", "to_dict"), globals())

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from .._publish import publish
 from ..errors import PolicyError
 from .catalogue import lookup
 from .measure import Measure
@@ -434,3 +435,6 @@ def _filled(argument: str, kind: type[_Part], fields: Mapping[str, object]) -> _
         return kind(**given)
     except TypeError as error:
         raise PolicyError.of(argument, dict(fields), str(error)) from None
+
+
+publish("gradclip", ("as_policy", "by_name", "from_dict", "parse"), globals())

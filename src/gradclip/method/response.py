@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from .._publish import publish
 from ..arrays import Array, Factors, Flag, Namespace, Norms, Scalar, Values
 from ..checks import choice, number
 from .measure import raised
@@ -328,3 +329,5 @@ def _held_by(limits: Limits, info: Array) -> tuple[Scalar, Scalar]:
 FactorResponse = Rescale | Smooth | Normalise | NormaliseLarge | Zero | Skip
 ValueResponse = Clamp | ShrinkSpikes | Power
 Response = FactorResponse | ValueResponse
+
+publish("gradclip.parts", __all__, globals())

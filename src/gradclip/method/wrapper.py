@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._publish import publish
 from ..arrays import State, Values
 from ..checks import number
 
@@ -126,3 +127,5 @@ class Center:
 
 
 Source = Carry | Momentum | Difference | Center
+
+publish("gradclip.parts", __all__, globals())

@@ -26,4 +26,6 @@ __all__ = [
     "traces_of",
 ]
 
-_publish(__name__, __all__, globals())
+_OUTER = ("Run", "read_run")
+_publish("gradclip", _OUTER, globals())
+_publish(__name__, [_name for _name in __all__ if _name not in _OUTER], globals())

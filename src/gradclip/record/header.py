@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 
 from .job import Job
 from .schema import SCHEMA
@@ -38,6 +37,8 @@ def new_header(
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # It brings the email package along; a reader needs neither.
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import GradclipError, RecordError
 from ..show.inline import Inline
+from ..show.pictures import draw
 from .columns import Column
 from .parquet import Table, write_table
-from .pictures import draw
 from .rows import Counters, End, Event, Floats, Header, Norms, Optimizer, Samples
 from .schema import STEP_FIELDS, encode_row
 

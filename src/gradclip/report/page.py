@@ -161,7 +161,7 @@ def _render(traces: Sequence[Trace], follow: Follow | None = None) -> str:
             title=" · ".join(trace.label for trace in traces),
             verdicts=_verdicts(traces),
             most_verdicts=MOST_VERDICTS,
-        most_names=MOST_NAMES,
+            most_names=MOST_NAMES,
             traces=[
                 _Shown(summarise(trace), trace, trace_swatch(i)) for i, trace in enumerate(traces)
             ],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._publish import publish
 from ..arrays import Flag, Memory, Scalar
 from ..checks import choice, integer
 from ..engine.one_norm import one_norm
@@ -134,7 +135,7 @@ class Clipper:
         # The hooks on an optimizer; None for a clipper that is called by hand.
         self.attachment: Attachment | None = None
         # Whether the last step was decided on the host, not on an accelerator.
-        self.host = True
+        self.host: bool = True
         self._warned = False
         self._memory: Memory = None
         self._place: tuple[bool, torch.device] | None = None
@@ -675,3 +676,6 @@ def _lost(overflow: Tensor | None, grads: Grads) -> Flag:
     if grads.host:
         return bool(overflow)
     return overflow.reshape(()).to(grads.device) != 0
+
+
+publish("gradclip.torch", ("Clipper",), globals())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._publish import publish
 from ..arrays import Scalar
 from ..checks import number
 from ..engine.one_norm import plain_factor
@@ -331,3 +332,6 @@ def _as_tensor(total: float, *, double: bool) -> Tensor:
         kind = torch.float64 if double else torch.float32
         return torch.scalar_tensor(total, dtype=torch.float64, device="cpu").to(kind)
     return torch.scalar_tensor(total, dtype=torch.float32, device="cpu")
+
+
+publish("gradclip.torch", __all__, globals())

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._publish import publish
 from ..arrays import Memory
 from ..checks import choice, integer
 from ..engine.result import ClipResult
@@ -31,7 +32,7 @@ from ..method.measure import combine
 from ..method.plan import plan
 from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
-from .attach import named_parameters, note_in_backward, refuse_taken
+from .attaching import named_parameters, note_in_backward, refuse_taken
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import completed
 from .step.fused import honours_found_inf
@@ -465,3 +466,6 @@ def _has(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> bool:
     """Whether these are the parameters of an optimizer, in its order."""
     now = [param for group in optimizer.param_groups for param in group["params"]]
     return len(now) == len(params) and all(map(is_, now, params))
+
+
+publish("gradclip.torch", __all__, globals())

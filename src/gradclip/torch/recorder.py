@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
+from .._publish import publish
 from ..checks import choice, integer
 from ..engine.result import ClipResult
 from ..errors import GradclipWarning, PolicyError
@@ -148,9 +149,11 @@ class Recorder:
         self._was_finite = True
         self._fell_back = False
         self._id: int | None = None
-        self.asked = self.path
+        self.asked: Path = self.path
         """The path that the user asked for; `path` may have a number in addition."""
-        self.steps = self.clipped = self.skipped = 0
+        self.steps: int = 0
+        self.clipped: int = 0
+        self.skipped: int = 0
         self._describe(clipper)
         self._samples: LargestSamples | None = None
         if samples and model is None:
@@ -411,3 +414,6 @@ def _read(rows: Sequence[PendingRow]) -> list[dict[str, object]]:
         row.recorder._values(row, [next(numbers) for _ in own])
         for row, own in zip(rows, tensors, strict=True)
     ]
+
+
+publish("gradclip.torch", __all__, globals())

@@ -15,7 +15,7 @@ from gradclip import Measure, Policy, PolicyError, by_name, by_norm
 from gradclip.method.threshold import Limits
 from gradclip.parts import Rescale
 from gradclip.torch import Clipper, attach
-from gradclip.torch.attach import named_parameters
+from gradclip.torch.attaching import named_parameters
 from grads import grad_of
 from integration.training import (
     KINDS,

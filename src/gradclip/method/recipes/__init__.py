@@ -4,6 +4,7 @@ There is one module for each purpose. This package exports every name that its m
 `__all__`.
 """
 
+from ..._publish import publish
 from . import adaptive, fixed, layers, samples, small, spikes, updates, values, wrappers
 from .adaptive import *  # noqa: F403
 from .fixed import *  # noqa: F403
@@ -25,3 +26,5 @@ __all__ += spikes.__all__
 __all__ += updates.__all__
 __all__ += values.__all__
 __all__ += wrappers.__all__
+
+publish("gradclip", __all__, globals())

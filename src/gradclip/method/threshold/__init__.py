@@ -1,5 +1,6 @@
 """Thresholds: pure rules that turn norms, and a memory of earlier norms, into limits."""
 
+from ..._publish import publish
 from .adagc import OwnAverage
 from .base import Context, Limits, State, Threshold
 from .combined import After, Leading, OtherOrder, Smallest
@@ -37,3 +38,5 @@ __all__ = [
     "WindowZScore",
     "ZScore",
 ]
+
+publish("gradclip.parts", __all__, globals())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from types import NoneType
 
@@ -227,6 +226,8 @@ def _share(whole: float, parts: int) -> float:
     if not 0 < share < math.inf:
         return share
     share = math.nextafter(share, math.inf)
+    from fractions import Fraction  # It brings decimal along, and few policies share a limit.
+
     while parts * Fraction(share) ** 2 > Fraction(whole) ** 2:
         share = math.nextafter(share, 0.0)
     return share

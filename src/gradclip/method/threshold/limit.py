@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..._publish import publish
 from ...arrays import Array, Namespace, Scalar
 from ...checks import integer, number
 from ...errors import PolicyError
@@ -173,3 +174,6 @@ def now(
     if isinstance(value, (int, float)):
         return max(float(value), least)
     return xp.where(value < least, xp.zeros_like(value) + least, value)
+
+
+publish("gradclip.parts", ("Ramp",), globals())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..._publish import publish
 from .batch import Batch
 
 __all__ = ["PerSampleResult", "result_of"]
@@ -72,3 +73,6 @@ def result_of(batches: Sequence[Batch], sensitivity: Tensor) -> PerSampleResult:
         nonfinite=torch.cat([batch.nonfinite for batch in batches]),
         ran={way: tuple(names) for way, names in ran.items()},
     )
+
+
+publish("gradclip.torch", ("PerSampleResult",), globals())

@@ -18,10 +18,10 @@ from torch import Tensor
 from ...engine.result import ClipResult
 from ...engine.run import NonFinite
 from ...errors import GradclipError, PolicyError
-from ...method.policy import ByName
+from ...method.policy import AnyPolicy, ByName
 from ...method.read import PolicyLike, as_policy
 from ...record import RecordWriter
-from ..attach import attached, clip_steps, named_together
+from ..attaching import attached, clip_steps, named_together
 from ..clipper import Clipper
 from ..recorder import Recorder
 from ..samples.largest import When
@@ -79,12 +79,14 @@ class Session:
         samples: int = 0,
         samples_when: When = "always",
     ) -> None:
-        self.policy = None if policy is None else as_policy(policy)
+        self.policy: AnyPolicy | None = None if policy is None else as_policy(policy)
         self.writer = writer
         self.losses: Losses = Losses(self._tell)
         self.own: OwnClipping = OwnClipping(self.policy)
         self.late: Late = Late()
-        self.loaders = Loaders(self._tell) if samples and writer is not None else None
+        self.loaders: Loaders | None = (
+            Loaders(self._tell) if samples and writer is not None else None
+        )
         self._samples = samples
         self._samples_when: When = samples_when
         self._take_over = take_over
@@ -92,7 +94,7 @@ class Session:
         self.notices: dict[str, str] = {}
         self.fault: GradclipError | None = None
         self.in_backward = False
-        self.replicas = None
+        self.replicas: Replicas | None = None
         if policy is not None:
             self.replicas = Replicas(
                 {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradclip.torch.attach import named_parameters
+from gradclip.torch.attaching import named_parameters
 from gradclip.torch.script.find_model import _children, _unwrapped, find_model
 
 

@@ -546,7 +546,7 @@ def test_two_optimizers(writes: list[str]) -> None:
 
 
 def test_two_clippers_of_one_optimizer_compose() -> None:
-    from gradclip.torch.attach import clip_steps
+    from gradclip.torch.attaching import clip_steps
 
     model, twin = net(), net()
     optimizer, other = _adamw(model), _adamw(twin)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from .._publish import publish
 from ..checks import choice
 from ..errors import NonFiniteError, PolicyError
+from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
 from .samples.alone import adds_up, alone
 from .samples.batch import Batch, clipped_batch
@@ -58,18 +60,18 @@ class PerSample:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise PolicyError.of("model", model, "give a torch.nn.Module")
-        self.policy = as_policy(policy)
-        self.reduction = choice("reduction", reduction, ("mean", "sum"))
-        self.nonfinite = choice("nonfinite", nonfinite, ("leave-out", "raise"))
-        self.expected_batch_size = expected_size(expected_batch_size, self.reduction)
-        self.rows = rows_attribute(rows)
+        self.policy: AnyPolicy = as_policy(policy)
+        self.reduction: str = choice("reduction", reduction, ("mean", "sum"))
+        self.nonfinite: str = choice("nonfinite", nonfinite, ("leave-out", "raise"))
+        self.expected_batch_size: float | None = expected_size(expected_batch_size, self.reduction)
+        self.rows: str | None = rows_attribute(rows)
         self.batch_grad = batch_grad
         refuse_model(model)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise PolicyError.of("model", type(model).__name__, "no parameter of it is trained")
-        self.names = tuple(trained)
-        self.steps = 0
+        self.names: tuple[str, ...] = tuple(trained)
+        self.steps: int = 0
         self._parameters = tuple(trained.values())
         self._model = model
         self._index: dict[Tensor, int] = {p: i for i, p in enumerate(self._parameters)}
@@ -400,3 +402,6 @@ def per_sample(
         batch_grad=batch_grad,
         rows=rows,
     )
+
+
+publish("gradclip.torch", ("PerSample", "per_sample"), globals())

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._publish import publish
 from ..checks import choice
 from ..engine.run import NonFinite
 from ..errors import PolicyError
@@ -226,3 +227,6 @@ def named_parameters(
         own = group.get("param_names") or [f"group{g}.{i}" for i in range(len(group["params"]))]
         named += [(known.get(id(p), n), p) for n, p in zip(own, group["params"], strict=True)]
     return named
+
+
+publish("gradclip.torch", ("attach",), globals())

@@ -1,7 +1,7 @@
 """The pictures that a run offers, which packages above the record draw.
 
-Those packages import the run, so the run cannot import them. `gradclip` itself, which imports all
-of them, hands their functions over.
+Those packages import the run, so the run cannot import them. `gradclip` itself, which knows all of
+them, hands their functions over.
 """
 
 from __future__ import annotations
