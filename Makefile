@@ -72,6 +72,7 @@ versions:  ## the tests on the oldest and newest packages and other Pythons, int
 types: $(VENV)/.dev dist  ## how much of the published types is known to a type checker
 	$(PYTHON) -m venv --without-pip --clear build/types
 	$(BIN)/python -m pip -q --python build/types/bin/python install --no-deps dist/*.whl
+	$(BIN)/python -m pip -q --python build/types/bin/python install --no-deps -c constraints.txt transformers
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$(build/types/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/under.pth
 	cd build/types && PATH="$$PWD/bin:$$PATH" VIRTUAL_ENV="$$PWD" ../../$(BIN)/pyright --verifytypes gradclip --ignoreexternal

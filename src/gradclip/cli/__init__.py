@@ -131,11 +131,11 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
 )
 """The commands, each with its summary in the list of commands, and its examples."""
 
-for command, summary, examples in _COMMANDS:
+for _command, _summary, _examples in _COMMANDS:
     app.command(
-        command.__name__.rstrip("_"),  # `import` is a word of Python's.
+        _command.__name__.rstrip("_"),  # `import` is a word of Python's.
         cls=Command,
-        short_help=summary,
-        epilog="\n".join(examples),
-        context_settings=_SCRIPT if command in (run, tune) else None,
-    )(command)
+        short_help=_summary,
+        epilog="\n".join(_examples),
+        context_settings=_SCRIPT if _command in (run, tune) else None,
+    )(_command)

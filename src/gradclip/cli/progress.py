@@ -42,8 +42,8 @@ class Count:
         self._lock = threading.Lock()
         self._ended = 0
         self.trial: Trial | None = None
-        self.steps = 0
-        self.planned = 0
+        self.steps: int = 0
+        self.planned: int = 0
 
     def __call__(self, trial: Trial, outcome: Outcome | None, planned: int) -> None:
         """Count a trial that begins, or with its outcome one that has ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from fastai.callback.core import (  # pyright: ignore[reportMissingImports]
@@ -13,9 +13,9 @@ try:
         CancelStepException,
     )
     from fastai.learner import ValueMetric  # pyright: ignore[reportMissingImports]
-except ImportError as error:
+except ImportError as _error:
     _remedy = "gradclip.integrations.fastai needs fastai: pip install 'gradclip[fastai]'"
-    raise ImportError(f"{_remedy} ({error})") from error
+    raise ImportError(f"{_remedy} ({_error})") from _error
 
 from ..engine.run import NonFinite
 from ..method.read import PolicyLike
@@ -27,7 +27,11 @@ __all__ = ["GradClip"]
 _METRICS = ("grad_norm", "clipped_norm", "clip_rate", "skips")
 
 
-class GradClip(Callback):
+# Type checkers know no type of fastai's.
+_Callback = object if TYPE_CHECKING else Callback
+
+
+class GradClip(_Callback):
     """Clips the gradients of a `Learner` by a policy before each step.
 
     The formula is the policy's; see `gradclip methods`. It runs where fastai's `GradientClip` does:
@@ -63,6 +67,7 @@ class GradClip(Callback):
     Source: the engine; each policy names its own.
     """
 
+    learn: Any
     order = 11  # Right after MixedPrecision, as fastai's own GradientClip.
     run_valid = False
 

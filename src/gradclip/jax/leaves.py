@@ -45,7 +45,7 @@ class Leaves:
 
     def __init__(self, names: Sequence[str], leaves: Sequence[Values]) -> None:
         self.names: tuple[str, ...] = tuple(names)
-        self.leaves = list(leaves)
+        self.leaves: list[Values] = list(leaves)
         self._here = (True,) * len(self.leaves)
 
     @property

@@ -8,8 +8,9 @@ whose transposes do not. For the same reason each rule enters an `enable_x64` of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,12 +139,12 @@ def _svd_jvp(
 class Differentiable:
     """jax.numpy, but for the functions whose derivatives or transposes are not sound."""
 
-    sqrt = staticmethod(_sqrt)
-    max = staticmethod(_max)
-    pow = staticmethod(_power)
-    asarray = staticmethod(_asarray)
-    take = staticmethod(_take)
-    matmul = staticmethod(matmul)
+    sqrt: Callable[..., Any] = staticmethod(_sqrt)
+    max: Callable[..., Any] = staticmethod(_max)
+    pow: Callable[..., Any] = staticmethod(_power)
+    asarray: Callable[..., Any] = staticmethod(_asarray)
+    take: Callable[..., Any] = staticmethod(_take)
+    matmul: Callable[..., Any] = staticmethod(matmul)
 
     def __getattr__(self, name: str) -> object:
         """Return what jax.numpy has under this name."""

@@ -127,11 +127,11 @@ class LiveRun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.restarts = 0
+        self.restarts: int = 0
         """The number of times that another run replaced the file."""
-        self.age = 0.0
+        self.age: float = 0.0
         """The seconds since the last write to the file."""
-        self.missing = True
+        self.missing: bool = True
         self._follower = Follower(path)
         self._forget()
 
@@ -140,7 +140,7 @@ class LiveRun:
         self.end: End | None = None
         self.optimizers: dict[int, LiveOptimizer] = {}
         self.events: deque[Event] = deque(maxlen=EVENTS)
-        self.event_count = 0
+        self.event_count: int = 0
         self.findings: dict[tuple[int, str], Finding] = {}
         """The latest finding of each optimizer and kind, in the order of their arrival."""
         self.current: set[tuple[int, str]] = set()

@@ -56,7 +56,7 @@ class ColumnBuilder:
     """Collect the numbers of step rows, key by key."""
 
     def __init__(self) -> None:
-        self.length = 0
+        self.length: int = 0
         self._values: dict[str, array[float]] = {key: array("d") for key in STEP_FIELDS}
         self._rows: dict[str, array[int]] = {}
         """The rows of the numbers; a key is absent as long as every row had a number."""

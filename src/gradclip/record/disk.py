@@ -93,11 +93,12 @@ class Disk:
         self._files = 0
         self._retry_at = 0.0
         self._lost = 0
-        self.path = path
+        self.path: Path = path
         self.note: str | None = None
         self.error: OSError | None = None
         self.stopped: str | None = None
-        self.dropped = self._gap = 0
+        self.dropped: int = 0
+        self._gap = 0
         self._file: RecordFile | None = None
         opened: deque[BaseException] = deque()
         ready = threading.Event()

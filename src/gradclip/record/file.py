@@ -42,7 +42,7 @@ class RecordFile:
     def __init__(self, place: Place) -> None:
         self.place = place
         found = os.fstat(place.descriptor)
-        self.size = found.st_size
+        self.size: int = found.st_size
         self._identity = (found.st_dev, found.st_ino)
         self.is_device: bool = not stat.S_ISREG(found.st_mode)
 

@@ -232,7 +232,7 @@ class Plotter:
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
-        self.figure = panel.figure
+        self.figure: Figure = panel.figure
         self._counts: dict[str, tuple[int, int]] = {}
         # The lane has its own range, so that marks stay at the figure's edge for any data.
         self.figure.extra_y_ranges[EDGE] = Range1d(start=0, end=1, bounds=(0, 1), min_interval=1)

@@ -33,7 +33,7 @@ class Tally:
     """
 
     def __init__(self, max_skips: int, unit: str = "steps") -> None:
-        self.max_skips = max_skips
+        self.max_skips: int = max_skips
         self.step: Scalar | int = 0
         self._unit = unit
         self._clipped: Scalar = 0

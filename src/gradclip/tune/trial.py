@@ -149,8 +149,7 @@ def main(text: str) -> int:
 
 if __name__ == "__main__":
     try:
-        code = main(sys.argv[1])
-    except GradclipError as error:
-        print(f"gradclip: {error}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+        sys.exit(main(sys.argv[1]))
+    except GradclipError as _error:
+        print(f"gradclip: {_error}", file=sys.stderr)
+        sys.exit(2)

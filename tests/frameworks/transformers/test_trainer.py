@@ -372,10 +372,12 @@ def test_a_trainer_without_the_callback_clips_by_itself_again(tmp_path: Path) ->
     one.train()
     assert "clip_grad_norm_" not in vars(one.accelerator)
     assert one.remove_callback(callback) is None
-    callback.clipper.detach()
-    before = callback.clipper.steps
+    clipper = callback.clipper
+    assert clipper is not None
+    clipper.detach()
+    before = clipper.steps
     one.train()
-    assert callback.clipper.steps == before
+    assert clipper.steps == before
     assert one.state.log_history[0]["grad_norm"] > 0  # The Trainer has measured.
 
 

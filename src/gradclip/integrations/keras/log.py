@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras  # pyright: ignore[reportMissingImports]
 
@@ -19,7 +19,11 @@ from .optimizer import Clipped
 __all__ = ["LogClipping"]
 
 
-class LogClipping(keras.callbacks.Callback):
+# Type checkers know no type of Keras's callbacks.
+_Callback = object if TYPE_CHECKING else keras.callbacks.Callback
+
+
+class LogClipping(_Callback):
     """Puts the clipping's numbers into Keras's logs, and into a record.
 
     The names are those of `gradclip.sinks.scalars`: "grad_norm/pre", "grad_norm/post",
@@ -49,6 +53,8 @@ class LogClipping(keras.callbacks.Callback):
         >>> round(history.history["grad_norm/post"][0], 4)
         1.0
     """
+
+    model: Any
 
     def __init__(
         self,

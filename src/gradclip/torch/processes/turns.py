@@ -50,7 +50,7 @@ class Turns:
         self._kind = ""
         self._before = ""
         self._compared = False
-        self.is_changed = False
+        self.is_changed: bool = False
 
     def begin(self, kind: str, said: Callable[[], Said]) -> None:
         """Begin a pass over the gradients: compare, where that is due.

@@ -32,7 +32,7 @@ class Group:
         }
         self._index = {parameter: place for place, parameter in enumerate(named)}
         self._names = list(named.values())
-        self.parameters = tuple(p for p in named if p.requires_grad)
+        self.parameters: tuple[Tensor, ...] = tuple(p for p in named if p.requires_grad)
 
     def squares(self, uses: list[Use]) -> list[Tensor]:
         """Return the squared norms of each parameter's gradients, each of shape (B,)."""

@@ -122,7 +122,7 @@ class LargestSamples:
         self._failures: dict[str, str] = {}
         self._why_empty = "no backward pass went through its modules: they may be compiled"
         self._empty = 0
-        self.off = False
+        self.off: bool = False
         """Whether the measuring has stopped, for the rest of the training."""
         self._kept = Kept()
         self._groups: list[Group] = []

@@ -46,14 +46,16 @@ class Parameters:
 
     def __init__(self, params: Params, groups: GroupsLike | None = None) -> None:
         names, tensors = named_once(params)
-        self.groups, self.is_left = groups, False
-        self.layout = layout(names, tensors, groups)
+        self.groups: GroupsLike | None = groups
+        self.is_left: bool = False
+        self.layout: Layout | None = layout(names, tensors, groups)
         if self.layout is not None:
             names, tensors = _of_the_model(self.layout, tensors)
-        self.turns = None if self.layout is None else Turns(self.layout)
-        self.names, self.tensors = names, tensors
+        self.turns: Turns | None = None if self.layout is None else Turns(self.layout)
+        self.names: tuple[str, ...] = names
+        self.tensors: tuple[Tensor, ...] = tensors
         self._absent = () if self.layout else tuple(map(empty_like_units, tensors))
-        self.forms = tuple(map(_form, tensors))
+        self.forms: tuple[Form, ...] = tuple(map(_form, tensors))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameters:
         """Return the copies of the parameters; the processes are the same."""

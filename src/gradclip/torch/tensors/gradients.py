@@ -108,8 +108,9 @@ class Gradients:
         memory = runs(tensors) if usable else None
         self.apart: bool = memory is not None
         self._threads = torch.get_num_threads() if usable else 0
+        self.host: bool = True
         if memory is not None:
-            self.host, self._tensors, self._buffers = True, list(tensors), memory
+            self._tensors, self._buffers = list(tensors), memory
             self._native, self._rest = list(range(len(tensors))), []
         else:
             self._tensors = self._writable(tensors, compiling)
@@ -120,7 +121,7 @@ class Gradients:
         self._usable = usable and self.host
         self.xp: Namespace = np if self.host else torch_xp
         self._helped = False
-        self.saturates = False
+        self.saturates: bool = False
 
     def _divide(self, usable: bool) -> None:
         """Say which tensors the kernel reads, and which are torch's to read."""

@@ -44,7 +44,8 @@ class KnownNorms:
         present: Sequence[bool],
     ) -> None:
         self._known, self._order, self._present = known, order, tuple(present)
-        self.names, self.sizes = tuple(names), sizes
+        self.names: tuple[str, ...] = tuple(names)
+        self.sizes: Tensor = sizes
 
     def measure(self, order: float) -> Measured:
         """Return all norms, and which gradients there were."""
