@@ -42,7 +42,8 @@ from ..torch.step.refusals import find_inside
 # The module can be imported without transformers; a callback cannot be made.
 _missing: ImportError | None = None
 if TYPE_CHECKING:
-    from transformers import TrainerCallback as _Base  # pyright: ignore[reportMissingImports]
+    # Where transformers is missing, pyright takes this file for it.
+    from transformers import TrainerCallback as _Base  # pyright: ignore
 else:
     try:
         from transformers import TrainerCallback as _Base
