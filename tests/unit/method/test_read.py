@@ -34,7 +34,7 @@ from gradclip import (
 )
 from gradclip.method.catalogue import CATALOGUE, Recipe
 from gradclip.method.policy import AnyPolicy
-from gradclip.parts import Clamp, Fixed, RatioToWeight, Rescale
+from gradclip.parts import Clamp, Fixed, RatioToWeight, Rescale, Share, Smallest
 
 # ---- any policy ----------------------------------------------------------------------------
 
@@ -289,6 +289,16 @@ def test_the_dictionary_form() -> None:
         "threshold": {"kind": "Fixed", "high": 1.0},
         "response": {"kind": "Rescale", "max_gain": 10.0},
     }
+
+
+def test_a_part_in_a_part_and_a_policy_in_a_part_are_read() -> None:
+    nested = Policy(Measure("global"), Smallest(Fixed(high=2.0), Share(high=1.0)), Rescale())
+    data: Any = to_dict(nested)
+    assert data["threshold"]["first"] == {"kind": "Fixed", "high": 2.0}
+    assert from_dict(data) == nested
+    wrapped = with_feedback(by_norm(1.0))
+    assert to_dict(wrapped)["args"] == [{"method": "norm", "args": [1.0]}]
+    assert from_dict(to_dict(wrapped)) == wrapped
 
 
 def test_a_hand_made_policy_is_written_as_json() -> None:
