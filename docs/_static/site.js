@@ -10,6 +10,12 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   for (const box of boxes) watch.observe(box);
 
+  // A screen reader tells the two sidebars apart.
+  const names = { ".sidebar-drawer": "All pages", ".toc-drawer": "On this page" };
+  for (const [where, name] of Object.entries(names)) {
+    document.querySelector(where)?.setAttribute("aria-label", name);
+  }
+
   // A report of the gallery is loaded when somebody opens it.
   for (const box of document.querySelectorAll("details.live")) {
     const frame = box.querySelector("iframe");
