@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradclip import kernel
+from gradclip.kernel.exchange import items
 from gradclip.method.measure import combine
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="needs the C kernel")
@@ -23,6 +25,12 @@ def tensors(count: int, size: int = 5, dtype: torch.dtype = torch.float32) -> li
     drawn = torch.randn(count, size, generator=generator, dtype=torch.float64)
     spread = 10.0 ** torch.randint(-3, 3, (count, 1), generator=generator).double()
     return [(row * scale).to(dtype) for row, scale in zip(drawn, spread, strict=True)]
+
+
+def test_the_items_of_a_tuple_lie_where_c_reads_them() -> None:
+    objects = tuple(tensors(3))
+    found = (ctypes.c_void_p * 3).from_address(items(objects))
+    assert list(found) == [id(each) for each in objects]
 
 
 @pytest.mark.parametrize(
