@@ -289,14 +289,16 @@ def _limit(argument: str, value: float | Tensor, grads: Grads) -> Scalar:
 
 def _total(grads: Grads, norm_type: float) -> Scalar:
     order = number("norm_type", float(norm_type), low=0, above=True)
-    if isinstance(grads, Sharded):
-        with np.errstate(over="ignore"):
-            return grads.total(order)
-    norms = grads.norms(range(len(grads.names)), order)
     if not grads.host:
-        return combine(norms, order, grads.xp)
+        return _combined(grads, order)
     with np.errstate(over="ignore"):  # A tiny p: the norm itself is beyond float64.
-        return combine(norms, order, grads.xp)
+        return _combined(grads, order)
+
+
+def _combined(grads: Grads, order: float) -> Scalar:
+    if isinstance(grads, Sharded):
+        return grads.total(order)
+    return combine(grads.norms(range(len(grads.names)), order), order, grads.xp)
 
 
 def _rescale(grads: Grads, total: Scalar, limit: Scalar | float) -> None:

@@ -58,6 +58,8 @@ class Group:
 
         Parameters that are kept on the CPU may belong to a group that only knows GPUs.
         """
+        if torch.compiler.is_compiling():  # Dynamo cannot ask a group.
+            return near
         able: Sequence[torch.device] = self.handle._device_types
         kinds = [device.type for device in able]
         if near.type in kinds or not kinds:
