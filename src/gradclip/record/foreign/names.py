@@ -48,9 +48,7 @@ def plain_name(name: str) -> str:
     """
     name = name.rsplit(" - ", 1)[-1]  # W&B's table writes the name of the run before the column.
     plain = re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_")
-    return re.sub(
-        r"^(train|training|optim|optimizer|metrics)_(?=\w*(norm|lr|rate|loss))", "", plain
-    )
+    return _FOLDER.sub("", plain)
 
 
 def role_column(
