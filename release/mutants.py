@@ -29,9 +29,10 @@ STAGES = (
         "tests/unit/test_numpy_per_sample.py",
         "tests/unit/test_numpy_per_sample_parts.py",
     ),
-    ("tests/unit/engine", "tests/contract", "tests/parity/test_references.py", "tests/property"),
+    ("tests/parity/test_references.py",),
+    ("tests/unit/engine", "tests/contract", "tests/property"),
 )
-"""The tests; the second ones, which import PyTorch and JAX, run where the first notice nothing."""
+"""The tests, the quick ones first: the next ones run where the ones before notice nothing."""
 SECONDS = 900
 """A break that makes the tests run longer than that counts as noticed."""
 
