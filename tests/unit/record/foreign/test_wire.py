@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def item(key: str | tuple[str, ...], value: object) -> bytes:
     return wire(1, name + wire(16, json.dumps(value).encode()))
 
 
-def columns_of(path: Path, *records: bytes) -> dict[str, dict[int, float]]:
+def columns_of(path: Path, *records: bytes) -> Mapping[str, Mapping[int, float]]:
     path.write_bytes(wandb_file([wire(2, record) for record in records]))
     return read_log(path).columns
 
