@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from gradclip.diagnosis.links import DOCS
 from gradclip.diagnosis.stability import FINAL_LOSS
 from gradclip.errors import GradclipError, RecordError
 from gradclip.record import RecordWriter, read_run, traces_of
-from gradclip.report import write_report
+from gradclip.report import follow_report, write_report
 from gradclip.report.events import events_of
 from gradclip.show.downsample import bucket_edges, bucket_max, envelope, histogram, rate, thin
 from gradclip.show.summary import summarise
@@ -470,6 +471,26 @@ def test_layer_labels_are_never_tex_and_never_long(tmp_path):
     assert texts == {2.5: "$$x$$", 1.5: "line\\nbreak", 0.5: "block.…eep.weight"}
 
 
+def test_a_page_that_follows_is_written_when_a_record_has_grown(tmp_path):
+    path, out = tmp_path / "run.jsonl", tmp_path / "report.html"
+    pages = follow_report([path], out, every=0.01)
+    assert next(pages) == []
+    record = RecordWriter(path, every=1)
+    record.step(step=1, norm=1.0)
+    while not (runs := next(pages)) or not len(runs[0].steps):
+        assert record.path == path  # The header is there, and the step is not.
+    assert "frame-src" in out.read_text("utf-8")
+    written = out.stat().st_mtime_ns
+    grow = threading.Timer(0.5, record.step, kwargs={"step": 2, "norm": 1.0})
+    grow.start()
+    assert len(next(pages)[0].steps) == 2  # Nothing came while nothing grew.
+    grow.join()
+    assert out.stat().st_mtime_ns > written
+    record.end()
+    assert [len(runs[0].steps) for runs in pages] == [2]
+    assert "frame-src" not in out.read_text("utf-8")
+
+
 # Faults.
 
 
@@ -502,7 +523,7 @@ def test_without_bokeh(tmp_path):
         import sys
         sys.modules["bokeh"] = None
         from gradclip.errors import GradclipError
-        from gradclip.report import write_report
+        from gradclip.report import follow_report, write_report
         try:
             write_report(sys.argv[1], sys.argv[2])
         except GradclipError as error:
