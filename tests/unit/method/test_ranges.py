@@ -1,14 +1,19 @@
-"""Which ends of a range belong to it: an average that keeps everything would never follow."""
+"""What arguments, limits and texts may be: the ends of ranges, on both sides."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
-from gradclip import PolicyError, parse
+import gradclip.numpy
+from gradclip import Policy, PolicyError, by_norm, parse, per_layer
 from gradclip.method.catalogue import CATALOGUE
+from gradclip.method.read import is_written
+from gradclip.parts import Ramp
 
 
 def _parts(value: object) -> Iterator[object]:
@@ -52,3 +57,19 @@ def test_fifty_brackets_in_each_other_are_the_most() -> None:
         parse("(" * 50 + ")" * 50)
     with pytest.raises(PolicyError, match="it has over 50 brackets in others"):
         parse("(" * 51 + ")" * 51)
+
+
+@pytest.mark.parametrize("recipe", [by_norm, per_layer])
+def test_a_moving_limit_may_be_under_one(recipe: Callable[[Ramp], Policy]) -> None:
+    grads = [np.full(4, 3.0), np.full(9, 3.0)]
+    clipped, _, _ = gradclip.numpy.clip(grads, recipe(Ramp(0.5, 0.25, 4)))
+    whole = math.sqrt(sum(float(np.sum(each**2)) for each in clipped))
+    assert 0.5 * (1 - 1e-12) <= whole <= 0.5 * (1 + 4 * np.finfo(np.float64).eps)
+
+
+def test_a_saved_state_names_its_policy_in_the_words_of_any_version() -> None:
+    policy = by_norm(1.0)
+    assert is_written(policy, str(policy))
+    assert is_written(policy, "norm:1")
+    for other in ("norm:2.0", "value:1.0", "no such method", "norm:(", None, 3):
+        assert not is_written(policy, other)
