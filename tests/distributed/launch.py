@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ def torchrun(
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    return processes([*launch, *map(str, command)], cwd=cwd, timeout=timeout, PYTHONPATH=paths)
+    return processes(
+        [*launch, *map(str, command)], cwd=cwd, timeout=timeout, env={"PYTHONPATH": paths}
+    )
 
 
 def processes(
-    command: list[str], *, cwd: Path, timeout: int = 240, **env: str
+    command: list[str], *, cwd: Path, timeout: int = 240, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that starts gloo processes; run it again where torch aborted at the end."""
     tries = 4
@@ -38,7 +41,7 @@ def processes(
         done = subprocess.run(
             command,
             cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -63,7 +63,9 @@ OURS = ("-m", "gradclip", "run", "--clip", "norm:1", "--record", "run.jsonl", "s
 
 def run(how: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
-    return processes([sys.executable, *OURS, how], cwd=folder, timeout=120, PYTHONPATH=str(TESTS))
+    return processes(
+        [sys.executable, *OURS, how], cwd=folder, timeout=120, env={"PYTHONPATH": str(TESTS)}
+    )
 
 
 @pytest.mark.parametrize("how", ["spawn", "again"])

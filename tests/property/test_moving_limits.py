@@ -67,7 +67,7 @@ KINDS: dict[str, Any] = {"a ramp": RAMP, "a function": _function}
 
 
 def test_all_fixed_methods_are_movable() -> None:
-    fixed = {row.name for row in CATALOGUE.values() if row.kind == "fixed"}
+    fixed = {row.name for row in CATALOGUE.values() if row.purpose == "fixed"}
     numbers = fixed & {name for name, _ in MOVABLE}
     assert fixed - numbers <= {"clippy", "power"}, fixed - numbers
     assert ("skip_above", "max_norm") in MOVABLE
