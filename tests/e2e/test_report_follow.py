@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,18 @@ from gradclip.record import RecordWriter
 PATIENCE = 60.0
 
 
-def following(folder: Path, *more: str) -> subprocess.Popen[str]:
+@contextmanager
+def following(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command; a test that fails leaves no process behind."""
     command = [sys.executable, "-W", "error", "-m", "gradclip", "report", "run.jsonl", "--follow"]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--every", "0.3", *more], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(true: Callable[[], object]) -> None:
