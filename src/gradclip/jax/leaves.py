@@ -47,6 +47,7 @@ class Leaves:
         self.names: tuple[str, ...] = tuple(names)
         self.leaves: list[Values] = list(leaves)
         self._here = (True,) * len(self.leaves)
+        self._saturates = False
 
     @property
     def sizes(self) -> Sizes:
@@ -122,7 +123,7 @@ class Leaves:
     def scale(self, factors: Factors) -> None:
         """Multiply each gradient by its factor, shape (gradients,) or ()."""
         each = [factors] * len(self.leaves) if factors.ndim == 0 else factors
-        self.leaves = [times(x, each[i]) for i, x in enumerate(self.leaves)]
+        self.leaves = [self._times(x, each[i]) for i, x in enumerate(self.leaves)]
 
     def scale_units(self, members: Sequence[int], factors: Factors, axis: Axis) -> None:
         """Multiply each unit of each member by its factor, shape (units,)."""
@@ -131,11 +132,15 @@ class Leaves:
             x = self.leaves[member]
             shape, count = unit_shape(x.shape, self._axes(member, axis))
             mine = factors[start : start + count]
-            self.leaves[member] = times(x, jnp.reshape(mine, shape))
+            self.leaves[member] = self._times(x, jnp.reshape(mine, shape))
             start += count
 
     def saturate(self) -> None:
-        """Do nothing: `times` keeps what is finite."""
+        """Have what is finite stay finite from now on: a factor may be over 1."""
+        self._saturates = True
+
+    def _times(self, x: Values, factors: Factors) -> Values:
+        return times(x, factors, saturate=self._saturates)
 
     def edit(
         self,

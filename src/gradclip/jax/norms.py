@@ -30,6 +30,8 @@ DType = np.dtype
 _NARROW = (jnp.float32, jnp.bfloat16, jnp.float16)
 _LOST = 2.0**-96
 """A square under 2^-126 counts as 0; so many of them are under 2^-30 of a sum of size·_LOST."""
+_SMALL = 2048
+"""An array of so many values is added in float64: a branch for it costs more than that."""
 
 
 def widest() -> DType:
@@ -47,7 +49,7 @@ def exact_norms(leaves: Sequence[Values], order: float) -> Values:
 
 
 def two_norms(leaves: Sequence[Values]) -> Values:
-    """Return the 2-norms of arrays, shape (arrays,): in float32 where its range is enough.
+    """Return the 2-norms of arrays, shape (arrays,): of large ones in float32 if its range will do.
 
     XLA adds in trees, so a float32 sum is right to its last bits, at up to seven times the speed
     of a float64 sum on a CPU. An array where a square overflowed, or where so many were lost under
@@ -55,20 +57,38 @@ def two_norms(leaves: Sequence[Values]) -> Values:
     """
     if any(x.dtype not in _NARROW for x in leaves):
         return exact_norms(leaves, 2.0)
-    sums = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
-    enough = [(s >= x.size * _LOST) & jnp.isfinite(s) for s, x in zip(sums, leaves, strict=True)]
+    order = sorted(range(len(leaves)), key=lambda i: leaves[i].size > _SMALL)
+    small = [leaves[i] for i in order if leaves[i].size <= _SMALL]
+    large = [leaves[i] for i in order[len(small) :]]
+    norms = [each(some) for each, some in ((_wide, small), (_narrow, large)) if some]
+    return norms[0] if len(norms) == 1 else jnp.concatenate(norms)[np.argsort(order)]
+
+
+def _wide(leaves: Sequence[Values]) -> Values:
+    """Return the 2-norms, added in float64. One root of all costs a kernel, not one for each."""
+    kind = widest()
+    with enable_x64(True):
+        sums = [jnp.sum(jnp.square(x.astype(jnp.float64))) for x in leaves]
+        return jnp.sqrt(jnp.stack(sums)).astype(kind)
+
+
+def _narrow(leaves: Sequence[Values]) -> Values:
+    """Return the 2-norms, added in float32 where its range is enough."""
+    sums = jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves])
+    lost = np.asarray([x.size * _LOST for x in leaves], np.float32)
+    enough = (sums >= lost) & jnp.isfinite(sums)
     kind = widest()
 
     def quick() -> Values:
-        return jnp.sqrt(jnp.stack(sums).astype(kind))
+        return jnp.sqrt(sums.astype(kind))
 
     def again() -> Values:
-        each = zip(enough, quick(), leaves, strict=True)
+        each = enumerate(zip(quick(), leaves, strict=True))
         return jnp.stack(
-            [jax.lax.cond(e, lambda n=n: n, lambda x=x: norm(x, 2.0)) for e, n, x in each]
+            [jax.lax.cond(enough[i], lambda n=n: n, lambda x=x: norm(x, 2.0)) for i, (n, x) in each]
         )
 
-    return jax.lax.cond(jnp.all(jnp.stack(enough)), quick, again)
+    return jax.lax.cond(jnp.all(enough), quick, again)
 
 
 def norm(x: Values, order: float, keep: tuple[int, ...] = ()) -> Values:
@@ -164,10 +184,17 @@ def cosine(a: Values, b: Values) -> Values:
         return jnp.where(known, jnp.minimum(share.astype(kind), most), one.astype(kind))
 
 
-def times(x: Values, factor: Scalar) -> Values:
-    """Return x·factor, rounded once; 1 keeps the bits, and what is finite stays so."""
+def times(x: Values, factor: Scalar, *, saturate: bool) -> Values:
+    """Return x·factor, rounded once; 1 keeps the bits.
+
+    Args:
+        x: real or complex.
+        factor: is not negative.
+        saturate: what is finite stays so. A factor of at most 1 does that by itself, and the check
+            takes half as long again as the product on a CPU.
+    """
     product = (at_least_single(x) * factor).astype(x.dtype)
-    if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+    if saturate and not jnp.issubdtype(x.dtype, jnp.complexfloating):
         most = jnp.copysign(jnp.asarray(jnp.finfo(x.dtype).max, x.dtype), product)
         product = jnp.where(jnp.isfinite(x) & jnp.isinf(product), most, product)
     return jnp.where(factor == 1, x, product)
