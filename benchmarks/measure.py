@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Budget", "Clock", "Columns", "Estimate", "Side", "Times", "alternate", "timed"]
+__all__ = [
+    "Budget", "Clock", "Columns", "Estimate", "Side", "Times", "alternate", "resampled", "timed",
+]  # fmt: skip
 
 Clock = Callable[[], int]
 Columns = npt.NDArray[np.float64]
@@ -82,15 +84,15 @@ class Times:
 
     def ratio(self, over: str, under: str) -> Estimate:
         """Return the median over the rounds of the ratio of two sides."""
-        return _resampled(_median_ratio, np.stack([self.of(over), self.of(under)]))
+        return resampled(_median_ratio, np.stack([self.of(over), self.of(under)]))
 
     def added(self, over: str, under: str, base: str) -> Estimate:
         """Return the time that `over` adds to `base`, over the time that `under` adds to it."""
-        return _resampled(_ratio_of_added, np.stack([self.of(n) for n in (over, under, base)]))
+        return resampled(_ratio_of_added, np.stack([self.of(n) for n in (over, under, base)]))
 
     def microseconds(self, name: str) -> Estimate:
         """Return a side's median time in microseconds."""
-        return _resampled(_median, self.of(name)[None] / 1e3)
+        return resampled(_median, self.of(name)[None] / 1e3)
 
     def extra(self, name: str, base: str) -> float:
         """Return the median time that one side takes longer than another, in nanoseconds."""
@@ -163,8 +165,8 @@ def _ratio_of_added(columns: Columns) -> Columns:
     return np.median(over - base, axis=-1) / np.median(under - base, axis=-1)
 
 
-def _resampled(statistic: Callable[[Columns], Columns], columns: Columns) -> Estimate:
-    """Return a statistic of the rounds, with the interval of 1,000 resamples of the rounds."""
+def resampled(statistic: Callable[[Columns], Columns], columns: Columns) -> Estimate:
+    """Return a statistic of the rounds (the last axis), with the interval of 1,000 resamples."""
     rounds = columns.shape[-1]
     draws = np.random.default_rng(0).integers(rounds, size=(1000, rounds))
     low, high = np.quantile(statistic(columns[:, draws]), [0.025, 0.975])

@@ -51,10 +51,8 @@ class Training:
 
     def step(self, clip: Callable[[], Any] | None = None) -> Spent:
         """Take one step, calling `clip` between backward and the optimizer."""
-        windows = self._windows[self._step % len(self._windows)]
-        self._step += 1
         start = time.perf_counter_ns()
-        self.loss = loss = self._loss(self.model, windows)
+        self.loss = loss = self.next_loss()
         self.optimizer.zero_grad()
         loss.backward()
         clipping = time.perf_counter_ns()
@@ -63,6 +61,12 @@ class Training:
         clipped = time.perf_counter_ns()
         self.optimizer.step()
         return Spent(time.perf_counter_ns() - start, clipped - clipping)
+
+    def next_loss(self) -> Tensor:
+        """Return the loss on the next windows of the text."""
+        windows = self._windows[self._step % len(self._windows)]
+        self._step += 1
+        return self._loss(self.model, windows)
 
 
 class SmallTransformer(nn.Module):
