@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
+import array_api_compat.torch as torch_xp
 import numpy as np
 import pytest
+import torch
 
 import gradclip.numpy
 from gradclip import Policy, PolicyError, by_norm, parse, per_layer
 from gradclip.method.catalogue import CATALOGUE
 from gradclip.method.read import is_written
-from gradclip.parts import Ramp
+from gradclip.method.threshold.limit import now
+from gradclip.parts import Context, Ramp, Share
 
 
 def _parts(value: object) -> Iterator[object]:
@@ -73,3 +77,16 @@ def test_a_saved_state_names_its_policy_in_the_words_of_any_version() -> None:
     assert is_written(policy, "norm:1")
     for other in ("norm:2.0", "value:1.0", "no such method", "norm:(", None, 3):
         assert not is_written(policy, other)
+
+
+def test_the_shares_of_a_limit_on_a_device_are_never_more_than_the_whole() -> None:
+    """There the limit is an array, so that no exact arithmetic can find the largest share."""
+    for parts in range(1, 300):
+        share = Share(high=Ramp(1.0 + parts / 7, 0.1, 9), parts=parts)
+        context = Context(step=torch.tensor(parts % 9, dtype=torch.float64))
+        limits, _ = share.update({}, torch.ones(parts, dtype=torch.float64), context, torch_xp)
+        whole = now(share.high, context.step, torch_xp, least=0)
+        assert isinstance(whole, torch.Tensor)
+        exact = Fraction(float(whole)) ** 2
+        assert parts * Fraction(float(limits.high)) ** 2 <= exact
+        assert parts * Fraction(float(limits.high) * (1 + 2.0**-49)) ** 2 > exact
