@@ -11,7 +11,7 @@ from .._lazy import lazily as _lazily
 try:
     import torch as _torch  # noqa: F401 - every line below needs it
 except ModuleNotFoundError as _error:
-    _remedy = "gradclip.torch needs torch 2.6 or newer: pip install 'gradclip[torch]'"
+    _remedy = "gradclip.torch needs torch 2.13 or newer: pip install 'gradclip[torch]'"
     raise ImportError(_remedy) from _error
 
 if TYPE_CHECKING:
