@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from gradclip import (
     zclip,
 )
 from gradclip.method.policy import AnyPolicy
+from gradclip.torch import Clipper
 
 Array = np.ndarray[Any, Any]
 Stream = list[list[Array]]
@@ -208,3 +210,16 @@ def test_the_bias_of_clipping_is_gone_with_feedback() -> None:
         ends[str(policy)] = float(np.mean(seen[1500:]))
     assert ends["norm:2.0"] == pytest.approx(7 / 9, abs=0.15)
     assert ends["feedback(norm:2.0)"] == pytest.approx(0, abs=0.15)
+
+
+def test_a_sum_beyond_the_dtype_is_its_largest_value_and_the_memory_stays_finite() -> None:
+    param = torch.nn.Parameter(torch.zeros(3))
+    clipper = Clipper([("weight", param)], with_feedback(by_norm(1e30)))
+    for _ in range(3):  # From the second step on g + carry is over 3.4e38.
+        param.grad = torch.tensor([3e38, -3e38, 1.0])
+        result = clipper.clip_()
+        assert bool(torch.isfinite(param.grad).all())
+        assert float(result.clipped_norm) == pytest.approx(1e30, rel=1e-5)
+    carry = clipper.state_dict()["memory"][0][0]["source"]["0"]["carry"]
+    assert carry[0] == torch.finfo(torch.float32).max
+    assert carry[1] == -carry[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -301,15 +302,15 @@ class Pass:
 
         def enter(member: int, raw: Values, decompose: Decompose) -> Values:  # noqa: ARG001
             x, held[str(member)] = source.enter(raw, held.get(str(member)) or nothing(raw))
-            x = _within_range(x, raw, vxp)
+            x = self._within_range(x, raw)
             raws[member], entered[member] = raw, x
             return x
 
         def leave(member: int, u: Values, decompose: Decompose) -> Values:  # noqa: ARG001
             out, mine = source.leave(entered[member], u, held[str(member)])
-            out = _within_range(out, raws[member], vxp)
+            out = self._within_range(out, raws[member])
             old = state["source"].get(str(member)) or nothing(raws[member])
-            held[str(member)] = self._sound(old, mine)
+            held[str(member)] = self._sound(old, mine, out)
             return out
 
         self._writer.edit(members, enter, self.skipped, measured=False)
@@ -404,11 +405,41 @@ class Pass:
         """Return whether the step is skipped, for NumPy and for torch: not NumPy's on the host."""
         return bool(self.skipped) if self.grads.host else self.skipped
 
-    def _sound(self, old: State, new: State) -> State:
-        """Return what a source remembers: nothing of a skipped step, nor what is not finite."""
-        vxp = self.grads.values_xp
-        keep = {name: ~vxp.isfinite(new[name]) | self._idle() for name in new}
-        return {name: vxp.where(keep[name], old[name], new[name]) for name in new}
+    def _sound(self, old: State, new: State, out: Values) -> State:
+        """Return what a source remembers: nothing of a skipped step, nor what is not finite.
+
+        A copy of what goes `out`, which its owner may change.
+        """
+        vxp, idle = self.grads.values_xp, self._idle()
+        kept: State = {}
+        for name, mine in new.items():
+            alike = mine is not out and mine.dtype == old[name].dtype
+            if alike and self.grads.host and not idle and self._surely_finite(mine):
+                kept[name] = mine
+            else:
+                kept[name] = vxp.where(~vxp.isfinite(mine) | idle, old[name], mine)
+        return kept
+
+    def _within_range(self, value: Values, raw: Values) -> Values:
+        """Return a sum that a source made, where it left the dtype with the largest finite value.
+
+        What a source remembers is finite, so that only a gradient of inf or NaN makes more of them.
+        """
+        if self._surely_finite(value):
+            return value
+        xp = self.grads.values_xp
+        over = xp.isfinite(raw) & xp.isinf(value)
+        most = xp.full_like(value, xp.finfo(value.dtype).max)
+        return xp.where(over, xp.where(value > 0, most, -most), value)
+
+    def _surely_finite(self, value: Values) -> bool:
+        """Whether no value is inf or NaN; False on a device, where nobody waits for an answer.
+
+        One read, without a temporary. A sum that leaves the dtype says no, too.
+        """
+        if not self.grads.host or not value.ndim:  # NumPy makes a number of what has no axes.
+            return False
+        return math.isfinite(float(self.grads.values_xp.sum(value)))
 
 
 def _rebuilt(
@@ -422,16 +453,6 @@ def _rebuilt(
         return xp.where(factors[0] == 1, value, value * factors[0])
     matrix = xp.matmul(left * (norms * factors)[None, :], right)
     return xp.where(xp.all(factors == 1), value, xp.reshape(matrix, value.shape))
-
-
-def _within_range(value: Values, raw: Values, xp: Namespace) -> Values:
-    """Return a sum that a source made, where it left the dtype with the largest finite value.
-
-    What a source remembers is finite, so that only a gradient of inf or NaN makes more of them.
-    """
-    over = xp.isfinite(raw) & xp.isinf(value)
-    most = xp.full_like(value, xp.finfo(value.dtype).max)
-    return xp.where(over, xp.where(value > 0, most, -most), value)
 
 
 def _in_order(stage: Stage, order: float) -> Stage:

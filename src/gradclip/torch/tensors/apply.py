@@ -78,6 +78,8 @@ def enlarge(tensor: Tensor, factor: float | Tensor) -> None:
 
 def stored(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a value in the dtype; what is finite stays so: a carry may be beyond a half."""
+    if value.dtype == dtype:  # Then what is finite fits.
+        return value
     most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max)
     return torch.where(torch.isfinite(value), value.clamp(-most, most), value).to(dtype)
 

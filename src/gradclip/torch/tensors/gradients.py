@@ -30,7 +30,7 @@ from . import units
 from .apply import as_pair, device_scale, enlarge, multiply, stored
 from .aside import Aside, is_one_clamp, writes_often
 from .gather import PLAIN, buffers, is_run, runs
-from .norms import cosine, decomposed, device_norms, host_norm, widest
+from .norms import cosine, decomposed, device_norms, host_cosine, host_norm, widest
 from .overlap import overlaps_itself, sharing
 from .places import constants, spread, summed, taken
 from .standin import Narrow, StandIn, Table, set_apart
@@ -560,9 +560,8 @@ class Gradients:
             norms = device_norms([before, new], 2.0)
             turned = cosine(before, new, norms[0], norms[1])
             return norms[1].to(self.device), turned.to(self.device)
-        found = [host_norm(before, 2.0), host_norm(new, 2.0)]
-        sizes = torch.tensor(found, dtype=torch.float64, device="cpu")
-        return np.float64(sizes[1]), np.float64(cosine(before, new, sizes[0], sizes[1]))
+        sizes = host_norm(before, 2.0), host_norm(new, 2.0)
+        return np.float64(sizes[1]), np.float64(host_cosine(before, new, *sizes))
 
     def _array(self, values: list[float]) -> Array:
         """Return numbers where the decisions are made."""

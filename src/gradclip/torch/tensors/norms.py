@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .gather import DTYPES, PLAIN
 
-__all__ = ["cosine", "decomposed", "device_norms", "host_norm", "widest"]
+__all__ = ["cosine", "decomposed", "device_norms", "host_cosine", "host_norm", "widest"]
 
 _FOREACH_DTYPES = frozenset(DTYPES)
 # float64 sums of p-th powers of float32 values can neither overflow nor vanish up to here.
@@ -108,6 +108,16 @@ def cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
     share = left * (b.to(one.dtype) / torch.where(known, norm_b, one))
     # Under 1 even where rounding says 1, since that would mean that nothing changed.
     return torch.where(known, torch.sum(share).clamp(max=1 - 2**-53), one)
+
+
+def host_cosine(a: Tensor, b: Tensor, norm_a: float, norm_b: float) -> float:
+    """Return what `cosine` does, of tensors on the CPU: a piece at a time, which a cache holds."""
+    if not (norm_a > 0 and norm_b > 0) or torch.equal(a, b):
+        return 1.0
+    pieces = zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK), strict=True)
+    shares = [float(torch.dot(x.double() / norm_a, y.double() / norm_b)) for x, y in pieces]
+    # Under 1 even where rounding says 1, since that would mean that nothing changed.
+    return min(sum(shares), 1 - 2**-53)
 
 
 def decomposed(value: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
