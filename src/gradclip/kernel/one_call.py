@@ -43,8 +43,9 @@ class Step:
     __slots__ = ("_memory", "_tensors", "factor", "has_double", "total")
 
     def __init__(self, memory: ctypes.Array[ctypes.c_double], tensors: tuple[object, ...]) -> None:
-        self.total, self.factor = memory[0], memory[1]
-        self.has_double = memory[2] != 0
+        self.total: float = memory[0]
+        self.factor: float = memory[1]
+        self.has_double: bool = memory[2] != 0
         self._memory, self._tensors = memory, tensors
 
     @property

@@ -342,7 +342,7 @@ class Plotter:
 
     def add(
         self, index: int, mark: Mark, source: ColumnDataSource, glyph: Glyph, *roles: Role
-    ) -> GlyphRenderer:
+    ) -> GlyphRenderer[Any]:
         """Add a glyph, with tags by which the page's script finds its trace, mark and roles."""
         renderer = self.figure.add_glyph(source, glyph)
         renderer.tags = [f"trace:{index}", f"mark:{mark.name}", *roles]
