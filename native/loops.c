@@ -12,7 +12,7 @@
 #include "gradclip.h"
 
 enum {
-    BLOCK = 1024, /* elements that clamp compares before it decides to write */
+    BLOCK = 1024, /* values that clamp holds back before it decides to write */
     LANES = 16    /* see sumsq.c */
 };
 
@@ -124,35 +124,38 @@ DEFINE_SCALE_HALF(f16)
 
 /* Compares and stores in the buffer's own dtype, so that a value inside the bounds keeps its bits
  * (-0.0, NaN payloads) and a second clamp changes nothing. */
-#define CLAMP_ONE(T, index)                                                                   \
-    {                                                                                         \
-        T old = x[index];                                                                     \
-        T kept = widen_##T(old) < widen_##T(low) ? low : old;                                 \
-        kept = widen_##T(old) > widen_##T(high) ? high : kept;                                \
-        double before = widen_##T(old), after = widen_##T(kept);                              \
-        x[index] = kept;                                                                      \
-        before2[j] += before * before;                                                        \
-        after2[j] += after * after;                                                           \
-        dot[j] += before * after;                                                             \
-    }
-
 #define DEFINE_CLAMP(T)                                                                       \
-    static CLONES int outside_##T(const T *x, int64_t n, T low, T high) {                     \
+    /* Returns whether a value is outside. */                                                 \
+    static CLONES int keep_inside_##T(const T *x, T *kept, int64_t n, T low, T high) {        \
         int outside = 0;                                                                      \
         for (int64_t i = 0; i < n; i++) {                                                     \
-            outside |= widen_##T(x[i]) < widen_##T(low);                                      \
-            outside |= widen_##T(x[i]) > widen_##T(high);                                     \
+            int under = widen_##T(x[i]) < widen_##T(low);                                     \
+            int over = widen_##T(x[i]) > widen_##T(high);                                     \
+            T raised = under ? low : x[i];                                                    \
+            kept[i] = over ? high : raised;                                                   \
+            outside |= under | over;                                                          \
         }                                                                                     \
         return outside;                                                                       \
     }                                                                                         \
-    static CLONES void clamp_block_##T(T *x, int64_t n, T low, T high, double stats[3]) {     \
-        enum { WIDTH = 8 };                                                                   \
-        double before2[WIDTH] = {0}, after2[WIDTH] = {0}, dot[WIDTH] = {0};                   \
+    static CLONES void add_products_##T(const T *x, const T *kept, int64_t n,                 \
+                                        double stats[3]) {                                    \
+        double before2[LANES] = {0}, after2[LANES] = {0}, dot[LANES] = {0};                   \
         int64_t i = 0;                                                                        \
-        for (; i + WIDTH <= n; i += WIDTH)                                                    \
-            for (int j = 0; j < WIDTH; j++) CLAMP_ONE(T, i + j)                               \
-        for (int j = 0; i < n; i++, j++) CLAMP_ONE(T, i)                                      \
-        for (int j = 0; j < WIDTH; j++) {                                                     \
+        for (; i + LANES <= n; i += LANES) {                                                  \
+            for (int j = 0; j < LANES; j++) {                                                 \
+                double before = widen_##T(x[i + j]), after = widen_##T(kept[i + j]);          \
+                before2[j] += before * before;                                                \
+                after2[j] += after * after;                                                   \
+                dot[j] += before * after;                                                     \
+            }                                                                                 \
+        }                                                                                     \
+        for (int j = 0; i < n; i++, j++) {                                                    \
+            double before = widen_##T(x[i]), after = widen_##T(kept[i]);                      \
+            before2[j] += before * before;                                                    \
+            after2[j] += after * after;                                                       \
+            dot[j] += before * after;                                                         \
+        }                                                                                     \
+        for (int j = 0; j < LANES; j++) {                                                     \
             stats[0] += before2[j];                                                           \
             stats[1] += after2[j];                                                            \
             stats[2] += dot[j];                                                               \
@@ -160,12 +163,13 @@ DEFINE_SCALE_HALF(f16)
     }                                                                                         \
     static void clamp_##T(void *data, int64_t n, double lo, double hi,                        \
                                    double stats[3]) {                                         \
-        T *x = data;                                                                          \
+        T *x = data, kept[BLOCK];                                                             \
         T low = narrow_##T(lo), high = narrow_##T(hi);                                        \
         for (int64_t i = 0; i < n; i += BLOCK) {                                              \
             int64_t count = n - i < BLOCK ? n - i : BLOCK;                                    \
-            if (outside_##T(x + i, count, low, high)) {                                       \
-                clamp_block_##T(x + i, count, low, high, stats);                              \
+            if (keep_inside_##T(x + i, kept, count, low, high)) {                             \
+                add_products_##T(x + i, kept, count, stats);                                  \
+                memcpy(x + i, kept, (size_t)count * sizeof *x);                               \
             } else {                                                                          \
                 double sum = gradclip_sumsq_##T(x + i, count);                                \
                 for (int k = 0; k < 3; k++) stats[k] += sum;                                  \
