@@ -1,8 +1,10 @@
-"""The drop-in and the clipper do the same at once as in steps, bit for bit."""
+"""The drop-in, the clipper and `attach` do the same at once as in steps, bit for bit."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradclip import kernel
-from gradclip.torch import Clipper, clip_grad_norm_
+from gradclip.torch import Clipper, attach, clip_grad_norm_
 from gradclip.torch.tensors import at_once
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="needs the C kernel")
@@ -108,3 +110,45 @@ def test_a_write_is_seen_by_autograd() -> None:
         before = gradients(params)[0]._version
         call()
         assert gradients(params)[0]._version > before
+
+
+@pytest.mark.filterwarnings("ignore::gradclip.GradclipWarning")
+@settings(deadline=None)
+@given(
+    steps=st.lists(rows, min_size=1, max_size=4),
+    dtype=dtypes,
+    policy=st.sampled_from([*policies, "skip_above:2.0"]),
+    fused=st.booleans(),
+    nonfinite=st.sampled_from(["skip", "zero", "propagate"]),
+)
+def test_attached(
+    steps: list[list[list[float]]], dtype: torch.dtype, policy: str, fused: bool, nonfinite: Any
+) -> None:
+    """The weights, the gradients, the results and the memory, with the factor folded or not."""
+    size = max(map(len, steps))
+    both = []
+    for way in (contextlib.nullcontext(), in_steps):
+        params = parameters([[0.5] * 4] * size, dtype)
+        optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=fused)
+        clipper = attach(optimizer, policy, nonfinite=nonfinite, max_skips=99)
+        results = []
+        with way:
+            for step in steps:
+                for index, param in enumerate(params):
+                    row = (step[index % len(step)] + [1.0] * 4)[:4]
+                    param.grad = torch.tensor(row).to(dtype)
+                optimizer.step()
+                assert clipper.last is not None
+                results.append(clipper.last)
+        both.append((params, results, clipper))
+    (mine, found, one), (theirs, expected, other) = both
+    assert [each.ran for each in found] == [each.ran for each in expected]
+    for a, b in zip([*mine, *gradients(mine)], [*theirs, *gradients(theirs)], strict=True):
+        assert_same(a.detach(), b.detach())
+    for a, b in zip(found, expected, strict=True):
+        for name in ("total_norm", "clipped_norm", "coef", "limit", "clipped", "skipped", "norms"):
+            assert_same(getattr(a, name), getattr(b, name))
+    assert str(one.state_dict()) == str(other.state_dict())
+    assert (one.steps, one.clipped, one.skipped) == (other.steps, other.clipped, other.skipped)
+    one.detach()
+    other.detach()

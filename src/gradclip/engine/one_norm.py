@@ -98,6 +98,11 @@ class OneNorm:
     in_numbers: bool = True
 
     @property
+    def enlarges(self) -> bool:
+        """Whether the response alone may give a factor over 1; a lower limit may, too."""
+        return self.response is not None and self.response.enlarges
+
+    @property
     def fixed(self) -> tuple[float, float] | None:
         """The limit and the epsilon, if the factor is `plain_factor` of nothing but these."""
         rule, response = self.threshold, self.response

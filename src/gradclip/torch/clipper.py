@@ -390,21 +390,30 @@ class Clipper:
                 accelerator the row is looked at once in max_skips + 1 steps.
             LayoutError: with verify, the processes do not mean the same model.
         """
-        done = self._at_once()
+        done = self.at_once()
         if done is None:
             with torch.no_grad():
                 done = self.decide(self.gradients(), loss=loss)
                 done.apply()
         return self.finish(done)
 
-    def _at_once(self) -> Done | None:
-        """Take a whole step without what only other steps need, if this one is of that kind."""
+    def at_once(self, *, apply: bool = True) -> Done | None:
+        """Take a step without what only other steps need: `gradients`, `decide` and applying.
+
+        Args:
+            apply: whether the gradients are clipped in place; without it a fused optimizer is to
+                multiply them.
+
+        Returns:
+            For `finish`; None, with nothing changed, if this step needs more.
+        """
         if torch.compiler.is_compiling() or self._verify or self._note is not None:
             return None
         rule, memory = self._rule, self._memory
         if rule is None or memory is None or self._place != _ON_THE_CPU:
             return None
-        return at_once.clip(rule, self._parameters, memory, self.steps)
+        take = at_once.clip if apply else at_once.decide
+        return take(rule, self._parameters, memory, self.steps)
 
     def clip_updates_(self, before: Sequence[Tensor]) -> ClipResult:
         """Clip what an optimizer did to the parameters, in place, and return what was done.
@@ -568,7 +577,7 @@ class Clipper:
         """Remember, count and tell a step whose factors are applied: the last part of `clip_`.
 
         Args:
-            decision: from `decide`.
+            decision: from `decide` or `at_once`.
             folded: whether a fused optimizer will apply the factor.
 
         Returns:

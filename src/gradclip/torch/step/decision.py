@@ -57,15 +57,17 @@ class Decision(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A step that was decided, on the host, and applied at once.
+    """A step that was decided on the host, without the objects that other steps need.
 
     Attributes:
-        result: what the step has done.
+        result: what the step does.
         memory: what the policy remembers after it.
+        factor: what all gradients are multiplied by.
     """
 
     result: ClipResult
     memory: Memory
+    factor: float
     lost: Flag = False
     host: bool = True
 

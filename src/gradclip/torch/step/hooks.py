@@ -14,9 +14,11 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...engine.result import numbers
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
@@ -334,7 +336,9 @@ class StepHooks:
         self._leftover = None
         try:
             with Held():
-                self._clip_scaled(optimizer, scale, overflow, loss)
+                plain = scale is None and overflow is None and not self._has_closure
+                if not (plain and self._clip_at_once(optimizer)):
+                    self._clip_scaled(optimizer, scale, overflow, loss)
         except LeaveOut:  # As after a step: a scaler takes off what it has put there.
             raise
         except BaseException:
@@ -359,6 +363,33 @@ class StepHooks:
             "parent's: clip with a Clipper, inside of that step()"
         )
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
+
+    @property
+    def _has_closure(self) -> bool:
+        return self._now is not None and self._now.closure is not None
+
+    def _clip_at_once(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Clip gradients that nobody has scaled, where that takes no more than `Clipper.at_once`.
+
+        Args:
+            optimizer: about to step; mutated until `_undo` is closed.
+
+        Returns:
+            Whether the gradients are clipped; if not, nothing has changed.
+        """
+        clipper = self._clipper
+        folds = self.scaled_because is None and not clipper.measures_only
+        done = clipper.at_once(apply=not folds)
+        fold = None if done is None or not folds else Fold.of(np.float64(done.factor), None)
+        if done is None or (folds and fold is None):
+            return False
+        result = clipper.finish(done, folded=folds)
+        if clipper.may_skip and bool(numbers(result).skipped):
+            raise LeaveOut
+        if fold is not None and fold.divisor is not None:
+            set_for_step(self._undo, optimizer, "grad_scale", fold.divisor)
+        self._clipped = None if folds else GradVersions.of(clipper.params)
+        return True
 
     def _clip_scaled(
         self,
@@ -399,7 +430,7 @@ class StepHooks:
                     else "the factor may take a value beyond its dtype"
                 )
         result = clipper.finish(decision, folded=fold is not None)
-        if at_gate and bool(result.skipped):  # Waits for an accelerator: there is no other way.
+        if at_gate and bool(numbers(result).skipped):  # There is no way but to wait for a device.
             raise LeaveOut(loss)
         divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
         if divisor is not scale:
