@@ -241,6 +241,8 @@ def _endings(traces: Sequence[Trace]) -> list[tuple[int, Finding]]:
 
 def _shown(value: object) -> object:
     """Return the value of an expression of the page; only markup of our own stays as it is."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return printable(value)
     return value
