@@ -236,6 +236,10 @@ def _watch_clippers(session: Session, undo: ExitStack) -> None:
             session.see_clipper(self)
         return result
 
+    @functools.wraps(Clipper.at_once)
+    def at_once(_self: Clipper, **_: Any) -> None:
+        """Leave each step to `decide`, at which the session looks."""
+
     @functools.wraps(decide)
     def decided(self: Clipper, *args: Any, **kwargs: Any) -> Decision:
         if not torch.compiler.is_compiling() and kwargs.get("on", "gradient") == "gradient":
@@ -255,6 +259,7 @@ def _watch_clippers(session: Session, undo: ExitStack) -> None:
         return finish(self, decision, folded=folded)
 
     for name, function in (
-        ("clip_", clip_), ("decide", decided), ("look", looked), ("finish", finished)
+        ("clip_", clip_), ("at_once", at_once), ("decide", decided), ("look", looked),
+        ("finish", finished),
     ):  # fmt: skip
         _put(undo, [Clipper], name, function)
