@@ -24,6 +24,7 @@ from ..method.plan import Plan, Stage, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from ..method.response import ValueResponse
+from ..show.words import counted
 from .processes.agree import Value, agree, refusing
 from .processes.bounds import refuse_divided_bounds
 from .processes.exchange import together
@@ -164,7 +165,7 @@ class Clipper:
     def __repr__(self) -> str:
         """Return what one would type."""
         copied = "; a copy, not attached" if self._is_copy else ""
-        return f"Clipper(<{len(self.params)} parameters>, {self.policy!r}{copied})"
+        return f"Clipper(<{counted(len(self.params), 'parameter')}>, {self.policy!r}{copied})"
 
     def _repr_html_(self) -> str:
         """Return the policy, the counts and the last step, for a notebook; reads the device."""

@@ -282,7 +282,7 @@ def test_who_never_saw_a_step_is_told_at_exit() -> None:
     command = [sys.executable, "-W", "error", "-c", _SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
-    told = "gradclip: warning: Clipper(<1 parameters>, by_norm({})) was attached and never saw "
+    told = "gradclip: warning: Clipper(<1 parameter>, by_norm({})) was attached and never saw "
     assert done.stderr.splitlines() == [
         told.format(limit) + "optimizer.step(): nothing was clipped" for limit in (1, 2)
     ]

@@ -140,7 +140,7 @@ def test_no_policy_measures_and_changes_nothing(path: str) -> None:
 
 
 def test_repr_says_what_it_is_for() -> None:
-    assert repr(Clipper([_param(1.0)], "norm:1")) == "Clipper(<1 parameters>, by_norm(1))"
+    assert repr(Clipper([_param(1.0)], "norm:1")) == "Clipper(<1 parameter>, by_norm(1))"
 
 
 # ---- results -------------------------------------------------------------------------------
