@@ -51,7 +51,7 @@ def describe() -> dict[str, Any]:
 
 
 def own_results() -> Path:
-    """Return the folder of what is stored for this processor: a figure counts for its kind."""
+    """Return the folder with the results of this kind of processor."""
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
     folder.mkdir(exist_ok=True)
     return folder

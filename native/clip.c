@@ -25,7 +25,7 @@ static double sum_of_squares(const double *x, int64_t n) {
     return sum;
 }
 
-/* Returns the largest norm, NaN if one is NaN, 0 if there is none. */
+/* Returns the largest norm: NaN if a norm is NaN, 0 without norms. */
 static double greatest(const double *norms, int64_t n) {
     double most = 0.0;
     for (int64_t i = 0; i < n; i++)

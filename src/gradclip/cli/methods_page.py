@@ -92,7 +92,7 @@ def papers(row: Recipe) -> list[str]:
 
 
 def default_of(parameter: inspect.Parameter) -> str:
-    """Return the default of an argument as a user types it, or a dash where there is none."""
+    """Return an argument's default as a user types it, or a dash for an argument without one."""
     if parameter.default is inspect.Parameter.empty:
         return "–"
     return repr(parameter.default).replace("'", '"')

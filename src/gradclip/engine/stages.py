@@ -408,7 +408,7 @@ class Pass:
     def _sound(self, old: State, new: State, out: Values) -> State:
         """Return what a source remembers: nothing of a skipped step, nor what is not finite.
 
-        A copy of what goes `out`, which its owner may change.
+        A copy of the values that go `out`; the caller may change the copy.
         """
         vxp, idle = self.grads.values_xp, self._idle()
         kept: State = {}
@@ -437,7 +437,7 @@ class Pass:
 
         One read, without a temporary. A sum that leaves the dtype says no, too.
         """
-        if not self.grads.host or not value.ndim:  # NumPy makes a number of what has no axes.
+        if not self.grads.host or not value.ndim:  # NumPy makes such an array a number.
             return False
         return math.isfinite(float(self.grads.values_xp.sum(value)))
 
