@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ..clipper import Clipper
 from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
+from .decision import Decision, Done
 from .fused import (
     Fold,
     held_factor,
@@ -46,6 +47,20 @@ from .whole import Whole
 __all__ = ["Args", "Kwargs", "Named", "StepHooks", "uncompiled"]
 
 Named: TypeAlias = list[tuple[str, Tensor]]
+
+
+class Outcome(NamedTuple):
+    """What came of the clipping of one step's gradients.
+
+    Attributes:
+        decision: what the clipper has decided.
+        fold: what the optimizer is to divide by; None if the gradients are clipped already.
+        on_device: whether the optimizer leaves the step out on the device, without a look.
+    """
+
+    decision: Decision | Done
+    fold: Fold | None = None
+    on_device: bool = False
 
 
 class StepHooks:
@@ -337,8 +352,10 @@ class StepHooks:
         try:
             with Held():
                 plain = scale is None and overflow is None and not self._has_closure
-                if not (plain and self._clip_at_once(optimizer)):
-                    self._clip_scaled(optimizer, scale, overflow, loss)
+                outcome = self._clip_at_once() if plain else None
+                if outcome is None:
+                    outcome = self._clip_by_parts(optimizer, scale, overflow, loss)
+                self._end(outcome, optimizer, scale, overflow, loss)
         except LeaveOut:  # As after a step: a scaler takes off what it has put there.
             raise
         except BaseException:
@@ -368,40 +385,31 @@ class StepHooks:
     def _has_closure(self) -> bool:
         return self._now is not None and self._now.closure is not None
 
-    def _clip_at_once(self, optimizer: torch.optim.Optimizer) -> bool:
+    def _clip_at_once(self) -> Outcome | None:
         """Clip gradients that nobody has scaled, where that takes no more than `Clipper.at_once`.
 
-        Args:
-            optimizer: about to step; mutated until `_undo` is closed.
-
         Returns:
-            Whether the gradients are clipped; if not, nothing has changed.
+            What came of it; None, with nothing changed, if these gradients need more.
         """
         clipper = self._clipper
         folds = self.scaled_because is None and not clipper.measures_only
         done = clipper.at_once(apply=not folds)
-        fold = None if done is None or not folds else Fold.of(np.float64(done.factor), None)
-        if done is None or (folds and fold is None):
-            return False
-        result = clipper.finish(done, folded=folds)
-        if clipper.may_skip and bool(numbers(result).skipped):
-            raise LeaveOut
-        if fold is not None and fold.divisor is not None:
-            set_for_step(self._undo, optimizer, "grad_scale", fold.divisor)
-        self._clipped = None if folds else GradVersions.of(clipper.params)
-        return True
+        if done is None or not folds:
+            return None if done is None else Outcome(done)
+        fold = Fold.of(np.float64(done.factor), None)
+        return None if fold is None else Outcome(done, fold)
 
-    def _clip_scaled(
+    def _clip_by_parts(
         self,
         optimizer: torch.optim.Optimizer,
         scale: Tensor | None,
         overflow: Tensor | None,
         loss: object,
-    ) -> None:
-        """Clip gradients that may be scaled, and give the optimizer what it needs to do its part.
+    ) -> Outcome:
+        """Clip any gradients, which may be scaled.
 
         Args:
-            optimizer: about to step; mutated until `_undo` is closed.
+            optimizer: about to step.
             scale: its `grad_scale`, which a GradScaler or the user has set.
             overflow: its `found_inf`, which a GradScaler has set.
             loss: what the closure has returned, if there is one.
@@ -414,8 +422,7 @@ class StepHooks:
         value = loss if is_number(loss) else None
         decision = clipper.decide(grads, loss=value, scale=scale, overflow=overflow, divide=divide)
         on_device = not grads.host and honours_found_inf(optimizer)
-        at_gate = clipper.may_skip and not on_device
-        if at_gate and self._now is not None:
+        if clipper.may_skip and not on_device and self._now is not None:
             decision = self._now.pass_on_the_way(decision, clipper.nonfinite)
         factor = decision.factors
         if not divide:
@@ -429,9 +436,31 @@ class StepHooks:
                     if factor is not None
                     else "the factor may take a value beyond its dtype"
                 )
+        return Outcome(decision, fold, on_device)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        optimizer: torch.optim.Optimizer,
+        scale: Tensor | None,
+        overflow: Tensor | None,
+        loss: object,
+    ) -> None:
+        """Count the clipped gradients, and give the optimizer what it needs to do its part.
+
+        Args:
+            outcome: of the clipping.
+            optimizer: about to step; mutated until `_undo` is closed.
+            scale, overflow, loss: see `_clip_by_parts`.
+
+        Raises:
+            LeaveOut: the step is to be skipped.
+        """
+        clipper = self._clipper
+        decision, fold, on_device = outcome
         result = clipper.finish(decision, folded=fold is not None)
-        if at_gate and bool(numbers(result).skipped):  # There is no way but to wait for a device.
-            raise LeaveOut(loss)
+        if clipper.may_skip and not on_device and bool(numbers(result).skipped):
+            raise LeaveOut(loss)  # On a device that cannot skip this waits: there is no other way.
         divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
         if divisor is not scale:
             set_for_step(self._undo, optimizer, "grad_scale", divisor)
