@@ -1,7 +1,7 @@
 """The fold: a fused optimizer applies the clip factor in the pass that it makes anyway.
 
 A fused kernel uses `g / grad_scale`, and writes it back to `.grad`. Which optimizers do that, and
-what the number is, is said here; `hooks` gives it to the optimizer for one step.
+what the number is, is said here; `clipping` gives it to the optimizer for one step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Each step goes one way. These hooks first plan: is there one factor for all gradients, and does
 this optimizer divide by it? Then the clipper decides, and returns the factors and the result. Then
-the factor is given to the optimizer, or the gradients are multiplied by the factors.
+the factor is given to the optimizer, or the gradients are multiplied by the factors. What is done
+is in `clipping`; when, and what is undone after the step, is here.
 """
 
 from __future__ import annotations
@@ -12,55 +13,31 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine.result import numbers
 from ...errors import PolicyError
 from ...method.policy import AnyPolicy
 from ..clipper import Clipper
 from .above import ask_once
 from .class_gate import keep, put_gates
 from .classes import ready_level
-from .decision import Decision, Done
-from .fused import (
-    Fold,
-    held_factor,
-    honours_found_inf,
-    refusal,
-    refusal_of_gradients,
-    zero_momentum,
-)
+from .clipping import Clipping
+from .fused import refusal
 from .gate import Args, Gate, Kwargs, LeaveOut, runs, uncompiled
 from .interrupts import Held
-from .leftovers import LeftoverScale, clear_leftovers, set_for_step
+from .leftovers import LeftoverScale, clear_leftovers
 from .onlookers import others_may_change, tell_onlookers
 from .refusals import refuse_policy
-from .running import GradVersions, Step, asks_first, closure_of, is_number
-from .skip import skip_on_device
+from .running import GradVersions, Step, asks_first, closure_of
 from .unseen import wait_for_a_step
 from .whole import Whole
 
 __all__ = ["Args", "Kwargs", "Named", "StepHooks", "uncompiled"]
 
 Named: TypeAlias = list[tuple[str, Tensor]]
-
-
-class Outcome(NamedTuple):
-    """What came of the clipping of one step's gradients.
-
-    Attributes:
-        decision: what the clipper has decided.
-        fold: what the optimizer is to divide by; None if the gradients are clipped already.
-        on_device: whether the optimizer leaves the step out on the device, without a look.
-    """
-
-    decision: Decision | Done
-    fold: Fold | None = None
-    on_device: bool = False
 
 
 class StepHooks:
@@ -296,14 +273,7 @@ class StepHooks:
     def _leave_out_early(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the step out if that can be said before the hooks of others have run."""
         self._follow(optimizer)
-        scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
-        grads = self._clipper.gradients()
-        if not grads.host and honours_found_inf(optimizer):
-            return
-        decision = self._clipper.look(grads, scale=scale, overflow=overflow)
-        if bool(decision.result.skipped):
-            self._clipper.finish(decision)
-            raise LeaveOut
+        Clipping.of(self._clipper, optimizer, self._now).leave_out_early()
 
     def _look_back(self, optimizer: torch.optim.Optimizer, step: Step, value: object) -> None:
         """After a step: leave the whole of the step out after all, if an evaluation spoilt it.
@@ -347,28 +317,27 @@ class StepHooks:
         self._undo.close()
         self._follow(optimizer)
         self.refresh(optimizer)
-        scale, overflow = (getattr(optimizer, n, None) for n in ("grad_scale", "found_inf"))
+        clipping = Clipping.of(self._clipper, optimizer, self._now, loss)
         self._leftover = None
         try:
             with Held():
-                plain = scale is None and overflow is None and not self._has_closure
-                outcome = self._clip_at_once() if plain else None
-                if outcome is None:
-                    outcome = self._clip_by_parts(optimizer, scale, overflow, loss)
-                self._end(outcome, optimizer, scale, overflow, loss)
+                outcome = clipping.clip(self.scaled_because)
+                self.scaled_because = outcome.scaled_because
+                clipping.end(outcome, self._undo)
+                # With the factor given away, gradients that are seen again are not clipped ones.
+                is_clipped = outcome.fold is None
+                self._clipped = GradVersions.of(self._clipper.params) if is_clipped else None
         except LeaveOut:  # As after a step: a scaler takes off what it has put there.
             raise
         except BaseException:
-            self._leave(optimizer, scale, overflow)
+            self._leave(clipping)
             raise
-        self._leave(optimizer, scale, overflow)
+        self._leave(clipping)
 
-    def _leave(
-        self, optimizer: torch.optim.Optimizer, scale: Tensor | None, overflow: Tensor | None
-    ) -> None:
+    def _leave(self, clipping: Clipping) -> None:
         """Note what the optimizer is left with, should the step raise."""
-        base = None if overflow is not None else scale
-        self._leftover = LeftoverScale.on(optimizer, base)
+        base = None if clipping.overflow is not None else clipping.scale
+        self._leftover = LeftoverScale.on(clipping.optimizer, base)
 
     def _refuse_a_change(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse to clip twice in one step: the gradients were changed after they were clipped."""
@@ -380,96 +349,6 @@ class StepHooks:
             "parent's: clip with a Clipper, inside of that step()"
         )
         raise PolicyError.of("optimizer", type(optimizer).__name__, remedy)
-
-    @property
-    def _has_closure(self) -> bool:
-        return self._now is not None and self._now.closure is not None
-
-    def _clip_at_once(self) -> Outcome | None:
-        """Clip gradients that nobody has scaled, where that takes no more than `Clipper.at_once`.
-
-        Returns:
-            What came of it; None, with nothing changed, if these gradients need more.
-        """
-        clipper = self._clipper
-        folds = self.scaled_because is None and not clipper.measures_only
-        done = clipper.at_once(apply=not folds)
-        if done is None or not folds:
-            return None if done is None else Outcome(done)
-        fold = Fold.of(np.float64(done.factor), None)
-        return None if fold is None else Outcome(done, fold)
-
-    def _clip_by_parts(
-        self,
-        optimizer: torch.optim.Optimizer,
-        scale: Tensor | None,
-        overflow: Tensor | None,
-        loss: object,
-    ) -> Outcome:
-        """Clip any gradients, which may be scaled.
-
-        Args:
-            optimizer: about to step.
-            scale: its `grad_scale`, which a GradScaler or the user has set.
-            overflow: its `found_inf`, which a GradScaler has set.
-            loss: what the closure has returned, if there is one.
-        """
-        clipper = self._clipper
-        grads = clipper.gradients()
-        if self.scaled_because is None:
-            self.scaled_because = refusal_of_gradients(grads)
-        divide = self.scaled_because is not None
-        value = loss if is_number(loss) else None
-        decision = clipper.decide(grads, loss=value, scale=scale, overflow=overflow, divide=divide)
-        on_device = not grads.host and honours_found_inf(optimizer)
-        if clipper.may_skip and not on_device and self._now is not None:
-            decision = self._now.pass_on_the_way(decision, clipper.nonfinite)
-        factor = decision.factors
-        if not divide:
-            factor = held_factor(factor, decision.result.total_norm, grads)
-        fold = None if divide or factor is None else Fold.of(factor, scale)
-        if fold is None:
-            decision.apply()
-            if not divide:
-                self.scaled_because = (
-                    "float32 cannot hold the factor"
-                    if factor is not None
-                    else "the factor may take a value beyond its dtype"
-                )
-        return Outcome(decision, fold, on_device)
-
-    def _end(
-        self,
-        outcome: Outcome,
-        optimizer: torch.optim.Optimizer,
-        scale: Tensor | None,
-        overflow: Tensor | None,
-        loss: object,
-    ) -> None:
-        """Count the clipped gradients, and give the optimizer what it needs to do its part.
-
-        Args:
-            outcome: of the clipping.
-            optimizer: about to step; mutated until `_undo` is closed.
-            scale, overflow, loss: see `_clip_by_parts`.
-
-        Raises:
-            LeaveOut: the step is to be skipped.
-        """
-        clipper = self._clipper
-        decision, fold, on_device = outcome
-        result = clipper.finish(decision, folded=fold is not None)
-        if clipper.may_skip and not on_device and bool(numbers(result).skipped):
-            raise LeaveOut(loss)  # On a device that cannot skip this waits: there is no other way.
-        divisor = scale if clipper.measures_only else None if fold is None else fold.divisor
-        if divisor is not scale:
-            set_for_step(self._undo, optimizer, "grad_scale", divisor)
-        if clipper.may_skip and on_device:
-            skip_on_device(self._undo, optimizer, result.skipped, overflow)
-        elif overflow is not None and not clipper.may_skip and not clipper.measures_only:
-            zero_momentum(optimizer)  # The scaler may skip the first step.
-        # With the factor given away, gradients that are seen again are not clipped ones.
-        self._clipped = GradVersions.of(clipper.params) if fold is None else None
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Notice parameters that were added to the optimizer since the last step."""
