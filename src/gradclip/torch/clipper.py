@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._publish import publish
-from ..arrays import Flag, Memory, Scalar
+from ..arrays import Memory, Scalar
 from ..checks import choice, integer
 from ..engine.one_norm import one_norm
 from ..engine.result import ClipResult, numbers, said_to_run
 from ..engine.run import NonFinite, run
-from ..errors import GradclipWarning, NonFiniteError
-from ..method.plan import Plan, Stage, plan
+from ..errors import NonFiniteError
+from ..method.plan import Plan, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
-from ..method.response import ValueResponse
 from ..show.words import counted
 from .processes.agree import Value, agree, refusing
 from .processes.bounds import refuse_divided_bounds
@@ -33,9 +31,12 @@ from .processes.making import agree_to_make, and_the_job, listed, value_of
 from .processes.placements import local
 from .processes.verify import checksums, compare
 from .step import at_once
+from .step.attachment import Attachment
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import Decision, Done, completed, unscaled
+from .step.mistakes import Mistakes
 from .step.parameters import Grads, Parameters, Params, named_once
+from .step.ready import left_to_the_engine, lost_to_a_scaler, make_ready
 from .step.recall import (
     begin,
     follows_shapes,
@@ -44,39 +45,17 @@ from .step.recall import (
     saved_memory,
     state_alike,
 )
-from .step.skip import may_skip, refuse_local_skips
+from .step.skip import can_look_ahead, may_skip, refuse_local_skips
 from .tally import COUNTERS, Tally, blame
 from .tensors.gradients import Gradients
 from .tensors.memory import alike, holds_anything
 
-__all__ = ["Attachment", "Clipper"]
+__all__ = ["Clipper"]
 
 _NONFINITE = ("skip", "zero", "raise", "propagate")
 _SETTABLE = ("policy", "nonfinite", "max_skips", "observers", "attachment", "host")
 _ON_THE_CPU = True, torch.device("cpu")
 _UNTOUCHED = "the gradients and the weights are untouched"
-
-
-class Attachment(Protocol):
-    """What puts a clipper into the steps of an optimizer, and keeps skipped steps from it."""
-
-    @property
-    def scaled_because(self) -> str | None:
-        """Why the optimizer does not apply the clip factor itself; None where it does."""
-        ...
-
-    def refuse_policy(self, policy: AnyPolicy) -> None:
-        """Refuse, by a PolicyError, a policy that cannot clip the optimizer's steps."""
-        ...
-
-    @property
-    def in_step(self) -> bool:
-        """Whether a step of the optimizer runs now."""
-        ...
-
-    def remove(self) -> None:
-        """Let go of the optimizer."""
-        ...
 
 
 class Clipper:
@@ -137,7 +116,7 @@ class Clipper:
         self.attachment: Attachment | None = None
         # Whether the last step was decided on the host, not on an accelerator.
         self.host: bool = True
-        self._warned = False
+        self._mistakes = Mistakes()
         self._memory: Memory = None
         self._place: tuple[bool, torch.device] | None = None
         self._loaded = ""
@@ -192,8 +171,9 @@ class Clipper:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: it is attached to no optimizer, and nobody observes it."""
         is_copy = self._is_copy or self.attachment is not None
-        own = {"attachment": None, "observers": [], "_last": None, "_warned": False, "_note": None}
-        return {**self.__dict__, **own, "_is_copy": is_copy, "_tally": copy.deepcopy(self._tally)}
+        own = {"attachment": None, "observers": [], "_last": None, "_note": None}
+        made = {"_mistakes": Mistakes(), "_tally": copy.deepcopy(self._tally)}
+        return {**self.__dict__, **own, **made, "_is_copy": is_copy}
 
     @property
     def policy(self) -> AnyPolicy:
@@ -237,14 +217,8 @@ class Clipper:
     @property
     def last(self) -> ClipResult | None:
         """The result of the last step."""
-        if self._last is None and self._is_copy and not self._warned:
-            self._warned = True
-            text = (
-                "this clipper is a copy of an attached one, and no optimizer's steps reach it: "
-                "call gradclip.torch.attach with the copied optimizer, and load_state_dict() "
-                "what state_dict() of this copy returns"
-            )
-            warnings.warn(text, GradclipWarning, stacklevel=2)
+        if self._last is None and self._is_copy:
+            self._mistakes.unused_copy()
         return self._last
 
     @property
@@ -446,8 +420,8 @@ class Clipper:
         if self._follows_shapes and self._memory is not None and self._parameters.changed_form():
             self.rebind(list(zip(self.names, self.params, strict=True)))
         found = self._parameters.gradients()
-        if isinstance(found, Gradients) and found.is_empty:
-            self._warn_of_no_gradient()
+        if self.attachment is None and isinstance(found, Gradients) and found.is_empty:
+            self._mistakes.no_gradient()
         return found
 
     def decide(
@@ -486,23 +460,15 @@ class Clipper:
             self._verify = False
         table = checksums(self.names, self.params, self._parameters.layout) if verify else {}
         value = loss.detach() if isinstance(loss, Tensor) else loss
-        measures_only, lost = self.measures_only, _lost(overflow, grads)
-        on_nonfinite: NonFinite = "skip"
-        if isinstance(grads, Gradients):
-            grads.work_aside(self.plan)
-        if lost is not True:
-            if scale is not None and not measures_only:
-                (grads.unscale if divide else grads.measure_divided_by)(scale)
-            if self.nonfinite == "zero":
-                grads.zero_nonfinite()
-            if self.nonfinite in ("propagate", "zero"):
-                on_nonfinite = "propagate"
+        measures_only, lost = self.measures_only, lost_to_a_scaler(overflow, grads)
+        unwanted = None if measures_only else scale
+        make_ready(grads, self.plan, self.nonfinite, unwanted, lost, divide=divide)
         with np.errstate(all="ignore") if grads.host else nullcontext():
             memory, factors, result = run(
                 self.plan,
                 self._recall(grads),
                 grads,
-                nonfinite=on_nonfinite,
+                nonfinite=left_to_the_engine(self.nonfinite, lost),
                 step=self._tally.now,
                 loss=lambda: grads.mean_loss(value),
                 weights=grads.weights,
@@ -538,29 +504,21 @@ class Clipper:
             A decision, to be finished if the step is skipped, and else forgotten.
         """
         self._begin("look")
-        lost = _lost(overflow, grads)
-        norms_alone = all(
-            isinstance(stage, Stage)
-            and stage.policy.measure.scope in ("global", "tensor", "loss")
-            and not isinstance(stage.policy.response, ValueResponse)
-            for layer in self.plan
-            for stage in layer
-        )
+        lost, ahead = lost_to_a_scaler(overflow, grads), can_look_ahead(self.plan)
         if scale is not None and lost is not True:
             grads.measure_divided_by(scale)
-        checked: NonFinite = "skip" if self.nonfinite in ("skip", "raise") else "propagate"
         with np.errstate(all="ignore") if grads.host else nullcontext():
             remembered = self._recall(grads)
             memory, factors, result = run(
-                self.plan if norms_alone else (),
-                remembered if norms_alone else [],
+                self.plan if ahead else (),
+                remembered if ahead else [],
                 grads,
-                nonfinite="skip" if lost is True else checked,
+                nonfinite=left_to_the_engine(self.nonfinite, lost),
                 step=self._tally.now,
                 loss=lambda: grads.mean_loss(None),
                 weights=grads.weights,
             )
-        kept = memory if norms_alone else remembered
+        kept = memory if ahead else remembered
         return Decision(grads, factors, None, completed(result, grads), kept, lost)
 
     def skip_whole(self) -> None:
@@ -606,8 +564,8 @@ class Clipper:
         if self.nonfinite == "raise" and bool(numbers(result).skipped > lost) and result.nonfinite:
             raise NonFiniteError(f"{blame(result)}; {_UNTOUCHED}")
         self._tally.refuse_too_many(result, _UNTOUCHED)
-        if self.attachment is None and not self._warned:
-            self._warn_of_a_skip(result)
+        if self.attachment is None and self._tally.skips_in_a_row():
+            self._mistakes.skip_for_the_caller(result)
         return result
 
     def set_attachment(self, attachment: Attachment) -> None:
@@ -654,38 +612,6 @@ class Clipper:
             self._memory = fresh if self._memory is None else alike(self._memory, fresh)
             self._place = place
         return self._memory
-
-    def _warn_of_no_gradient(self) -> None:
-        """Say once that there is nothing to clip, where that is likely to be a mistake."""
-        if self.attachment is not None or self._warned:
-            return
-        self._warned = True
-        text = (
-            "no parameter has a gradient: nothing was clipped. Call clip_() between backward and "
-            "zero_grad(); for optimizers that step inside of backward there is "
-            "gradclip.torch.attach_in_backward"
-        )
-        warnings.warn(text, GradclipWarning, stacklevel=4)
-
-    def _warn_of_a_skip(self, result: ClipResult) -> None:
-        """Say once that a skip is left to the caller."""
-        if not self._tally.skips_in_a_row():
-            return
-        self._warned = True
-        text = (
-            f"{blame(result)}: the gradients are untouched. Call optimizer.step() only if "
-            "not result.skipped, or let gradclip.torch.attach(optimizer, policy) see to it"
-        )
-        warnings.warn(text, GradclipWarning, stacklevel=4)
-
-
-def _lost(overflow: Tensor | None, grads: Grads) -> Flag:
-    """Whether a loss scaler skips this step: a bool on the host, else on the device."""
-    if overflow is None:
-        return False
-    if grads.host:
-        return bool(overflow)
-    return overflow.reshape(()).to(grads.device) != 0
 
 
 publish("gradclip.torch", ("Clipper",), globals())

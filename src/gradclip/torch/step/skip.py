@@ -9,17 +9,28 @@ from torch import Tensor
 
 from ...errors import PolicyError
 from ...method.plan import Plan, Stage
-from ...method.response import Skip
+from ...method.response import Skip, ValueResponse
 from .fused import zero_momentum
 from .leftovers import set_for_step
 
-__all__ = ["may_skip", "refuse_local_skips", "skip_on_device"]
+__all__ = ["can_look_ahead", "may_skip", "refuse_local_skips", "skip_on_device"]
 
 
 def may_skip(layers: Plan) -> bool:
     """Whether a stage of the plan may skip a step."""
     stages = (stage for layer in layers for stage in layer if isinstance(stage, Stage))
     return any(isinstance(stage.policy.response, Skip) for stage in stages)
+
+
+def can_look_ahead(layers: Plan) -> bool:
+    """Whether norms alone say if a step will be skipped: no stage changes values on the way."""
+    return all(
+        isinstance(stage, Stage)
+        and stage.policy.measure.scope in ("global", "tensor", "loss")
+        and not isinstance(stage.policy.response, ValueResponse)
+        for layer in layers
+        for stage in layer
+    )
 
 
 def refuse_local_skips(layers: Plan) -> None:
