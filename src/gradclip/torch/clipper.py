@@ -23,11 +23,10 @@ from ..method.plan import Plan, plan
 from ..method.policy import AnyPolicy, Chain
 from ..method.read import PolicyLike, as_policy
 from ..show.words import counted
-from .processes.agree import Value, agree, refusing
+from .processes.agree import Value
 from .processes.bounds import refuse_divided_bounds
-from .processes.exchange import together
 from .processes.layout import GroupsLike
-from .processes.making import agree_to_make, and_the_job, listed, value_of
+from .processes.making import Making, listed, value_of
 from .processes.placements import local
 from .processes.verify import checksums, compare
 from .step import at_once
@@ -121,9 +120,8 @@ class Clipper:
         self._place: tuple[bool, torch.device] | None = None
         self._loaded = ""
         given: list[object] = [params] if isinstance(params, Tensor) else list(params)
-        others = together(given, groups)
-        everyone = others if verify is None else and_the_job(others)
-        with refusing(others or everyone):
+        making = Making(given, groups, verify=verify is not None)
+        with making.arguments():
             if verify is not None:
                 choice("verify", verify, ("first-step",))
             choice("nonfinite", nonfinite, _NONFINITE)
@@ -135,11 +133,9 @@ class Clipper:
             if groups is None:
                 plan(self._policy, named[0])
         said = {**self._said(), "verify": value_of(verify)}
-        self._note = agree_to_make(named, others, everyone, groups, said)
-        with refusing(others, "the exchange of names"):
+        self._note = making.agree(named, said)
+        with making.names():
             self._bind(Parameters(zip(*named, strict=True), groups))
-        if groups is not None:
-            agree(others, lambda _: {}, topic="the exchange of names")
 
     def __repr__(self) -> str:
         """Return what one would type."""
