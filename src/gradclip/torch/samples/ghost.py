@@ -20,7 +20,7 @@ from .attention import attention, is_plain_attention
 from .call import Call
 from .convolution import Conv, Convolution
 from .forms import Form, Lookup, Outer, Rows
-from .measured import stacked, summed, summed_part, written
+from .measured import summed, summed_part, whole_batch, written
 from .parts import parts_of, summing
 from .recurrent import is_plain_recurrent, recurrent
 
@@ -126,7 +126,7 @@ def _scale_and_shift(
         found["weight"].append(summed_part(normal(x[part]).double().mul_(pull), axis))
         found["bias"].append(summed_part(pull, axis))
     return _trained(
-        module, {name: functools.partial(stacked, each) for name, each in found.items()}
+        module, {name: functools.partial(whole_batch, each) for name, each in found.items()}
     )
 
 

@@ -11,7 +11,7 @@ from ...engine.samples import Squares
 from .forms import Form, Rows, norms, of_rows
 from .parts import parts_of
 
-__all__ = ["size_of", "squares_of", "stacked", "summed", "summed_part", "written"]
+__all__ = ["size_of", "squares_of", "summed", "summed_part", "whole_batch", "written"]
 
 
 def squares_of(form: Form) -> Squares:
@@ -51,7 +51,7 @@ def written(form: Form, dtype: torch.dtype) -> Rows:
 def summed(terms: Tensor, dim: int = -1) -> Rows:
     """Return the rows that are sums over one axis of terms, of all samples."""
     parts = parts_of(len(terms), terms[:1].numel())
-    return stacked([summed_part(terms[each].double(), dim) for each in parts])
+    return whole_batch([summed_part(terms[each].double(), dim) for each in parts])
 
 
 def summed_part(terms: Tensor, dim: int) -> Rows:
@@ -60,7 +60,7 @@ def summed_part(terms: Tensor, dim: int) -> Rows:
     return Rows(terms.sum(dim), norms(terms, count), count)
 
 
-def stacked(parts: Sequence[Rows]) -> Rows:
+def whole_batch(parts: Sequence[Rows]) -> Rows:
     """Return the rows of all parts of a batch."""
     values = torch.cat([each.values for each in parts])
     return Rows(values, torch.cat([each.size for each in parts]), parts[0].count)
