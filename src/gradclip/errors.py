@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .show.words import cut_off
+
 __all__ = [
     "GradclipError",
     "GradclipWarning",
@@ -9,16 +11,9 @@ __all__ = [
     "NonFiniteError",
     "PolicyError",
     "RecordError",
-    "shortened",
 ]
 
-_LONGEST = 300
 _LONGEST_REMEDY = 1500
-
-
-def shortened(text: str, longest: int = _LONGEST) -> str:
-    """Return a text, cut after so many characters: a message may quote what a user gave."""
-    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 class GradclipError(Exception):
@@ -31,8 +26,8 @@ class PolicyError(GradclipError, ValueError):
     @classmethod
     def of(cls, argument: str, value: object, remedy: str) -> PolicyError:
         """Say which argument is wrong, what it was, and what to do instead."""
-        remedy = shortened(remedy, _LONGEST_REMEDY)
-        return cls(f"{shortened(argument)}={_shown(value)} is not usable: {remedy}")
+        remedy = cut_off(remedy, _LONGEST_REMEDY)
+        return cls(f"{cut_off(argument)}={_shown(value)} is not usable: {remedy}")
 
 
 class NonFiniteError(GradclipError, RuntimeError):
@@ -57,4 +52,4 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:  # A repr may be anybody's code, and an int of 5,000 digits has none.
         text = f"<{type(value).__name__}>"
-    return shortened(text)
+    return cut_off(text)

@@ -16,7 +16,8 @@ from itertools import zip_longest
 from typing import Literal, TypeVar, cast
 
 from ..checks import builtin
-from ..errors import PolicyError, shortened
+from ..errors import PolicyError
+from ..show.words import cut_off
 from .call import Call, text_name
 from .policy import AnyPolicy, Chain, Policy, Wrapped, asked
 from .table import Table
@@ -165,7 +166,7 @@ class Recipe:
         except TypeError as error:
             shown = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
             raise PolicyError(
-                f"{self.name}({shortened(shown)}) is not usable: {shortened(str(error))}; "
+                f"{self.name}({cut_off(shown)}) is not usable: {cut_off(str(error))}; "
                 f"its arguments are {', '.join(self.arguments)}"
             ) from None
         return self.function(*args, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["counted", "duration", "number", "percent", "shorten"]
+__all__ = ["counted", "cut_off", "duration", "number", "percent", "shorten"]
 
 
 def percent(share: float | None) -> str:
@@ -72,3 +72,17 @@ def shorten(name: str, length: int, front: float = 0.5) -> str:
         return name
     head = int((length - 1) * front)
     return f"{name[:head]}…{name[head - length + 1 :]}"
+
+
+def cut_off(text: str, longest: int = 300) -> str:
+    """Return a text without its end if it is too long: a message may quote what a user gave.
+
+    Args:
+        text: of any length.
+        longest: so many characters of it stay.
+
+    Example:
+        >>> cut_off("norm:1.0", 4), cut_off("norm", 4)
+        ('norm…', 'norm')
+    """
+    return text if len(text) <= longest else f"{text[:longest]}…"
