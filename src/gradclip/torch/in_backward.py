@@ -17,35 +17,32 @@ from functools import partial
 from operator import is_
 from typing import Any, Literal, TypeAlias
 
-import array_api_compat.torch as torch_xp
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._publish import publish
-from ..arrays import Memory
 from ..checks import choice, integer
 from ..engine.result import ClipResult
-from ..engine.run import init, run
+from ..engine.run import NonFinite, init, run
 from ..errors import GradclipWarning, NonFiniteError, PolicyError
-from ..method.measure import combine
 from ..method.plan import plan
 from ..method.policy import AnyPolicy
 from ..method.read import PolicyLike, as_policy
 from .attaching import named_parameters, note_in_backward, refuse_taken
+from .step.ahead import Ahead
 from .step.checkpoint import describe_state, refuse_other_state
 from .step.decision import completed
 from .step.fused import honours_found_inf
-from .step.joined import join_results, result_of_scaling
+from .step.joined import join_results
 from .step.parameters import Parameters, empty_like_units
 from .step.part_steps import PartSteps
 from .step.parts import Part, looks_at_each_tensor, only_order, parts_of, refuse_twice
-from .step.recall import memory_for_others, origins, saved_memory, sound_tensor
+from .step.recall import memory_for_others, saved_memory
 from .step.refusals import refuse_model, refuse_policy, refuse_what_is_no_optimizer
 from .step.skip import may_skip, skip_on_device
 from .tally import COUNTERS, Tally
 from .tensors.gradients import Gradients
-from .tensors.known_norms import KnownNorms
 from .tensors.memory import alike, map_arrays
 from .tensors.met import Met
 
@@ -149,9 +146,6 @@ class InBackward:
         self._last: ClipResult | None = None
         self._is_copy = False
         self._tally = Tally(max_skips, "backwards")
-        self._memory: Memory = None
-        self._factors: Tensor | None = None
-        self._limit: Tensor | None = None
         self._done: dict[int, ClipResult] = {}
         self._met = Met()
         self.handles: list[PartSteps] = []
@@ -166,11 +160,12 @@ class InBackward:
         layers = plan(self.policy, names)
         exact = looks_at_each_tensor(layers)
         order = 2.0 if exact else only_order(layers, self.policy)
-        self._names, self._plan, self._exact, self._order = names, layers, exact, order
+        self._names, self._plan, self._exact = names, layers, exact
         self._parameters = Parameters(flat)
         if exact:  # What does not fit a shape is refused here: a backward steps one by one.
             init(layers, self._parameters.shapes())
-        self._sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
+        sizes = torch.tensor([float(p.numel()) for _, p in flat], dtype=torch.float64)
+        self._ahead = Ahead(() if exact else layers, names, sizes, order, self._asked)
         self._parts = parts_of(named, layers if exact else ())
 
     def __repr__(self) -> str:
@@ -194,6 +189,7 @@ class InBackward:
             "_model": None,
             "_last": None,
             "_is_copy": self._is_copy or bool(self.handles),
+            "_ahead": replace(self._ahead),
             "_done": {},
             "_met": Met(),
             "_parts": [replace(part, undo=ExitStack()) for part in self._parts],
@@ -252,10 +248,10 @@ class InBackward:
         """Return all that is remembered between two backwards, as plain tensors and primitives."""
         self._finish()
         arrays = {
-            "memory": self._memory,
+            "memory": self._ahead.memory,
             "parts": [part.memory for part in self._parts],
-            "factors": self._factors,
-            "limit": self._limit,
+            "factors": self._ahead.factors,
+            "limit": self._ahead.limit,
         }
         return {
             **describe_state(self.policy, self.names),
@@ -275,7 +271,8 @@ class InBackward:
         """
         keys = ("memory", "parts", "factors", "limit")
         refuse_other_state(state, self.policy, self.names, (*COUNTERS, *keys))
-        memory = saved_memory(state["memory"], () if self.exact else self._plan, self._parameters)
+        memory, factors, limit = state["memory"], state["factors"], state["limit"]
+        ahead = self._ahead.saved(memory, factors, limit, self._parameters)
         parts = state["parts"]
         if not isinstance(parts, list) or len(parts) != len(self._parts):
             remedy = f"give a list of {len(self._parts)}, as it was saved"
@@ -284,9 +281,8 @@ class InBackward:
             saved_memory(saved, part.plan, self._parameters_of(part), f"parts[{i}]")
             for i, (part, saved) in enumerate(zip(self._parts, parts, strict=True))
         ]
-        factors, limit = self._saved_factors(state["factors"], state["limit"])
         self._tally.load_state_dict(state)
-        self._memory, self._factors, self._limit = memory, factors, limit
+        self._ahead = ahead
         for part, saved in zip(self._parts, found, strict=True):
             part.memory = saved
         self._done.clear()
@@ -295,24 +291,6 @@ class InBackward:
     def _parameters_of(self, part: Part) -> Parameters:
         names = [self.names[member] for member in part.members]
         return Parameters(list(zip(names, part.params, strict=True)))
-
-    def _saved_factors(
-        self, factors: object, limit: object
-    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return copies of the saved factors and of their limit; refuse what they never are."""
-        if factors is None and limit is None:
-            return None, None
-        one = torch.zeros((), dtype=torch.float64)
-        found = sound_tensor("factors", factors, one.expand(len(self.names)))
-        bound = sound_tensor("limit", limit, one)
-        unsound = found < 0
-        if self.nonfinite != "propagate":
-            unsound |= ~torch.isfinite(found)
-        if bool(unsound.any()):
-            raise PolicyError.of("factors", found, "a factor is a finite number >= 0")
-        if bool(bound < 0):
-            raise PolicyError.of("limit", bound, "a limit is never negative")
-        return found, bound
 
     def _steps_of(self, index: int, optimizer: torch.optim.Optimizer) -> PartSteps:
         """Return what clips in the steps of one optimizer."""
@@ -323,6 +301,11 @@ class InBackward:
                 self._finish()
 
         return PartSteps(optimizer, partial(self._clip, index), over, may_skip=self._may_skip)
+
+    @property
+    def _asked(self) -> NonFinite:
+        """What the engine does with inf and NaN: to raise is done here."""
+        return "propagate" if self.nonfinite == "propagate" else "skip"
 
     @property
     def _may_skip(self) -> bool:
@@ -343,7 +326,11 @@ class InBackward:
         self._met.meet(tensors, names)
         grads = Gradients(tensors, names, part.params, there)
         with np.errstate(all="ignore"):
-            result = self._alone(part, grads) if self.exact else self._ahead(part, grads)
+            if self.exact:
+                result = self._alone(part, grads)
+            else:
+                norms = [done.total_norm for done in self._done.values()]
+                result = self._ahead.scale(grads, part.members, norms, self._tally.steps)
         self._done[index] = result
         if self.nonfinite == "raise" and bool(result.skipped):
             bad = ", ".join(result.nonfinite) or "an earlier parameter of this backward"
@@ -363,35 +350,27 @@ class InBackward:
         pairs = zip(self._parts, optimizers, strict=True)
         if all(_has(optimizer, part.params) for part, optimizer in pairs):
             return
-        layers, parameters = self._plan, self._parameters
+        ahead, parameters = self._ahead, self._parameters
         parts = [(part.plan, self._parameters_of(part), part.memory) for part in self._parts]
         for part in self._parts:
             part.undo.close()
         self._bind([named_parameters(optimizer, self._model) for optimizer in optimizers])
-        if self._memory is not None:
-            now = self._plan, self._parameters
-            self._memory = memory_for_others(self._memory, (layers, parameters), now)
+        self._ahead.follow(ahead, parameters, self._parameters)
         for part, (before, params, memory) in zip(self._parts, parts, strict=True):
             if memory is not None:
                 now = part.plan, self._parameters_of(part)
                 part.memory = memory_for_others(memory, (before, params), now)
-        if self._factors is not None:
-            old = origins(parameters, self._parameters)
-            factors = torch.ones(len(self._names), dtype=torch.float64, device=self._factors.device)
-            factors[list(old)] = self._factors[list(old.values())]
-            self._factors = factors
 
     def _alone(self, part: Part, grads: Gradients) -> ClipResult:
         """Run a policy that looks at nothing but these gradients."""
         fresh = init(part.plan, grads)
         memory = fresh if part.memory is None else alike(part.memory, fresh)
-        asked = "propagate" if self.nonfinite == "propagate" else "skip"
         grads.work_aside(part.plan)
         memory, factors, result = run(
             part.plan,
             memory,
             grads,
-            nonfinite=asked,
+            nonfinite=self._asked,
             step=self._tally.steps,
             weights=grads.weights,
         )
@@ -400,43 +379,12 @@ class InBackward:
         part.memory = memory
         return completed(result, grads)
 
-    def _ahead(self, part: Part, grads: Gradients) -> ClipResult:
-        """Scale before all gradients are known: by the last factors, and within the limit."""
-        order = self._order
-        norms = torch.as_tensor(grads.norms(range(len(part.members)), order))
-        if self._factors is None or self._limit is None:
-            self._factors, self._limit = self._first_factors(norms.device)
-        own = combine(norms, order, torch_xp)
-        totals = [seen.total_norm.to(own.device) for seen in self._done.values()]
-        so_far = combine(torch.stack([own, *totals]), order, torch_xp)
-        limit = self._limit.to(own.device)
-        over = so_far > limit  # Not if there is no one limit, which is NaN then.
-        cap = torch.where(over, limit / torch.where(over, so_far, 1.0), 1.0)
-        factors = self._factors[list(part.members)].to(own.device).minimum(cap)
-        skipped = ~torch.isfinite(so_far) & (self.nonfinite != "propagate")
-        factors = torch.where(skipped, 1.0, factors)
-        grads.scale(factors.numpy() if grads.host else factors)
-        return result_of_scaling(norms, factors, order, skipped, grads)
-
-    def _first_factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ask the policy for its limit while no gradient is known."""
-        nothing = torch.zeros(len(self.names), dtype=torch.float64, device=device)
-        known = KnownNorms(nothing, self._order, self.names, self._sizes, [False] * len(nothing))
-        _, _, result = run(
-            self._plan,
-            init(self._plan, known),
-            known,
-            nonfinite="propagate",
-            step=self._tally.steps,
-        )
-        return torch.ones_like(nothing), result.limit
-
     def _finish(self) -> None:
         """Say what this backward did, and find the factors of the next one."""
         if not self._done:
             return
         results = list(self._done.values())
-        self._last = join_results(results, self._order, self._limit)
+        self._last = join_results(results, self._ahead.order, self._ahead.limit)
         if not self.exact:
             self._look_back(results[0].total_norm.device)
         self._done.clear()
@@ -445,21 +393,14 @@ class InBackward:
         self._tally.refuse_too_many(self._last, "the weights of the steps left out are untouched")
 
     def _look_back(self, device: torch.device) -> None:
-        """Run the policy on the norms of this backward, which are all known now."""
+        """Find the factors of the next backward from the norms of this one."""
         norms = torch.zeros(len(self.names), dtype=torch.float64, device=device)
         present = [False] * len(self.names)
         for index, result in self._done.items():
             for place, member in enumerate(self._parts[index].members):
                 norms[member] = result.norms[place]
                 present[member] = True
-        known = KnownNorms(norms, self._order, self.names, self._sizes.to(device), present)
-        fresh = init(self._plan, known)
-        memory = fresh if self._memory is None else alike(self._memory, fresh)
-        asked = "propagate" if self.nonfinite == "propagate" else "skip"
-        self._memory, factors, result = run(
-            self._plan, memory, known, nonfinite=asked, step=self._tally.steps
-        )
-        self._factors, self._limit = factors.expand(len(self.names)), result.limit
+        self._ahead.look_back(norms, present, self._tally.steps)
 
 
 def _has(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> bool:
