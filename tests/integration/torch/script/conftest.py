@@ -1,15 +1,23 @@
-"""A warm Python that runs `gradclip run`, and the folder of the script that it runs."""
+"""A warm Python that runs `gradclip run`, a session in this process, and the folder of a script."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gradclip import parse, read_run
+from gradclip.record import RecordWriter
+from gradclip.torch.script.patches import watch
+from gradclip.torch.script.session import Session
+
 from .interpreter import Interpreter
+from .sessions import Watched
 
 
 @pytest.fixture(scope="module")
@@ -39,5 +47,27 @@ def gradclip_run(
 
     def run(*args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return interpreter.run(["run", "--record", "run.jsonl", *args], tmp_path, stdin)
+
+    return run
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    """Train under a session; return the session and its record."""
+
+    def run(
+        train: Callable[[], object], policy: str | None = None, every: int = 50, **options: Any
+    ) -> Any:
+        gc.collect()  # A session looks at every optimizer there is: not at those of other tests.
+        path = tmp_path / "run.jsonl"
+        plan = None if policy is None else parse(policy)
+        writer = RecordWriter(path, policy=policy, every=every)
+        session = Session(plan, writer=writer, **options)
+        try:
+            with watch(session):
+                train()
+        finally:
+            session.close("ok")
+        return session, read_run(path)
 
     return run
