@@ -129,8 +129,8 @@ def _check_modules(fresh: Environment, extras: set[str]) -> None:
     for module, needs in MODULES.items():
         ran = fresh.run(fresh.python, "-c", f"import {module}")
         backend = needs != ("keras",) or extras & {"torch", "jax", "tensorflow"}
-        # This module imports without transformers, and its callback says what is missing.
-        enough = {"torch"} if needs == ("transformers",) else set(needs)
+        # These import with torch alone, and their callbacks say what is missing.
+        enough = {"torch"} if needs in (("lightning",), ("transformers",)) else set(needs)
         if extras >= enough and backend:
             assert ran.returncode == 0, (module, ran.stderr)
         else:
