@@ -29,7 +29,7 @@ test: $(VENV)/.test $(VENV)/.timm  ## set up, then run all tests that take secon
 test-slow: $(VENV)/.test $(VENV)/.timm  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not installs"
 
-test-faults: $(VENV)/.test $(VENV)/.parquet  ## mutated files by ten thousands, faults of disks and processes, in minutes
+test-faults: $(VENV)/.test  ## mutated files by ten thousands, faults of disks and processes, in minutes
 	$(BIN)/python -m pytest -q -n auto -m faults
 
 test-gpu: $(VENV)/.test  ## what must hold on a card; without one CPU tensors take its path, and the rest skips
@@ -147,7 +147,7 @@ dist: build/release/.done  ## the source distribution and this machine's wheel, 
 	$(RELEASE)/python -m release.symbols dist/*.whl
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .hypothesis .coverage*
 
 # A rival, without what it depends on: its one function that is compared needs only torch.
 $(VENV)/.timm: constraints.txt
