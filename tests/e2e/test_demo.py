@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,19 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
 from gradclip import read_run
+from gradclip.cli import app
+
+
+def run_demo(folder: Path, *args: str) -> Result:
+    """Run the command in this process; each of its two trainings is a process all the same."""
+    with contextlib.chdir(folder):
+        ran = CliRunner().invoke(app, ["demo", *args], env={"COLUMNS": "100"})
+    assert ran.exit_code == 0, ran.output
+    return ran
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a short demo."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "gradclip", "demo", "--steps", "30", "--out", "out"]
-    ran = subprocess.run(
-        command, cwd=folder, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    ran = run_demo(folder, "--steps", "30", "--out", "out")
     assert ran.stderr == ""
     return folder / "out", ran.stdout
 
@@ -96,8 +103,7 @@ def test_the_next_commands_of_the_readme_work_as_printed(
 
 
 def test_its_json_is_what_the_records_say(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gradclip", "demo", "--steps", "8", "--out", "out", "--json"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    ran = run_demo(tmp_path, "--steps", "8", "--out", "out", "--json")
     assert ran.stdout.count("\n") == 1
     told = json.loads(ran.stdout, parse_constant=pytest.fail)
     assert (told["clip"], told["report"]) == ("norm:0.25", str(Path("out") / "report.html"))
@@ -109,3 +115,17 @@ def test_its_json_is_what_the_records_say(tmp_path: Path) -> None:
         assert row["final_loss"] == np.median(run.column("loss"))  # Of ten losses at least.
         assert row["validation_loss"] > 1.0
     assert (tmp_path / told["report"]).is_file()
+
+
+@pytest.mark.parametrize("script", ["print('no loss')", "raise ValueError('no data')"])
+def test_a_training_that_fails_is_told_in_one_line(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "char_lm.py").write_text(script)
+    monkeypatch.setattr("gradclip.cli.demo._script", lambda: tmp_path / "char_lm.py")
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(app, ["demo", "--steps", "1"])
+    said = "code 1: .*ValueError: no data" if "raise" in script else "code 3: no loss"
+    assert ran.exit_code == 2
+    assert re.match(rf"gradclip: the script ended with {said}", ran.stderr)
+    assert ran.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from gradclip import read_run
+from gradclip.cli import app, progress
 from gradclip.tune.trial import Scale
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-Ran = subprocess.CompletedProcess[str]
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 TRAIN = """
     import os, sys, time, torch
@@ -64,11 +66,12 @@ def quiet(stderr: str) -> str:
     return "".join(line for line in stderr.splitlines(True) if not line.startswith("tune: "))
 
 
-def tune(cwd: Path, *args: object) -> Ran:
-    command = [sys.executable, "-m", "gradclip", "tune", *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+def tune(cwd: Path, *args: object) -> Result:
+    """Run the command in this process; each trial is a process all the same."""
+    with contextlib.chdir(cwd):
+        ran = CliRunner().invoke(app, ["tune", *map(str, args)], env=SETTINGS)
+    assert ran.exception is None or isinstance(ran.exception, SystemExit)
+    return ran
 
 
 def test_a_tuning_from_the_first_run_to_the_line_to_paste(
@@ -77,7 +80,7 @@ def test_a_tuning_from_the_first_run_to_the_line_to_paste(
     write(TRAIN)
     args = [*TWICE, "--thresholds", "0.5", "--policy", "zclip", "--jobs", 2, "--json", "train.py"]
     ran = tune(tmp_path, *args, "--lr", "0.05")
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert quiet(ran.stderr) == ""
     told = json.loads(ran.stdout)
     assert ran.stdout.count("\n") == 1
@@ -121,7 +124,7 @@ def test_thresholds_come_from_the_unclipped_run_and_the_table_shows_them(
 ) -> None:
     write(TRAIN)
     ran = tune(tmp_path, *FAST, "train.py")
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     assert "no clipping" in ran.stdout
     assert ran.stdout.count("\n  norm:") >= 3
     assert "highest stable" in ran.stdout
@@ -136,13 +139,13 @@ def test_the_flag_of_the_script_is_multiplied_instead(
     write(TRAIN)
     args = [*TWICE[:-1], "2", "--thresholds", "1", "--lr-flag", "--lr", "--json"]
     ran = tune(tmp_path, *args, "train.py", "--lr", "0.1")
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     (path,) = (tmp_path / "out/trials").glob("none_lr2_*.jsonl")
     run = read_run(path)
     assert run.column("lr")[0] == pytest.approx(0.2)
     assert run.header.command[-2:] == ("--lr", "0.2")
     refused = tune(tmp_path, *args, "train.py")
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "--lr-flag --lr is not usable" in refused.stderr
 
 
@@ -151,7 +154,9 @@ def test_a_killed_tuning_goes_on_where_it_was(write: Callable[[str], Path], tmp_
     args = [*TWICE, "--thresholds", "1", "--json", "train.py"]
     command = [sys.executable, "-m", "gradclip", "tune", *args]
     state = tmp_path / "out" / "tune.json"
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as one:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | SETTINGS, stdout=subprocess.DEVNULL
+    ) as one:
         try:
             until(lambda: state.exists() and len(json.loads(state.read_text())["trials"]) == 2)
             until(lambda: (tmp_path / "started").read_text() == "xxx")
@@ -159,7 +164,7 @@ def test_a_killed_tuning_goes_on_where_it_was(write: Callable[[str], Path], tmp_
             one.kill()
     assert one.returncode == -signal.SIGKILL
     ran = tune(tmp_path, *args)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     # Two were done, the third was cut off and is done again, the fourth is new.
     assert (tmp_path / "started").read_text() == "x" * 5
     assert len(json.loads(ran.stdout)["trials"]) == 4
@@ -181,7 +186,7 @@ def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
     write(TRAIN.replace("optimizer.step()", "optimizer.step(); time.sleep(1)"))
     command = [sys.executable, "-m", "gradclip", "tune", *FAST, "train.py"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=os.environ | SETTINGS, stderr=subprocess.PIPE, text=True
     ) as one:
         try:
             until(lambda: (tmp_path / "started").exists())
@@ -194,12 +199,13 @@ def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(
 
 
 def test_a_budget_shortens_the_runs_and_a_pipe_sees_the_progress(
-    write: Callable[[str], Path], tmp_path: Path
+    write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(TRAIN.replace("optimizer.step()", "optimizer.step(); time.sleep(0.1)"))
+    write(TRAIN)
+    monkeypatch.setattr(progress, "EVERY", 0.2)
     args = ["--budget", "200steps", "--policy", "norm:1", "--out", "out", "--json", "train.py"]
     ran = tune(tmp_path, *args)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert sum(trial["steps"] for trial in told["trials"]) <= 200
     assert told["left_out"].startswith("For the budget the longest runs have ")
@@ -239,7 +245,7 @@ def test_a_script_that_cannot_be_tuned(
     text, code, said = FAULTS[fault]
     write(text)
     ran = tune(tmp_path, *FAST, "train.py")
-    assert (ran.returncode, ran.stdout) == (code, "")
+    assert (ran.exit_code, ran.stdout) == (code, "")
     err = quiet(ran.stderr)
     assert said in err
     assert err.startswith("gradclip: ")
@@ -251,7 +257,7 @@ def test_a_script_that_catches_every_stop_is_stopped(
 ) -> None:
     write(TRAIN.replace("except Exception", "except BaseException"))
     ran = tune(tmp_path, *FAST, "--thresholds", "1", "--json", "train.py")
-    assert ran.returncode == 0, ran.stderr
+    assert ran.exit_code == 0, ran.stderr
     logs = [log.read_text() for log in (tmp_path / "out/trials").glob("*.log")]
     assert set(logs) == {"caught\n" * 3}
     assert {t["outcome"]["status"] for t in json.loads(ran.stdout)["trials"]} == {"stable"}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import gradclip.numpy
 from gradclip import Advice, advise, parse, read_run
 from gradclip.advisor import Replayed
+from gradclip.advisor.advise import _replacing
 from gradclip.advisor.choose import choose
 from gradclip.advisor.material import MOST_STEPS
 from gradclip.advisor.replay import replay
@@ -338,3 +339,32 @@ def test_the_command_names_the_script_of_the_record(tmp_path: Path) -> None:
     advice = advise(read_run(tmp_path / "run.jsonl"))
     start = ["gradclip", "run", "--clip", advice.recommended]
     assert shlex.split(advice.command) == [*start, *words]
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("10.0", "The script's own limit is 10: leave it as it is."), ("limit", None)],
+)
+def test_a_limit_of_the_script_is_named_if_it_is_a_number(
+    tmp_path: Path, limit: str, said: str | None
+) -> None:
+    with RecordWriter(tmp_path / "run.jsonl") as writer:
+        writer.event("script-clips", f"The script calls clip_grad_norm_(…, {limit}).", step=1)
+        for step, row in enumerate(rows(), 1):
+            writer.step(step=step, **row)
+    advice = advise(read_run(tmp_path / "run.jsonl"))
+    assert [text for text in advice.caveats if "own limit" in text] == ([said] if said else [])
+    assert advice.best == ("norm:10" if said else "none")
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("none", "take that clipping out."),
+        ("norm:0.50", "leave it as it is."),
+        ("norm:2", "replace it by 2, or use --take-over."),
+        ("auto", "take that clipping out, or use --take-over."),
+    ],
+)
+def test_what_becomes_of_the_limit_of_the_script(policy: str, said: str) -> None:
+    assert _replacing(policy, 0.5) == f"The script's own limit is 0.5: {said}"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from gradclip import __version__, kernel
 from gradclip.cli import app
 from gradclip.cli.demo import _script
+from gradclip.cli.doctor import _device
 from gradclip.diagnosis import KINDS
 from gradclip.diagnosis.links import DOCS
 from gradclip.kernel import KernelStatus
@@ -484,6 +485,8 @@ def test_doctor_says_what_does_not_run_and_why(
     monkeypatch.setitem(sys.modules, "bokeh", None)
     (tmp_path / "pandas.py").write_text("import no_such_thing")
     monkeypatch.delitem(sys.modules, "pandas", raising=False)
+    (tmp_path / "matplotlib.py").write_text("raise OSError('no such library')")
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     code, out, _ = invoke("doctor")
     words = " ".join(out.split())
@@ -491,6 +494,7 @@ def test_doctor_says_what_does_not_run_and_why(
     assert "C kernel NO: there was no C compiler. Until then NumPy and torch" in words
     assert "bokeh NO, for report, demo: pip install 'gradclip[report]'" in words
     assert "pandas NO: installed but broken: No module named 'no_such_thing'" in words
+    assert "matplotlib NO: installed but broken: OSError: no such library" in words
 
 
 def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +504,35 @@ def test_doctor_says_that_nothing_folds(invoke, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("gradclip.torch.step.fused.seen_on", lambda _: [])
     _, out, _ = invoke("doctor")
     assert "fold NO: no fused optimizer takes the clip factor" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("cards", "apple", "said"),
+    [(["H200", "H200"], False, ", H200, H200"), ([], True, ", Apple GPU"), ([], False, ", no acc")],
+)
+def test_doctor_names_the_devices(cards: list[str], apple: bool, said: str) -> None:
+    """No machine of ours has all of them, so a stand-in answers in place of torch."""
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(
+            is_available=lambda: bool(cards),
+            device_count=lambda: len(cards),
+            get_device_name=lambda i: cards[i],
+        ),
+        backends=SimpleNamespace(mps=SimpleNamespace(is_available=lambda: apple)),
+        get_num_threads=lambda: 4,
+    )
+    assert _device(torch).startswith(said)  # type: ignore[arg-type]
+
+
+def test_export_says_that_letters_are_missing(invoke, tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "\N{RUNIC LETTER FEHU FEOH FE F}.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    with RecordWriter(tmp_path / "ok.jsonl") as record:
+        record.step(step=1, norm=1.0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    code, out, err = invoke("export", *names, "--panel", "norm", "-o", "f.png", "--dpi", "50")
+    assert (code, out) == (0, "f.png\n")
+    assert re.fullmatch(r"gradclip: warning: .* letters that the figure's font lacks.*\n", err)
 
 
 def test_report_prints_the_page(invoke, tmp_path: Path) -> None:

@@ -59,3 +59,13 @@ def test_a_missing_column_is_one_line(log: Path) -> None:
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "there are 'train_loss', 'grad_norm', 'lr-AdamW'" in err
     assert not Path("a.jsonl").exists()
+
+
+def test_a_step_that_comes_twice_is_noted(log: Path) -> None:
+    with log.open("a") as file:
+        file.write("80,1.0,9.0,0.1\n")
+    code, out, _ = invoke("import", log, "-o", "a.jsonl", "--loss", "none", "--lr", "none")
+    assert code == 0
+    note = "1 value of 'grad_norm' replaced by a later one of the same step"
+    assert out.splitlines()[1:] == [f"note: {note}"]
+    assert read_run("a.jsonl").column("norm")[-1] == 9.0

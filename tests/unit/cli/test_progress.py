@@ -1,8 +1,12 @@
-"""The lines that tell of a tuning in a pipe."""
+"""The lines that tell of a tuning in a pipe, and the bar in a terminal."""
 
 from __future__ import annotations
 
-from gradclip.cli.progress import Count
+import re
+
+import pytest
+
+from gradclip.cli.progress import Count, show_progress
 from gradclip.tune import Outcome, Trial
 
 DONE = Outcome("stable", 1.0, 3.0, 100, 0.1, 0.5)
@@ -31,3 +35,19 @@ def test_a_name_that_would_control_the_terminal_is_escaped() -> None:
     count = Count()
     count(Trial("norm:1\x1b[2J", 1.0, 20), None, 20)
     assert "\x1b" not in count.line
+
+
+def test_a_terminal_has_one_bar_over_all_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    with show_progress() as progress:
+        progress(Trial("norm:1", 0.5, 100), None, 300)
+        progress(Trial("norm:1", 0.5, 100), DONE, 300)
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = re.sub(r"\x1b\[[\d;?]*\w", "", err).splitlines()[-1]
+    assert last.startswith("norm:1, learning rate ×0.5, 100 steps")
+    assert "100/300 steps" in last

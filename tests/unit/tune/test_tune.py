@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,42 @@ def test_a_damaged_state_is_told(tmp_path: Path, text: str) -> None:
     with pytest.raises(GradclipError, match=r"cannot continue from .*--fresh"):
         State(tmp_path / "tune.json", {})
     assert (tmp_path / "tune.json").read_text() == text
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "trials": ({}, "trials is {}, and must be "),
+    "setting": ([], "setting is [], and must be "),
+    "trials.0": (7, "a trial is 7, and must be "),
+    "trials.0.factor": (0, "factor is 0, and must be "),
+    "trials.0.policy": ("nrm:1", "did you mean 'norm'"),
+    "trials.0.outcome": (None, "outcome is None, and must be "),
+    "trials.0.outcome.status": ("fine", "status is 'fine', and must be "),
+    "trials.0.outcome.loss": ("-inf", "loss is '-inf', and must be "),
+    "trials.0.outcome.clip_rate": (1.5, "clip_rate is 1.5, and must be "),
+    "trials.0.outcome.seconds": (-1, "seconds is -1, and must be "),
+}
+
+
+@pytest.mark.parametrize("place", WRONG)
+def test_a_wrong_value_of_a_state_is_named(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "tune.json"
+    State(path, {"steps": 1}).add(Trial("none", 1.0, 20), outcome(1.0))
+    data = json.loads(path.read_text())
+    *parents, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    held = data
+    for key in parents:
+        held = held[key]
+    held[last], said = WRONG[place]
+    path.write_text(json.dumps(data))
+    with pytest.raises(GradclipError, match=rf"cannot continue from .*{re.escape(said)}.*--fresh"):
+        State(path, {"steps": 1})
+
+
+def test_what_a_killed_tuning_left_is_removed_and_a_place_that_cannot_be_is_told(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tune.partial-7").write_text("{")
+    State(tmp_path / "tune.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["tune.json"]
+    with pytest.raises(GradclipError, match=r"cannot be written \(File exists\): give an --out"):
+        State(tmp_path / "tune.json" / "tune.json", {})
