@@ -15,6 +15,7 @@ FILES: dict[str, dict[str, object]] = {
     "a.3.jsonl": {"run": "y", "part": 2},  # Its first part is gone.
     "a.4.jsonl": {"run": "x", "part": 3},
     "a.5.jsonl": {},
+    "a.6.jsonl": {"run": "x"},  # A copy.
     "a.10.jsonl": {"run": "x", "part": 4},
     "b.jsonl": {"run": "x", "part": 2},
 }
@@ -36,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
         ("a.3.jsonl", "a.3.jsonl", []),
         ("a.4.jsonl", "a.jsonl", ["a.10.jsonl"]),
         ("a.5.jsonl", "a.5.jsonl", []),
+        ("a.6.jsonl", "a.6.jsonl", ["a.10.jsonl"]),
         ("a.10.jsonl", "a.jsonl", []),
         ("b.jsonl", "b.jsonl", []),
         ("absent.jsonl", "absent.jsonl", []),
