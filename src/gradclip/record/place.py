@@ -131,7 +131,7 @@ def lock(descriptor: int) -> bool:
     """Lock an open file for this writer; return False if another writer has locked the file."""
     try:
         import fcntl
-    except ImportError:  # Windows has no such lock; the names of the parts still differ.
+    except ImportError:  # pragma: no cover - Windows has no such lock; the parts' names differ.
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
