@@ -117,15 +117,14 @@ def test_its_json_is_what_the_records_say(tmp_path: Path) -> None:
     assert (tmp_path / told["report"]).is_file()
 
 
-@pytest.mark.parametrize("script", ["print('no loss')", "raise ValueError('no data')"])
 def test_a_training_that_fails_is_told_in_one_line(
-    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "char_lm.py").write_text(script)
-    monkeypatch.setattr("gradclip.cli.demo._script", lambda: tmp_path / "char_lm.py")
+    (tmp_path / "char_lm.py").write_text("raise ValueError('no data')")
+    demo = sys.modules["gradclip.cli.demo"]
+    monkeypatch.setattr(demo, "_script", lambda: tmp_path / "char_lm.py")
     monkeypatch.chdir(tmp_path)
     ran = CliRunner().invoke(app, ["demo", "--steps", "1"])
-    said = "code 1: .*ValueError: no data" if "raise" in script else "code 3: no loss"
     assert ran.exit_code == 2
-    assert re.match(rf"gradclip: the script ended with {said}", ran.stderr)
+    assert re.match("gradclip: the script ended with code 1: .*ValueError: no data", ran.stderr)
     assert ran.stderr.count("\n") == 1
