@@ -78,6 +78,7 @@ RULES = [
     WindowZScore(1.0, 4, 3),
     MovingAverage(1.5, 0.9, warmup=2, current=True, clipped=False),
     MovingAverage(1.5, 0.0),
+    MovingAverage(1.5, 0.8),
     MeanStd(1.0, 2),
     MeanStd(1.0, 2, clipped=False),
     ZScore(1.0, 0.9, 2, 0.0),

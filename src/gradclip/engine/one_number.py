@@ -34,6 +34,11 @@ def _maximum(a: Scalar, b: Scalar) -> Scalar:
     return a if a >= b or a != a else b
 
 
+def _pow(base: Scalar, power: Scalar | float) -> Scalar:
+    # With one number as the exponent NumPy takes shortcuts, which round otherwise.
+    return np.power((base,), (power,))[0]
+
+
 NUMBER: Namespace = SimpleNamespace(
     inf=math.inf,
     nan=math.nan,
@@ -52,7 +57,7 @@ NUMBER: Namespace = SimpleNamespace(
     sqrt=np.sqrt,
     exp=np.exp,
     log=np.log,
-    pow=np.power,
+    pow=_pow,
     tanh=np.tanh,
 )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import gradclip.numpy
 from gradclip import Policy, PolicyError
+from gradclip.engine.one_number import NUMBER
 from gradclip.method.measure import Measure
 from gradclip.parts import Limits, MovingAverage, Normalise, Rescale, Smooth
 from gradclip.torch import Clipper
@@ -108,3 +109,36 @@ def test_another_shape_than_before_is_refused() -> None:
 def test_a_norm_beyond_float64_is_inf_and_no_crash() -> None:
     _, _, result = gradclip.numpy.clip([np.ones(10)], "norm:1,order=0.001")
     assert result.total_norm == np.inf
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 5e-324, -1e300, 710.0, -746.0, np.inf, -np.inf, np.nan]
+
+
+@pytest.mark.parametrize("name", ["abs", "sqrt", "exp", "log", "tanh", "isfinite"])
+def test_a_function_of_a_number_rounds_as_that_of_an_array(name: str) -> None:
+    """Else the rules of one norm would give other bits than the same rules over tensors."""
+    numbers = np.concatenate([SPECIAL, np.random.default_rng(0).normal(0, 20, 2000)])
+    with np.errstate(all="ignore"):
+        found = [getattr(NUMBER, name)(one) for one in numbers]
+        expected = [getattr(np, name)(np.asarray([one]))[0] for one in numbers]
+    assert {type(one) for one in found} == {type(expected[0])}
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["minimum", "maximum", "pow"])
+def test_a_function_of_two_numbers_rounds_as_that_of_arrays(name: str) -> None:
+    numbers = np.concatenate([SPECIAL, np.random.default_rng(0).lognormal(0, 3, 40)])
+    pairs = [(a, b) for a in numbers for b in numbers]
+    with np.errstate(all="ignore"):
+        found = [getattr(NUMBER, name)(a, b) for a, b in pairs]
+        expected = [getattr(np, name)(np.asarray([a]), np.asarray([b]))[0] for a, b in pairs]
+    assert {type(one) for one in found} == {np.float64}
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_number_where_a_flag_says_so_is_that_of_an_array() -> None:
+    for flag in (np.bool_(True), np.bool_(False)):
+        for yes, no in ((np.float64(2), 3.0), (2.0, np.float64(3)), (2.0, 3.0)):
+            found = NUMBER.where(flag, yes, no)
+            assert type(found) is np.float64
+            assert found == np.where(flag, yes, no)
