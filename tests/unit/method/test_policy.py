@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import pickle
+import pkgutil
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, is_dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gradclip
+import gradclip.engine
+import gradclip.method
 import gradclip.parts
 from gradclip import (
     Chain,
@@ -58,6 +63,19 @@ def test_equality_is_what_it_does_not_how_it_was_written() -> None:
 def test_a_policy_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         by_norm(1.0).measure = Measure()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("package", [gradclip.method, gradclip.engine])
+def test_all_that_a_step_hands_on_is_frozen(package: ModuleType) -> None:
+    """A step replaces data and changes none; only the pass itself notes what it did so far."""
+    walk = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    names = [found.name for found in walk]
+    made = [vars(importlib.import_module(name)) for name in names]
+    classes = {c for module in made for c in module.values() if isinstance(c, type)}
+    data: list[Any] = [c for c in classes if is_dataclass(c) and c.__module__ in names]
+    assert data
+    thawed = {c.__name__ for c in data if not c.__dataclass_params__.frozen}
+    assert thawed <= {"Pass"}
 
 
 def test_chains_are_flat_and_in_order() -> None:
