@@ -2,18 +2,20 @@
 
 `python -m release.mutants [COUNT]` changes one operator, number or condition of a copy of
 src/gradclip/method and src/gradclip/engine, runs their tests against the copy, and goes on with the
-next change. A break that no test notices survives; its line is printed. The choice is random with
-a fixed seed, so that a run can be repeated, and a longer run begins with the same breaks.
+next change. A break that no test notices survives; its line is printed. The breaks of all files
+come in the order of a checksum of their text. So a run can be repeated, a longer run begins with
+the same breaks, and a change of one line moves no break of another.
 """
 
 from __future__ import annotations
 
 import ast
-import random
+import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ STAGES = (
         "tests/reference",
         "tests/unit/test_numpy_per_sample.py",
         "tests/unit/test_numpy_per_sample_parts.py",
+        # The pages name the default of each argument of each method.
+        "tests/unit/test_docs.py::test_the_catalogue_in_the_docs_is_the_catalogue",
     ),
     ("tests/parity/test_references.py",),
     ("tests/unit/engine", "tests/contract", "tests/property"),
@@ -36,13 +40,18 @@ STAGES = (
 SECONDS = 900
 """A break that makes the tests run longer than that counts as noticed."""
 
-# An editable install finds the package by a hook of the import, before any path.
+# An editable install finds the package by a hook of the import, before any path. Hypothesis need
+# not look for the smallest example that fails.
 RUN = """
 import sys
+import hypothesis
 sys.meta_path[:] = [one for one in sys.meta_path if "Redirecting" not in type(one).__name__]
 sys.path.insert(0, sys.argv[1])
 import gradclip, pytest
 assert gradclip.__file__.startswith(sys.argv[1]), gradclip.__file__
+phases = hypothesis.Phase.explicit, hypothesis.Phase.generate
+hypothesis.settings.register_profile("mutants", phases=phases, derandomize=True)
+hypothesis.settings.load_profile("mutants")
 sys.exit(pytest.main(sys.argv[2:]))
 """
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -55,11 +64,19 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One break: the file, the number of the node in it, and what it says there."""
+    """One break.
+
+    Attributes:
+        path: the file, under src/gradclip.
+        node: the number of the node in it.
+        line: the number of the line.
+        text: the line as it is without the break, and the node.
+    """
 
     path: Path
     node: int
     line: int
+    text: str
 
     def source(self) -> str:
         """Return the text of the broken file."""
@@ -71,13 +88,28 @@ class Mutant:
 
 def find(path: Path) -> Iterator[Mutant]:
     """Yield all breaks of a file; texts, annotations and what only raises an error stay."""
-    tree = ast.parse((ROOT / "src" / "gradclip" / path).read_text())
+    source = (ROOT / "src" / "gradclip" / path).read_text()
+    tree, lines = ast.parse(source), source.splitlines()
     left_out = {
         id(inner) for node in ast.walk(tree) if _is_left_out(node) for inner in ast.walk(node)
     }
     for number, node in enumerate(ast.walk(tree)):
         if id(node) not in left_out and _can_break(node):
-            yield Mutant(path, number, getattr(node, "lineno", 0))
+            line: int = getattr(node, "lineno", 0)
+            text = f"{lines[line - 1].strip()!r} ({ast.unparse(node)})"
+            yield Mutant(path, number, line, text)
+
+
+def in_order(mutants: Iterable[Mutant]) -> list[Mutant]:
+    """Return the breaks in an order that looks random and depends on nothing but their texts."""
+    met: Counter[str] = Counter()
+
+    def place(mutant: Mutant) -> str:
+        text = f"{mutant.path}: {mutant.text}"
+        met[text] += 1
+        return hashlib.sha256(f"{text} {met[text]}".encode()).hexdigest()
+
+    return sorted(mutants, key=place)
 
 
 def _is_left_out(node: ast.AST) -> bool:
@@ -133,6 +165,7 @@ def is_noticed(mutant: Mutant | None) -> bool:
 def _fails(tests: tuple[str, ...]) -> bool:
     """Return whether a test fails against the copy, or takes too long."""
     command = [sys.executable, "-c", RUN, str(COPY), "-x", "-q", "-p", "no:cacheprovider",
+               "-W", "ignore::pytest.PytestAssertRewriteWarning",  # Hypothesis is imported already.
                "-m", "not slow and not faults", *tests]  # fmt: skip
     try:
         ran = subprocess.run(
@@ -148,27 +181,19 @@ def main(count: int) -> int:
     """Try a number of breaks, print those that no test notices, and the share of the others."""
     folder = ROOT / "src" / "gradclip"
     paths = [path for part in PARTS for path in sorted((folder / part).rglob("*.py"))]
-    all_mutants = [mutant for path in paths for mutant in find(path.relative_to(folder))]
+    all_mutants = in_order(mutant for path in paths for mutant in find(path.relative_to(folder)))
     print(f"{len(all_mutants)} breaks in {len(paths)} files; {count} are tried", flush=True)
     if is_noticed(None):
         print("the tests fail without a break: repair that first", file=sys.stderr)
         return 2
     noticed = 0
-    random.Random(0).shuffle(all_mutants)
     for tried, mutant in enumerate(all_mutants[:count], start=1):
         if is_noticed(mutant):
             noticed += 1
         else:
-            print(f"survives: src/gradclip/{mutant.path}:{mutant.line} {_text(mutant)}", flush=True)
+            print(f"survives: src/gradclip/{mutant.path}:{mutant.line} {mutant.text}", flush=True)
         print(f"{noticed} of {tried} noticed", flush=True)
     return 0
-
-
-def _text(mutant: Mutant) -> str:
-    """Return the line of a break, as it is without the break, and the kind of the node."""
-    text = (ROOT / "src" / "gradclip" / mutant.path).read_text()
-    node = list(ast.walk(ast.parse(text)))[mutant.node]
-    return f"{text.splitlines()[mutant.line - 1].strip()!r} ({ast.unparse(node)})"
 
 
 if __name__ == "__main__":
