@@ -145,7 +145,7 @@ class Normalise:
         factors = limits.high * one / xp.where(zero, one, norms + self.eps)
         # A quotient beyond its dtype would make the gradient inf.
         most = xp.finfo(one.dtype).max
-        factors = xp.where((factors > most) & (norms > 0), most * one, factors)
+        factors = xp.where(factors > most, most * one, factors)
         return xp.where(zero, one, factors)
 
 
@@ -181,7 +181,7 @@ class NormaliseLarge:
         share = (self.r * one) / (size + self.r)
         factors = limits.high * one / (size + share)
         most = xp.finfo(one.dtype).max
-        factors = xp.where((factors > most) & (norms > 0), most * one, factors)
+        factors = xp.where(factors > most, most * one, factors)
         return xp.where(zero, one, factors)
 
 

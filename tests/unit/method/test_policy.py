@@ -69,10 +69,10 @@ def test_a_policy_cannot_be_changed() -> None:
 def test_all_that_a_step_hands_on_is_frozen(package: ModuleType) -> None:
     """A step replaces data and changes none; only the pass itself notes what it did so far."""
     walk = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    names = [found.name for found in walk]
-    made = [vars(importlib.import_module(name)) for name in names]
+    made = [vars(importlib.import_module(found.name)) for found in walk]
     classes = {c for module in made for c in module.values() if isinstance(c, type)}
-    data: list[Any] = [c for c in classes if is_dataclass(c) and c.__module__ in names]
+    # A published class names the public module as its own.
+    data: list[Any] = [c for c in classes if is_dataclass(c) and "gradclip" in c.__module__]
     assert data
     thawed = {c.__name__ for c in data if not c.__dataclass_params__.frozen}
     assert thawed <= {"Pass"}
