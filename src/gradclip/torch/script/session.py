@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -26,14 +25,14 @@ from ..clipper import Clipper
 from ..recorder import Recorder
 from ..samples.largest import When
 from ..step.hooks import Args, Kwargs
-from ..step.several import why_alone
 from .find_model import find_model
 from .late import Late
 from .loaders import Loaders
 from .losses import Losses
 from .own_clipping import Clip, OwnClipping
 from .replicas import Replicas
-from .together import all_optimizers, params_of, partners, rules_for
+from .sharing import Sharing
+from .together import all_optimizers, params_of, rules_for
 
 __all__ = ["Session"]
 
@@ -117,8 +116,10 @@ class Session:
         )
         self._ours: weakref.WeakSet[Clipper] = weakref.WeakSet()
         self._by_hand: weakref.WeakSet[Clipper] = weakref.WeakSet()
-        # Optimizers that turned out not to step together with others.
-        self._apart: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._sharing = Sharing(
+            lambda text: self.notice("apart", text, event="norms-apart"),
+            "recorded" if policy is None else "clipped",
+        )
 
     @property
     def here(self) -> bool:
@@ -158,9 +159,16 @@ class Session:
         if script is None and self._is_inside(optimizer):
             return
         own = script or self._clipping_by_hand(optimizer)
-        group = [optimizer] if own is not None else self._group(optimizer, args, kwargs)
-        clipper = self._clip(group) if own is None else own
-        if own is not None:
+        if own is None:
+            group = self._sharing.group(
+                optimizer,
+                self._followed,
+                has_closure=any(map(callable, (*args[1:], *kwargs.values()))),
+                in_backward=self.in_backward,
+            )
+            clipper = self._clip(group)
+        else:
+            group, clipper = [optimizer], own
             self._note_own(optimizer, own)
         follow = not any(ref() is clipper for ref in self._followed.values())
         for each in group:
@@ -290,37 +298,6 @@ class Session:
     def _count(self, what: str) -> int:
         return 0 if self.writer is None else self.writer.counts[what]
 
-    def _group(
-        self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs
-    ) -> list[torch.optim.Optimizer]:
-        """Return the optimizers whose gradients share one norm with those of one that steps."""
-        closure = any(map(callable, (*args[1:], *kwargs.values())))
-        if closure or optimizer in self._apart:
-            return [optimizer]
-        if self.in_backward:
-            every = self._unattached()
-            if len(every) > 1:
-                self._say_apart(every, "they step inside of backward")
-            return [optimizer]
-        group = self._with_partners(optimizer)
-        reason = next((why for each in group if (why := why_alone(each)) is not None), None)
-        if reason is None or len(group) == 1:
-            return group
-        self._say_apart(group, f"of one of them, {reason}")
-        self._apart.update(group)
-        return [optimizer]
-
-    def _with_partners(self, optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-        """Return an optimizer and those that are about to step together with it."""
-        known = {*self._followed, *self._apart}
-        if not partners(optimizer, self._unattached(), known):
-            return [optimizer]
-        gc.collect()  # Optimizers that are only not freed yet, of a trial before, never step.
-        return [optimizer, *partners(optimizer, self._unattached(), known)]
-
-    def _unattached(self) -> list[torch.optim.Optimizer]:
-        return [each for each in all_optimizers() if attached(each) is None]
-
     def _is_inside(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a wrapper that is followed makes this step: the two count once."""
         own = params_of(optimizer)
@@ -380,24 +357,11 @@ class Session:
     def _separate(self, refs: list[weakref.ref[torch.optim.Optimizer]], reason: str) -> None:
         """Clip optimizers each by itself from now on: they do not step together."""
         optimizers = [optimizer for ref in refs if (optimizer := ref()) is not None]
-        self._say_apart(optimizers, reason)
+        self._sharing.part(optimizers, reason, in_backward=self.in_backward)
         for optimizer in optimizers:
-            self._apart.add(optimizer)
             clipper = self._followed[optimizer]()
             if clipper is not None:
                 clipper.detach()
-
-    def _say_apart(self, optimizers: list[torch.optim.Optimizer], reason: str) -> None:
-        """Note that optimizers cannot share one norm, and what to do."""
-        kinds = Counter(type(optimizer).__name__ for optimizer in optimizers)
-        shown = ", ".join(f"{n}× {kind}" if n > 1 else kind for kind, n in kinds.items())
-        if self.in_backward:
-            remedy = "gradclip.torch.attach_in_backward keeps one norm for the whole model"
-        else:
-            remedy = "gradclip.torch.attach([…], policy) shares one norm between those it is given"
-        does = "clipped" if self.policy is not None else "recorded"
-        text = f"{shown}: {reason}, so each is {does} with a norm of its own; {remedy}"
-        self.notice("apart", text, event="norms-apart")
 
     def _clipping_by_hand(self, optimizer: torch.optim.Optimizer) -> Clipper | None:
         """Return the script's own clipper, if one has clipped all that this optimizer steps."""
