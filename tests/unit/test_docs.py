@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import re
 import statistics
 import subprocess
@@ -177,6 +178,21 @@ def test_the_badges_say_what_is_so() -> None:
     assert unquote(badges["python"]).split(" | ") == versions
     assert (ROOT / "src" / "gradclip" / badges["types"]).exists()
     assert "img.shields.io/pypi" not in page, "it is not published yet"
+
+
+ROW = re.compile(r"(?<!\\)\|")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_each_row_of_a_table_is_one_line(page: Path) -> None:
+    """A row that is wrapped becomes several rows, whose cells are wrong."""
+    lines = BLOCK.sub("", page.read_text()).splitlines()
+    heads = [at for at, line in enumerate(lines) if re.fullmatch(r"\s*\|( ?:?-+:? ?\|)+", line)]
+    for head in heads:
+        cells = len(ROW.findall(lines[head]))
+        for line in itertools.takewhile(str.strip, lines[head + 1 :]):
+            if not line.startswith("<!--"):
+                assert len(ROW.findall(line)) == cells, f"{page.name}: {line!r}"
 
 
 def test_images_have_a_text() -> None:
