@@ -7,6 +7,7 @@ from pathlib import Path
 from gradclip.diagnosis import KINDS, PAGES
 
 PAGE = Path(__file__).parent / "findings.md"
+ROOT = PAGE.parents[1]
 INTRODUCTION = """\
 # The findings, one by one
 
@@ -26,9 +27,15 @@ def page() -> str:
     for kind, row in KINDS.items():
         lines += ["", f"## {kind}", "", f"**{row.title}.** {row.meaning}", ""]
         lines += [f"- **{heading}.** {text}" for heading, text in row.sections()]
-        background = PAGES[kind].removeprefix("docs/")
-        lines += [f"- **Background.** [{background}]({background})"]
+        background = f"[{_title(PAGES[kind])}]({PAGES[kind].removeprefix('docs/')})"
+        lines += [f"- **Background.** {background}"]
     return "\n".join(lines) + "\n"
+
+
+def _title(page: str) -> str:
+    """Return the title of a page, whose path begins at the repository's root."""
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    return next(line for line in lines if line.startswith("# ")).removeprefix("# ")
 
 
 if __name__ == "__main__":
