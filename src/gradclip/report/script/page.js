@@ -10,7 +10,6 @@
   const byId = (id) => document.getElementById(id);
 
   // Colours and room, from the page's own rules.
-  const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 640px)");
   const wideLeft = plots[0].min_border_left;
   function dress(media) {
@@ -32,8 +31,8 @@
     }
   }
   dress();
-  dark.addEventListener("change", () => dress());
   narrow.addEventListener("change", () => dress());
+  followTheme(dress);
   preparePrint(plots, dress);
 
   for (const plot of plots) {
