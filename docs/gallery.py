@@ -141,7 +141,8 @@ def draw() -> None:
     FIGURES.mkdir(exist_ok=True)
     for name in CASES:
         figure = FIGURES / f"{name}.svg"
-        write_figure(reports()[name], figure, panels=PANELS[name], width=6.0, height=3.2)
+        write_figure(reports()[name], figure, panels=PANELS[name], width=4.2, height=3.2)
+        figure.write_text(for_both_themes(figure.read_text("utf-8")), "utf-8")
     for page in PAGES:
         page.write_text(with_verdicts(page.read_text(), told))
     chromium = shutil.which("chromium")
@@ -149,6 +150,14 @@ def draw() -> None:
         print(f"{PICTURE} stays as it is: no chromium is on the PATH", file=sys.stderr)
     else:
         take_picture(chromium)
+
+
+def for_both_themes(figure: str) -> str:
+    """Return the SVG without its ground, and with ink that is dark or light as the page is."""
+    ink = "svg{color:#1b1f24}text{fill:currentColor}"
+    dark = "@media(prefers-color-scheme:dark){svg{color:#e7e9ec}}"
+    figure = figure.replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
+    return figure.replace("*{stroke-linejoin", f"{ink}{dark}*{{stroke-linejoin", 1)
 
 
 def take_picture(chromium: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from .accessible import grave_faults
 from .site import pages_of
 
 for _name in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
@@ -26,6 +27,12 @@ LOUD = ("error", "warning")
 WIDTHS = (400, 800, 1280)
 MAIN = ("index", "gallery", "tutorial", "reference/torch", "guides/choosing-a-method", "methods")
 
+LOAD_ALL = """Promise.allSettled([...document.images].map((image) => {
+  image.loading = "eager";
+  return image.decode();
+}))"""
+"""Loads the images that wait until they are near."""
+
 
 def faults_of(page: Any, scheme: str) -> list[str]:
     """Return what is wrong with the page that is open, at each width."""
@@ -38,6 +45,7 @@ def faults_of(page: Any, scheme: str) -> list[str]:
     # The page of the search has its heading only together with results.
     if not page.locator("h1").first.is_visible() and "/search.html" not in page.url:
         faults.append("no heading")
+    page.evaluate(LOAD_ALL)
     faults += page.evaluate(
         "[...document.images].filter(i => i.checkVisibility() && !(i.complete && i.naturalWidth))"
         ".map(i => `${i.src} does not load`)"
@@ -92,10 +100,7 @@ def test_a_page_that_is_too_wide_is_found(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible(browser: Any, site: Path, scheme: str) -> None:
     """No serious finding of axe; in the dark only the colours differ."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    options: dict[str, Any] = {"resultTypes": ["violations"], "iframes": False}
-    if scheme == "dark":
-        options["runOnly"] = ["color-contrast"]
+    options: dict[str, Any] = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
     # The sidebar is the same on every page.
     repeated = {"exclude": [[".sidebar-drawer"]]}
     context = browser.new_context(color_scheme=scheme, offline=True)
@@ -103,10 +108,8 @@ def test_every_page_is_accessible(browser: Any, site: Path, scheme: str) -> None
     for path in pages_of(site):
         page.goto(path.as_uri())
         context_of = None if path.stem == "index" else repeated
-        for fault in axe.Axe().run(page, context_of, options).response["violations"]:
-            if fault["impact"] in {"serious", "critical"}:
-                where = [node["target"] for node in fault["nodes"]]
-                found.append(f"{path.relative_to(site)}: {fault['id']} at {where}")
+        faults = grave_faults(page, context_of, **options)
+        found += [f"{path.relative_to(site)}: {fault}" for fault in faults]
     context.close()
     assert found == []
 
@@ -120,6 +123,72 @@ def test_the_keyboard_reaches_what_scrolls_and_the_focus_is_seen(browser: Any, s
     page.wait_for_function("document.activeElement.scrollLeft > 0")
     page.keyboard.press("Tab")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.close()
+
+
+STOP = """() => {
+  const stop = document.activeElement, last = window.last;
+  window.last = stop;
+  let at = stop;
+  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  const css = getComputedStyle(at), box = at.getBoundingClientRect();
+  return {
+    name: at.outerHTML.slice(0, 100), tag: stop.tagName,
+    outlined: css.outlineStyle !== "none" && parseFloat(css.outlineWidth) > 0 && css.opacity > 0.5,
+    seen: box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0,
+    goesOn: !last || !(last.compareDocumentPosition(stop) & Node.DOCUMENT_POSITION_PRECEDING),
+  };
+}"""
+"""Tells where the keyboard's focus is, and whether a reader sees it there."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["index", "methods", "reports/healthy"])
+def test_the_keyboard_passes_through_the_whole_page(browser: Any, site: Path, name: str) -> None:
+    """Each stop is seen and outlined, the stops have the order of the page, and none is a trap."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    page.goto((site / f"{name}.html").as_uri())
+    page.add_style_tag(
+        content="* { scroll-behavior: auto !important; transition: none !important }"
+    )
+    stops = []
+    for _ in range(500):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(STOP)
+        if stop["tag"] == "BODY":  # The focus has left the page at its end.
+            break
+        stops.append(stop)
+    else:
+        pytest.fail(f"the focus does not leave the page: {stops[-1]['name']}")
+    assert len(stops) > 50
+    # Inside of the frame are the stops of the report, which is a page of its own here.
+    own = [stop for stop in stops if stop["tag"] != "IFRAME"]
+    for wish in ("outlined", "seen", "goesOn"):
+        assert [stop["name"] for stop in own if not stop[wish]] == [], wish
+    page.close()
+
+
+def test_a_live_report_has_the_theme_that_the_reader_chose(browser: Any, site: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page.goto((site / "index.html").as_uri())
+    page.locator("iframe").scroll_into_view_if_needed()
+    report = page.frame_locator("iframe")
+    report.locator("html[data-ready]").wait_for(state="attached")
+
+    def card() -> str:
+        return report.locator("html").evaluate(
+            "e => getComputedStyle(e).getPropertyValue('--card')"
+            " + Bokeh.documents[0].roots()[0].below[0].major_label_text_color"
+        )
+
+    light = card()
+    chosen = {}
+    for _ in range(3):  # The button goes from auto to dark, to light and back.
+        page.locator(".theme-toggle:visible").first.click()
+        page.wait_for_timeout(300)
+        chosen[page.evaluate("document.body.dataset.theme")] = card()
+    assert chosen == {"auto": light, "light": light, "dark": chosen["dark"]}
+    assert chosen["dark"] != light
     page.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import posixpath
 import re
@@ -64,6 +65,34 @@ def test_images_have_a_text(site: Path) -> None:
     ]
     assert images
     assert [found for found in images if not re.search(r'alt="[^"]{8,}"', found[1])] == []
+
+
+def test_each_page_says_in_a_sentence_what_it_is(site: Path) -> None:
+    """A search engine shows the description below the title."""
+    found = {}
+    for page in pages_of(site):
+        if page.stem not in {"genindex", "search"}:
+            told = re.findall(r'<meta name="description" content="([^"]*)">', page.read_text())
+            assert len(told) == 1, page
+            assert 20 < len(html.unescape(told[0])) <= 162, page
+            found[page] = told[0]
+    assert len(found) > 70
+    assert found[site / "index.html"].startswith("Gradient clipping that is exact")
+
+
+def test_no_page_moves_when_its_images_load(site: Path) -> None:
+    shape = re.compile(r'<img( class="wide")? loading="lazy" width="[1-9]\d*" height="[1-9]\d*"')
+    for page in pages_of(site):
+        for image in re.findall(r"<img\b[^>]*>", page.read_text()):
+            assert shape.match(image), f"{page.name}: {image}"
+
+
+def test_options_and_numbers_stay_whole(site: Path) -> None:
+    """The two dashes of an option are no dash of a sentence, and "37 %" is not broken."""
+    assert "With --clip, the processes" in " ".join((site / "cli.html").read_text().split())
+    for page in pages_of(site):
+        assert not re.search(r"[ (>]–(clip|record|json|policy)\b", page.read_text()), page
+    assert '<span class="whole">19.2 %</span>' in (site / "auto.html").read_text()
 
 
 class Links(HTMLParser):
