@@ -35,7 +35,7 @@ def test_all_are_offered_with_a_summary_and_those_that_begin_with_the_text(
 
 def test_each_policy_that_is_offered_is_a_policy() -> None:
     for text, _ in policies(""):
-        parse(text)
+        assert parse(str(parse(text))) == parse(text)
 
 
 def test_panels() -> None:
