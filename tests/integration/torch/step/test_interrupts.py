@@ -68,11 +68,12 @@ def lines_of(policy: str, kind: str, bad: float | None) -> int:
     optimizer.step()
     give(params, 1, bad)
     count = At(10**9, interrupt)
+    usual = sys.gettrace()  # Of coverage: without it the later tests would not be measured.
     sys.settrace(count)
     try:
         optimizer.step()
     finally:
-        sys.settrace(None)
+        sys.settrace(usual)
     return 10**9 - count.left
 
 
@@ -85,7 +86,7 @@ def test_an_interrupt_at_any_line(
     policy: str, kind: str, bad: float | None, raise_it: Callable[[], None]
 ) -> None:
     total = lines_of(policy, kind, bad)
-    seen = 0
+    seen, usual = 0, sys.gettrace()
     for number in range(1, total + 1):
         params, optimizer, clipper = build(policy, kind)
         give(params, 0)
@@ -98,7 +99,7 @@ def test_an_interrupt_at_any_line(
         except KeyboardInterrupt:
             seen += 1
         finally:
-            sys.settrace(None)
+            sys.settrace(usual)
         now = [p.grad for p in params]
         assert same(now, before) or same(now, clipped), number
         assert clipper.state_dict()["steps"] in (1, 2)
@@ -143,11 +144,12 @@ def test_policies_that_change_values_do_all_or_nothing(policy: str) -> None:
     params, optimizer, clipper, before = start()
     known = [plain(clipper.state_dict())]
     count = At(10**9, interrupt)
+    usual = sys.gettrace()  # Of coverage: without it the later tests would not be measured.
     sys.settrace(count)
     try:
         optimizer.step()
     finally:
-        sys.settrace(None)
+        sys.settrace(usual)
     known.append(plain(clipper.state_dict()))
     clipped = [p.grad for p in params]
     assert not same(before, clipped)
@@ -159,7 +161,7 @@ def test_policies_that_change_values_do_all_or_nothing(policy: str) -> None:
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(usual)
         now = [p.grad for p in params]
         assert same(now, before) or same(now, clipped), number
         assert plain(clipper.state_dict()) in known, number
