@@ -12,7 +12,16 @@ import gradclip.numpy
 from gradclip import Policy, PolicyError
 from gradclip.engine.one_number import NUMBER
 from gradclip.method.measure import Measure
-from gradclip.parts import Limits, MovingAverage, Normalise, Rescale, Smooth
+from gradclip.parts import (
+    Clamp,
+    Limits,
+    MovingAverage,
+    Normalise,
+    Power,
+    Rescale,
+    ShrinkSpikes,
+    Smooth,
+)
 from gradclip.torch import Clipper
 
 sizes = st.floats(2.0**-149, 2.0**127, width=32)
@@ -39,6 +48,13 @@ def test_a_smooth_factor_is_right_at_every_ratio(shape: str, norm: float, limit:
 def test_a_smooth_limit_of_zero_gives_zero_and_no_nan(shape: str) -> None:
     found = Smooth(shape).factors(np.asarray([0.0, 2.0]), Limits(high=0.0), np)  # type: ignore[arg-type]
     assert found.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("response", [Power(0.5), Power(1.0), ShrinkSpikes(), Clamp()])
+def test_zeros_keep_their_signs_and_divide_nothing(response: Power | ShrinkSpikes | Clamp) -> None:
+    zeros = np.asarray([0.0, -0.0])
+    found = response.values(zeros, np.float64(0), Limits(high=1.0), np)
+    assert found.tobytes() == zeros.tobytes()
 
 
 @settings(deadline=None, max_examples=40)
