@@ -28,6 +28,7 @@ from gradclip import (
     zclip,
 )
 from gradclip.method.policy import AnyPolicy
+from gradclip.parts import Context, WindowZScore
 from gradclip.torch import Clipper, attach
 
 BACKENDS = ("numpy", "kernel", "fallback", "device")
@@ -262,3 +263,16 @@ def test_a_loss_may_be_a_number_or_a_tensor(loss: Any) -> None:
 def test_a_loss_that_is_needed_is_asked_for() -> None:
     with pytest.raises(PolicyError, match=r"loss=None is not usable.*pass it to the step"):
         gradclip.numpy.clip([np.ones(2)], skip_outliers(of="loss") | by_norm(1.0))
+
+
+@pytest.mark.parametrize("seen", [2, 3, 5, 6, 7, 11])
+def test_the_limit_of_an_outlier_is_that_of_the_values_in_the_window(seen: int) -> None:
+    """Not of the empty places in it, which hold zeros."""
+    values = 5 + np.random.default_rng(0).normal(size=seen)
+    rule = WindowZScore(2.0, 6, 3)
+    state = rule.init(np.zeros(1), np)
+    for value in values:
+        _, state = rule.update(state, np.asarray([value]), Context(), np)
+    limits, _ = rule.update(state, np.asarray([5.0]), Context(), np)
+    held = values[-6:]
+    assert limits.high[0] == pytest.approx(held.mean() + 2 * held.std(ddof=1), rel=1e-12)
