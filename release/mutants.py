@@ -34,7 +34,7 @@ STAGES = (
         "tests/unit/test_docs.py::test_the_catalogue_in_the_docs_is_the_catalogue",
     ),
     ("tests/parity/test_references.py",),
-    ("tests/unit/engine", "tests/contract", "tests/property"),
+    ("tests/unit/engine", "tests/parity/test_torch_dropins.py", "tests/contract", "tests/property"),
 )
 """The tests, the quick ones first: the next ones run where the ones before notice nothing."""
 SECONDS = 900
