@@ -28,7 +28,15 @@ from ..method.read import PolicyLike, as_policy
 from .leaves import flat
 from .norms import widest
 from .sample_args import Argnums, Arguments, arguments_of, checked_argnums, refuse_uneven
-from .sample_rows import flushed, largest, rounded_down, squares_of, stored_toward_zero, weighted
+from .sample_rows import (
+    flushed,
+    in_one_row,
+    largest,
+    rounded_down,
+    squares_of,
+    stored_toward_zero,
+    weighted,
+)
 
 __all__ = ["per_sample"]
 
@@ -158,6 +166,7 @@ def _clipped_piece(
 ) -> _Piece:
     """Return the sums and the numbers of some samples, from their gradients."""
     kind, written = widest(), written_stages(stages)
+    rows = [x if i in written else in_one_row(x) for i, x in enumerate(rows)]
     with enable_x64(True):
         scale = largest(rows)
         squares = [squares_of(x, scale) for x in rows]
@@ -177,7 +186,9 @@ def _clipped_piece(
             )
             edits[i] = edit, squares_of(edit.values, scale)
         now = [edits[i][0].values if i in edits else x for i, x in enumerate(rows)]
-        sums = [weighted(x, coefs[i], sound) for i, x in enumerate(now)]
+        sums = [
+            jnp.reshape(weighted(x, coefs[i], sound), weights[i].shape) for i, x in enumerate(now)
+        ]
         return _Piece(sums, numbers_of(squares, scale, coefs, sound, edits, jnp), aux)
 
 

@@ -13,7 +13,10 @@ from ..arrays import Array, Factors, Flag, Scalar, Values
 from ..engine.samples import EPS, Squares
 from .mesh import explicit
 
-__all__ = ["flushed", "largest", "rounded_down", "squares_of", "stored_toward_zero", "weighted"]
+__all__ = [
+    "flushed", "in_one_row", "largest", "rounded_down", "squares_of", "stored_toward_zero",
+    "weighted",
+]  # fmt: skip
 
 # Each function is called inside of `enable_x64`, so that float64 is float64.
 
@@ -24,6 +27,18 @@ _TINY = {4: 2.0**-126, 8: 2.0**-1022}
 
 _AT_ONCE = 4
 """How many samples a turn of the loop adds, since each turn reads and writes the whole sum."""
+
+
+def in_one_row(x: Values) -> Values:
+    """Return the gradients of one parameter, shape (B, values).
+
+    XLA gives a matrix's gradients to the sum of squares in one order of axes and to the weighted
+    sum in another, and writes all of them three times. A row has one order, so once is enough.
+    With more devices the axes stay as they are: merging sharded ones would collect them.
+    """
+    if jax.device_count() > 1 or explicit([x]) is not None:
+        return x
+    return jnp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
 def largest(rows: Sequence[Values]) -> Array:
@@ -60,7 +75,7 @@ def flushed(x: Values) -> float:
 
 
 def weighted(x: Values, coefs: Factors, sound: Flag) -> Array:
-    """Return Σ coefs[i]·x[i] over the sound samples, in float64 and the parameter's shape."""
+    """Return Σ coefs[i]·x[i] over the sound samples, in float64 and the shape of one x[i]."""
     if x.shape[0] == 0 or explicit([x]) is not None:
         return _added_up(x, coefs, sound)
     return jax.lax.platform_dependent(x, coefs, sound, cpu=_added_in_turn, default=_added_up)

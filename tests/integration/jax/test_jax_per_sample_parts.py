@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -71,3 +73,21 @@ def test_without_x64_values_stay_within_the_limit() -> None:
         assert found.dtype == np.float32
         assert (np.abs(found.astype(np.float64)) <= 0.3).all()
         assert_allclose(found, narrow[key][0].clip(-0.3, 0.3), rtol=1e-6)
+
+
+def test_a_step_writes_each_sample_s_gradient_once() -> None:
+    """XLA wrote the gradients of a matrix in two orders of axes, and then copied them."""
+    batch, shapes = 8, ((24, 40), (40, 16))
+
+    def two_layers(weights: Any, x: Any) -> Any:
+        return jnp.sum(jnp.tanh(x @ weights[0]) @ weights[1])
+
+    weights = [jnp.ones(shape) for shape in shapes]
+    function = jax.jit(per_sample(two_layers, "norm:1.0"))
+    text = str(function.lower(weights, jnp.ones((batch, 24))).compile().as_text())
+    # What runs at every step: the insides of fused operations and loops stand before the entry.
+    entry = text[text.index("\nENTRY ") :]
+    written = re.findall(r"= f32\[([\d,]+)\]\S* (?!parameter|bitcast|get-tuple)[\w-]+\(", entry)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in written]
+    for shape in shapes:
+        assert sizes.count(batch * math.prod(shape)) == 1, sizes
