@@ -1,4 +1,4 @@
-"""JAX, jitted: `gradclip.jax.clip` against `optax.clip_by_global_norm`."""
+"""JAX, jitted and not: `gradclip.jax.clip` against `optax.clip_by_global_norm`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from .shapes import SETS
 __all__ = ["CASES"]
 
 OURS, RIVAL = "gradclip.jax.clip", "optax.clip_by_global_norm"
+HOW = {
+    "clipped": "clipped",
+    "free": "not clipped",
+    "donated": "not clipped, donated",
+    "eager": "not clipped, outside of jit",
+}
 
 
-def _run(key: str, clipped: bool, donated: bool, effort: Effort) -> list[Row]:
-    """Measure the jitted update. If donated, each output is the input of the next call."""
+def _run(key: str, how: str, effort: Effort) -> list[Row]:
+    """Measure the update. If donated, each output is the input of the next call."""
     import jax
     import optax
 
@@ -32,33 +38,33 @@ def _run(key: str, clipped: bool, donated: bool, effort: Effort) -> list[Row]:
         for name, shape in shapes.named
     }
     norm = sum(float(np.sum(np.square(x, dtype=np.float64))) for x in first.values()) ** 0.5
-    limit = norm / 2 if clipped else norm * 10
+    limit = norm / 2 if how == "clipped" else norm * 10
     transformations = {
         OURS: gradclip.jax.clip(f"norm:{limit!r}"),
         RIVAL: optax.clip_by_global_norm(limit),
     }
     sides, outputs = [], {}
     for name, transformation in transformations.items():
-        call = _Call(transformation, jax.tree.map(jax.numpy.asarray, first), donated)
+        call = _Call(transformation, jax.tree.map(jax.numpy.asarray, first), how)
         sides.append(Side(name, timed(call)))
         outputs[name] = call
     times = alternate(sides, effort.budget(6.0))
     for name, call in outputs.items():
         _verify(name, call, first, min(1.0, limit / norm))
-    how = f"{'clipped' if clipped else 'not clipped'}{', donated' if donated else ''}"
-    return [at_most(1.0, f"JAX, {shapes.title}, {how}", times, OURS, RIVAL)]
+    return [at_most(1.0, f"JAX, {shapes.title}, {HOW[how]}", times, OURS, RIVAL)]
 
 
 class _Call:
-    """One jitted update of a transformation, until it is ready; each call passes on its state."""
+    """One update of a transformation, until it is ready; each call passes on its state."""
 
-    def __init__(self, transformation: Any, grads: Any, donated: bool) -> None:
+    def __init__(self, transformation: Any, grads: Any, how: str) -> None:
         import jax
 
-        self._update: Callable[..., Any] = jax.jit(
-            transformation.update, donate_argnums=(0, 1) if donated else ()
-        )
-        self._donated = donated
+        self._donated = how == "donated"
+        self._update: Callable[..., Any] = transformation.update
+        if how != "eager":
+            donated = (0, 1) if self._donated else ()
+            self._update = jax.jit(transformation.update, donate_argnums=donated)
         # Its scalars may be one array. An array cannot be donated twice, so each gets its own.
         self._state = jax.tree.map(lambda x: x.copy(), transformation.init(grads))
         self._grads = jax.tree.map(lambda x: x.copy(), grads)
@@ -83,11 +89,7 @@ def _verify(name: str, call: _Call, first: dict[str, Any], factor: float) -> Non
 
 
 CASES = tuple(
-    Case(
-        f"jax-{key}-{'donated' if donated else 'clipped' if clipped else 'free'}",
-        functools.partial(_run, key, clipped, donated),
-        slow=key == "gpt2" or not clipped,
-    )
+    Case(f"jax-{key}-{how}", functools.partial(_run, key, how), key == "gpt2" or how != "clipped")
     for key in ("gpt2", "resnet50")
-    for clipped, donated in ((True, False), (False, False), (False, True))
+    for how in HOW
 )
