@@ -1,4 +1,5 @@
-/* One whole step for one norm of everything: find the memory, measure, decide, scale. */
+/* One whole step in one call: find the memory, measure, decide, scale or clamp. */
+#include <float.h>
 #include <math.h>
 
 #include "gradclip.h"
@@ -45,22 +46,71 @@ static int clip(const gradclip_buffers *buffers, int order, double limit, double
     return gradclip_scale_all(buffers, step->factor, threads);
 }
 
-int gradclip_clip(const gradclip_host *host, void *const *objects, int64_t n, int order,
-                  double limit, double eps, int threads, gradclip_step *step) {
+/* Whether the sums of the squares stay far within float64, and the bounds within the dtypes. */
+static int is_usual(const gradclip_buffers *buffers, const double *norms, double lo, double hi) {
+    static const double largest[GRADCLIP_DTYPES] = {
+        [GRADCLIP_FLOAT32] = FLT_MAX, [GRADCLIP_FLOAT64] = DBL_MAX,
+        [GRADCLIP_BFLOAT16] = 0x1.fep127, [GRADCLIP_FLOAT16] = 65504.0};
+    int some = 0;
+    for (int64_t i = 0; i < buffers->n; i++) {
+        double most = largest[buffers->dtypes[i]];
+        if ((fabs(lo) > most && isfinite(lo)) || (fabs(hi) > most && isfinite(hi))) return 0;
+        if (norms[i] == 0.0) continue;
+        if (!(norms[i] > 1e-75 && norms[i] < 1e75)) return 0;
+        some = 1;
+    }
+    return some;
+}
+
+static int clip_values(const gradclip_buffers *buffers, double lo, double hi, int threads,
+                       double *norms, gradclip_step *step, double *stats) {
+    int status = gradclip_norm2(buffers, threads, norms);
+    if (status != GRADCLIP_OK) return status;
+    if (!is_usual(buffers, norms, lo, hi)) return GRADCLIP_UNUSUAL;
+    step->total = sqrt(sum_of_squares(norms, buffers->n));
+    step->factor = 1.0;
+    return gradclip_clamp(buffers, lo, hi, threads, stats);
+}
+
+/* Finds the memory of the objects, and lays out what follows the step. */
+static int find(const gradclip_host *host, void *const *objects, int64_t n, gradclip_step *step,
+                gradclip_buffers *buffers, int64_t *elements) {
     double *norms = (double *)(step + 1);
-    int64_t *sizes = (int64_t *)(norms + n), elements = 0;
+    int64_t *sizes = (int64_t *)(norms + n);
     void **pointers = (void **)(sizes + n);
     uint8_t *dtypes = (uint8_t *)(pointers + n);
     int status = gradclip_gather(host->describe, objects, n, pointers, sizes, dtypes);
     if (status != GRADCLIP_OK) return status;
+    *buffers = (gradclip_buffers){pointers, sizes, dtypes, n};
+    *elements = 0;
     step->has_double = 0.0;
     for (int64_t i = 0; i < n; i++) {
         if (dtypes[i] == GRADCLIP_FLOAT64) step->has_double = 1.0;
-        elements += sizes[i];
+        *elements += sizes[i];
     }
-    const gradclip_buffers buffers = {pointers, sizes, dtypes, n};
+    return GRADCLIP_OK;
+}
+
+int gradclip_clip(const gradclip_host *host, void *const *objects, int64_t n, int order,
+                  double limit, double eps, int threads, gradclip_step *step) {
+    gradclip_buffers buffers;
+    int64_t elements;
+    int status = find(host, objects, n, step, &buffers, &elements);
+    if (status != GRADCLIP_OK) return status;
     void *held = elements > LONG ? host->unlock() : 0;
-    status = clip(&buffers, order, limit, eps, threads, norms, step);
+    status = clip(&buffers, order, limit, eps, threads, (double *)(step + 1), step);
+    if (held) host->lock(held);
+    return status;
+}
+
+int gradclip_clip_values(const gradclip_host *host, void *const *objects, int64_t n, double lo,
+                         double hi, int threads, gradclip_step *step, double *stats) {
+    gradclip_buffers buffers;
+    int64_t elements;
+    int status = find(host, objects, n, step, &buffers, &elements);
+    if (status != GRADCLIP_OK) return status;
+    void *held = elements > LONG ? host->unlock() : 0;
+    status = clip_values(&buffers, lo, hi, threads, (double *)(step + 1), step, stats);
     if (held) host->lock(held);
     return status;
 }

@@ -48,10 +48,12 @@ struct job {
     const gradclip_buffers *buffers;
     /* Handles one chunk of buffer i, and writes its results into parts[0 .. width). */
     void (*chunk)(const job *, int64_t i, void *data, int64_t count, double *parts);
-    int width;             /* the doubles that a chunk yields: 0, 1 or MOST_PARTS */
+    int width;             /* the doubles that a chunk yields, at most MOST_PARTS */
     const double *factors; /* for scale, and for the rescue of float64 sums; NULL: `factor` */
     double factor;         /* of all buffers */
     double lo, hi;         /* for clamp */
+    void *const *added;    /* for sums: as many addresses as buffers */
+    void *const *rest;     /* for scaled sums */
     task *tasks;
     share *shares;
     int share_count;
@@ -343,4 +345,57 @@ int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi, int th
     add_up_all(&j, stats);
     free_parts(&j, stats);
     return GRADCLIP_OK;
+}
+
+/* ---- sums of two buffers ------------------------------------------------------------- */
+
+static int check_sums(const gradclip_buffers *x, void *const *const *others, int count) {
+    int status = check(x);
+    for (int64_t i = 0; i < x->n && status == GRADCLIP_OK; i++) {
+        if (x->dtypes[i] != GRADCLIP_FLOAT32) return GRADCLIP_BAD_BUFFER;
+        for (int k = 0; k < count; k++)
+            if (x->sizes[i] > 0 && !others[k][i]) return GRADCLIP_BAD_BUFFER;
+    }
+    return status;
+}
+
+/* The values of another list of buffers that lie where `data` lies in buffer i. */
+static float *beside(const job *j, int64_t i, const void *data, void *const *others) {
+    return (float *)others[i] + ((const float *)data - (const float *)j->buffers->pointers[i]);
+}
+
+static void norms_of_sum_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    for (int k = 0; k < j->width; k++) parts[k] = 0.0;
+    if (count > 0) gradclip_norms_of_sum_f32(data, beside(j, i, data, j->added), count, parts);
+}
+
+static void scale_sum_chunk(const job *j, int64_t i, void *data, int64_t count, double *parts) {
+    for (int k = 0; k < j->width; k++) parts[k] = 0.0;
+    if (count > 0)
+        gradclip_scale_sum_f32(data, beside(j, i, data, j->added), beside(j, i, data, j->rest),
+                               count, j->factor, parts);
+}
+
+/* Runs a job over sums, and adds up what its chunks measured. */
+static int run_sums(job *j, int threads, double *stats) {
+    int status = run(j, threads, stats);
+    if (status != GRADCLIP_OK) return status;
+    add_up_all(j, stats);
+    free_parts(j, stats);
+    return GRADCLIP_OK;
+}
+
+int gradclip_norms_of_sum(const gradclip_buffers *x, void *const *y, int threads, double *stats) {
+    job j = {.buffers = x, .chunk = norms_of_sum_chunk, .width = 2, .added = y};
+    int status = check_sums(x, &y, 1);
+    return status == GRADCLIP_OK ? run_sums(&j, threads, stats) : status;
+}
+
+int gradclip_scale_sum(const gradclip_buffers *x, void *const *y, void *const *rest, double factor,
+                       int threads, double *stats) {
+    job j = {.buffers = x, .chunk = scale_sum_chunk, .width = MOST_PARTS, .added = y, .rest = rest,
+             .factor = factor};
+    void *const *const others[] = {y, rest};
+    int status = check_sums(x, others, 2);
+    return status == GRADCLIP_OK ? run_sums(&j, threads, stats) : status;
 }

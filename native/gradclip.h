@@ -17,7 +17,7 @@
 #define GRADCLIP_API
 #endif
 
-#define GRADCLIP_ABI_VERSION 4
+#define GRADCLIP_ABI_VERSION 5
 
 enum gradclip_dtype {
     GRADCLIP_FLOAT32 = 0,
@@ -34,7 +34,7 @@ enum gradclip_status {
     GRADCLIP_NO_MEMORY = 3,
     GRADCLIP_UNREADABLE = 4, /* not on the CPU, another dtype, or gaps between the values */
     GRADCLIP_SHARED = 5,     /* two objects have a byte in common: one may be listed twice */
-    GRADCLIP_UNUSUAL = 6     /* no norm, or the largest is not between 1e-140 and 1e140 */
+    GRADCLIP_UNUSUAL = 6     /* norms or bounds that a call in one step does not take */
 };
 
 typedef struct gradclip_buffers {
@@ -75,6 +75,18 @@ GRADCLIP_API int gradclip_scale_all(const gradclip_buffers *buffers, double fact
 GRADCLIP_API int gradclip_clamp(const gradclip_buffers *buffers, double lo, double hi,
                                 int threads, double *stats);
 
+/* Measures sums of float32 buffers: sums[i] = x[i] + y[i], rounded, is not stored. y holds as many
+ * addresses as x, of float32 data of the same sizes. stats[2i..] = sum x^2, sum (x + y)^2, in float64.
+ * GRADCLIP_BAD_BUFFER: x has another dtype. */
+GRADCLIP_API int gradclip_norms_of_sum(const gradclip_buffers *x, void *const *y, int threads,
+                                       double *stats);
+
+/* Scales sums of float32 buffers, and keeps what the scaling cuts off: with s = x + y, rounded,
+ * x = round(s * factor), in place, and rest = s - x. stats[3i..] as gradclip_clamp. y and rest hold as
+ * many addresses as x, of float32 data of the same sizes. GRADCLIP_BAD_BUFFER: see above. */
+GRADCLIP_API int gradclip_scale_sum(const gradclip_buffers *x, void *const *y, void *const *rest,
+                                    double factor, int threads, double *stats);
+
 /* Describes the memory, dtype and layout of one object as a DLPack DLTensor; -1 on failure. */
 struct gradclip_description;
 typedef int (*gradclip_describe)(void *object, struct gradclip_description *out);
@@ -105,9 +117,19 @@ typedef struct gradclip_step {
  * The total is the largest norm, or the root of the sum of the norms' squares, which are added in
  * NumPy's order. Nothing is changed unless the status is GRADCLIP_OK.
  *
+ * GRADCLIP_UNUSUAL: no norm, or the largest is not between 1e-140 and 1e140.
+ *
  * `order` is 2, or 0 for the largest magnitude. `step` has room for the arrays behind it. */
 GRADCLIP_API int gradclip_clip(const gradclip_host *host, void *const *objects, int64_t n,
                                int order, double limit, double eps, int threads,
                                gradclip_step *step);
+
+/* Finds the memory of n objects, measures the 2-norm of each and of all together, and, if all norms
+ * are finite, clamps every value as gradclip_clamp does, with its stats. The factor is 1. Nothing is
+ * changed unless the status is GRADCLIP_OK. GRADCLIP_UNUSUAL: a norm is neither 0 nor between 1e-75
+ * and 1e75, all are 0, or a finite bound is beyond the values of a dtype. */
+GRADCLIP_API int gradclip_clip_values(const gradclip_host *host, void *const *objects, int64_t n,
+                                      double lo, double hi, int threads, gradclip_step *step,
+                                      double *stats);
 
 #endif

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..arrays import Cosines, Factors, Flag, Namespace, Norms, Scalar
 from ..method.measure import combine
 from .backend import Reader
+from .result import ClipResult
 
 __all__ = ["Ledger", "put"]
 
@@ -64,7 +65,11 @@ class Ledger:
         """Enter a change of direction: the members' new norms, and cosines across the change."""
         xp = grads.xp
         across = put(xp.ones_like(self.cosine), members, cosine, grads)
-        now = _unless_same(self.now, put(self.now, members, norms, grads), across, xp)
+        return self.turned_to(put(self.now, members, norms, grads), across, xp)
+
+    def turned_to(self, norms: Norms, across: Cosines, xp: Namespace) -> Ledger:
+        """Enter a change of direction of all gradients: as `turned`, with shapes (gradients,)."""
+        now = _unless_same(self.now, norms, across, xp)
         # Cosines compose only where one of the two changes kept the direction.
         both = xp.where(across == 1, self.cosine, xp.full_like(across, xp.nan))
         changed = xp.any(now != self.now) | xp.any(across != 1)
@@ -80,11 +85,40 @@ class Ledger:
         self, members: Sequence[int], norms: Norms, cosine: Cosines, grads: Reader
     ) -> Ledger:
         """Enter new gradients: their norms, and their cosines to the raw ones."""
-        xp = grads.xp
-        cosine = put(self.cosine, members, cosine, grads)
-        now = _unless_same(self.raw, put(self.now, members, norms, grads), cosine, xp)
+        now = put(self.now, members, norms, grads)
+        return self.replaced_by(now, put(self.cosine, members, cosine, grads), grads.xp)
+
+    def replaced_by(self, norms: Norms, cosine: Cosines, xp: Namespace) -> Ledger:
+        """Enter new gradients for all: as `replaced`, with shapes (gradients,)."""
+        now = _unless_same(self.raw, norms, cosine, xp)
         changed = xp.any(now != self.raw) | xp.any(cosine != 1)
         return replace(self, now=now, cosine=cosine, uniform=False, changed=self.changed | changed)
+
+    def result(
+        self, names: tuple[str, ...], limit: Scalar | float | None, xp: Namespace
+    ) -> ClipResult:
+        """Return what was done, in a step that is not skipped.
+
+        Args:
+            names: the names of the gradients.
+            limit: the upper limit, if it is one number.
+            xp: the array namespace of the norms.
+        """
+        total, after, removed, cosine = self.summary(xp)
+        one = xp.ones_like(total)
+        limit = xp.nan if limit is None else limit
+        return ClipResult(
+            total_norm=total,
+            clipped_norm=after,
+            coef=xp.where(total > 0, after / xp.where(total > 0, total, one), one),
+            clipped=self.changed,
+            skipped=one != one,
+            removed=removed,
+            cosine=cosine,
+            limit=xp.where(xp.isfinite(total), limit * one, xp.nan * one),
+            norms=self.raw,
+            names=names,
+        )
 
     def summary(self, xp: Namespace) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         """Return the total norm before and after, the share removed, and the cosine."""

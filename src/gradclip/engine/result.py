@@ -67,7 +67,7 @@ class ClipResult:
             if make is None or name not in self.__dataclass_fields__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             # `_make` stays: another thread, such as the record's, may ask at the same time.
-            made = make(self.__dict__["_numbers"])
+            made = make(self.__dict__.get("_numbers"))
             self.__dict__.update(made)
             return made[name]
 
@@ -102,6 +102,18 @@ def later(found: ClipResult, ran: str, make: Make) -> ClipResult:
     """
     result = object.__new__(ClipResult)
     result.__dict__.update(names=found.names, ran=ran, _numbers=found, _make=make)
+    return result
+
+
+def put_off(make: Callable[[], ClipResult], **known: Any) -> ClipResult:
+    """Return a result in plain numbers that is made when somebody looks at more than is known.
+
+    Args:
+        make: returns the whole result.
+        **known: fields that each step needs.
+    """
+    result = object.__new__(ClipResult)
+    result.__dict__.update(known, _make=lambda _: vars(make()))
     return result
 
 

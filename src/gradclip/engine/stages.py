@@ -76,22 +76,16 @@ class Pass:
 
     def result(self) -> ClipResult:
         """Say what was done."""
-        xp = self.grads.xp
-        total, after, removed, cosine = self.ledger.summary(xp)
-        one = xp.ones_like(total)
-        coef = xp.where(total > 0, after / xp.where(total > 0, total, one), one)
-        limit = xp.nan if self.limit is None else self.limit
-        return ClipResult(
-            total_norm=total,
-            clipped_norm=self._unless_skipped(after, total),
-            coef=self._unless_skipped(coef, one),
-            clipped=self.ledger.changed & ~self.skipped,
+        done = self.ledger.result(self.grads.names, self.limit, self.grads.xp)
+        total, one = done.total_norm, self.grads.xp.ones_like(done.total_norm)
+        return replace(
+            done,
+            clipped_norm=self._unless_skipped(done.clipped_norm, total),
+            coef=self._unless_skipped(done.coef, one),
+            clipped=done.clipped & ~self.skipped,
             skipped=self.skipped,
-            removed=self._unless_skipped(removed, 0 * one),
-            cosine=self._unless_skipped(cosine, one),
-            limit=xp.where(xp.isfinite(total), limit * one, xp.nan * one),
-            norms=self.ledger.raw,
-            names=self.grads.names,
+            removed=self._unless_skipped(done.removed, 0 * one),
+            cosine=self._unless_skipped(done.cosine, one),
         )
 
     @property

@@ -8,7 +8,8 @@ from .binding import available, clamp, maxabs, norm2, scale
 from .buffers import Buffers, DType
 from .exchange import gather
 from .library import KernelStatus, status
-from .one_call import Step, clip
+from .one_call import Step, clip, clip_values
+from .sums import norms_of_sum, scale_sum
 
 __all__ = [
     "Buffers",
@@ -18,9 +19,12 @@ __all__ = [
     "available",
     "clamp",
     "clip",
+    "clip_values",
     "gather",
     "maxabs",
     "norm2",
+    "norms_of_sum",
     "scale",
+    "scale_sum",
     "status",
 ]

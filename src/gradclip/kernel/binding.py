@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +51,8 @@ def norm2(buffers: Buffers, threads: int = 0) -> Floats:
         ...     assert np.isclose(norm[0], 5e200)
     """
     out = np.empty(len(buffers))
-    code = _library().gradclip_norm2(buffers.c, _threads(threads), _address(out))
-    _check(code, buffers)
+    code = the_library().gradclip_norm2(buffers.c, checked_threads(threads), address_of(out))
+    check(code, buffers)
     return out
 
 
@@ -72,8 +73,8 @@ def maxabs(buffers: Buffers, threads: int = 0) -> Floats:
         ValueError: a size is negative, a dtype unknown, or an address 0 with a size > 0.
     """
     out = np.empty(len(buffers))
-    code = _library().gradclip_maxabs(buffers.c, _threads(threads), _address(out))
-    _check(code, buffers)
+    code = the_library().gradclip_maxabs(buffers.c, checked_threads(threads), address_of(out))
+    check(code, buffers)
     return out
 
 
@@ -97,15 +98,17 @@ def scale(buffers: Buffers, factors: float | Floats, threads: int = 0) -> None:
     """
     n = len(buffers)
     if isinstance(factors, float) or np.ndim(factors) == 0:
-        _check(_library().gradclip_scale_all(buffers.c, factors, _threads(threads)), buffers)
+        check(
+            the_library().gradclip_scale_all(buffers.c, factors, checked_threads(threads)), buffers
+        )
         return
     each = np.ascontiguousarray(factors, np.float64)
     if each.shape != (n,):
         raise ValueError(
             f"factors must be one number or ({n},), one a buffer; got shape {each.shape}"
         )
-    code = _library().gradclip_scale(buffers.c, _address(each), _threads(threads))
-    _check(code, buffers)
+    code = the_library().gradclip_scale(buffers.c, address_of(each), checked_threads(threads))
+    check(code, buffers)
 
 
 def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
@@ -132,24 +135,28 @@ def clamp(buffers: Buffers, lo: float, hi: float, threads: int = 0) -> Floats:
     if not lo <= hi:
         raise ValueError(f"clamp needs lo <= hi, got lo={lo!r}, hi={hi!r}")
     out = np.empty((len(buffers), 3))
-    code = _library().gradclip_clamp(buffers.c, lo, hi, _threads(threads), _address(out))
-    _check(code, buffers)
+    code = the_library().gradclip_clamp(
+        buffers.c, lo, hi, checked_threads(threads), address_of(out)
+    )
+    check(code, buffers)
     return out
 
 
-def _library() -> ctypes.CDLL:
+def the_library() -> ctypes.CDLL:
+    """Return the kernel, which must be available."""
     library = load()[0]
     if library is None:
         raise RuntimeError(f"the C kernel is not available: {status().reason}")
     return library
 
 
-def _address(array: Floats) -> int:
+def address_of(array: npt.NDArray[Any]) -> int:
     """Return the address of an array's memory: `array.ctypes.data`, at half the cost."""
     return array.__array_interface__["data"][0]
 
 
-def _threads(threads: int) -> int:
+def checked_threads(threads: int) -> int:
+    """Return how many threads a call may take; 0 stands for all."""
     if threads < 0:
         raise ValueError(f"threads must be >= 0 (0: all available), got {threads}")
     return min(threads or _all_threads(), MOST_THREADS)
@@ -165,7 +172,8 @@ def _all_threads() -> int:
     return min(cores, int(wanted)) if wanted.isdecimal() and int(wanted) > 0 else cores
 
 
-def _check(code: int, buffers: Buffers) -> None:
+def check(code: int, buffers: Buffers) -> None:
+    """Raise the error that a status stands for."""
     if code == 0:
         return
     if code == NO_MEMORY:
@@ -176,6 +184,8 @@ def _check(code: int, buffers: Buffers) -> None:
             | (buffers.dtypes >= len(DType))
             | ((buffers.pointers == 0) & (buffers.sizes > 0))
         )
+        if not bad.any():
+            raise ValueError("sums are only of float32 buffers, each with an address")
         i = int(np.flatnonzero(bad)[0])
         raise ValueError(
             f"buffer {i} is not valid: address {int(buffers.pointers[i]):#x}, "

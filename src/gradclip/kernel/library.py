@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .buffers import CBuffers
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 OFF = ("off", "0", "false", "no")
 NAMES = ("gradclip_native.so", "gradclip_native.dll", "gradclip_native.dylib")
 
@@ -113,7 +113,11 @@ def _declare(library: ctypes.CDLL | ctypes.PyDLL) -> None:
     double = ctypes.c_double
     library.gradclip_scale_all.argtypes = (buffers, double, threads)
     library.gradclip_clamp.argtypes = (buffers, double, double, threads, address)
+    library.gradclip_norms_of_sum.argtypes = (buffers, address, threads, address)
+    library.gradclip_scale_sum.argtypes = (buffers, address, address, double, threads, address)
     count = ctypes.c_int64
     library.gradclip_gather.argtypes = (address, address, count, *[address] * 3)
     rule = (ctypes.c_int, double, double, threads)
     library.gradclip_clip.argtypes = (address, address, count, *rule, address)
+    between = (double, double, threads)
+    library.gradclip_clip_values.argtypes = (address, address, count, *between, address, address)

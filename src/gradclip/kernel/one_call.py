@@ -1,4 +1,4 @@
-"""A whole step in one call of the kernel: find the memory, measure, decide for a limit, scale."""
+"""A whole step in one call of the kernel: find the memory, measure, decide, scale or clamp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .buffers import CBuffers
 from .exchange import describe_function, items
 from .library import load, load_holding_the_lock
 
-__all__ = ["Step", "clip"]
+__all__ = ["Step", "clip", "clip_values"]
 
 
 class _Host(ctypes.Structure):
@@ -92,16 +92,55 @@ def clip(
     if library is None or host is None:
         return None
     objects = tuple(tensors)
-    n = len(objects)
-    memory = (ctypes.c_double * (_DOUBLES + 3 * n + n // 8 + 1))()
+    memory = _room(len(objects))
     code = 2 if order == 2.0 else 0
     try:
         status = library.gradclip_clip(
-            host[1], items(objects), n, code, limit, eps, threads, memory
+            host[1], items(objects), len(objects), code, limit, eps, threads, memory
         )
     except (BufferError, RuntimeError):  # The library refuses a sparse tensor, for example.
         return None
     return Step(memory, objects) if status == 0 else None
+
+
+def clip_values(
+    tensors: Sequence[object], kind: type, lo: float, hi: float, threads: int = 1
+) -> tuple[Step, Floats] | None:
+    """Clamp every value of all tensors, in place, if all of them are finite.
+
+    ``x = min(max(x, lo), hi)``
+
+    Args:
+        tensors: tensors of exactly the type `kind`, or of types that keep its layout; mutated.
+        kind: the type of the tensors.
+        lo: the lower bound, as in `clamp`.
+        hi: the upper bound, >= lo.
+        threads: the largest number of threads, from 1 to 256.
+
+    Returns:
+        What was measured before, and what `clamp` returns; None, with nothing changed, if `gather`
+        cannot read the tensors, if a norm is neither 0 nor between 1e-75 and 1e75 or all are 0, or
+        if a finite bound is beyond the values of a dtype.
+    """
+    library, host = load_holding_the_lock(), _host(kind)
+    if library is None or host is None:
+        return None
+    objects = tuple(tensors)
+    n = len(objects)
+    memory, stats = _room(n), np.empty((n, 3))
+    at = stats.__array_interface__["data"][0]
+    try:
+        status = library.gradclip_clip_values(
+            host[1], items(objects), n, lo, hi, threads, memory, at
+        )
+    except (BufferError, RuntimeError):  # See `clip`.
+        return None
+    return (Step(memory, objects), stats) if status == 0 else None
+
+
+def _room(n: int) -> ctypes.Array[ctypes.c_double]:
+    """Return the memory for `gradclip_step` and for the arrays behind it."""
+    return (ctypes.c_double * (_DOUBLES + 3 * n + n // 8 + 1))()
 
 
 @functools.cache

@@ -15,7 +15,9 @@ from torch import Tensor
 from .._publish import publish
 from ..arrays import Memory, Scalar
 from ..checks import choice, integer
-from ..engine.one_norm import one_norm
+from ..engine.one_carry import OneCarry, one_carry
+from ..engine.one_clamp import OneClamp, one_clamp
+from ..engine.one_norm import OneNorm, one_norm
 from ..engine.result import ClipResult, numbers, said_to_run
 from ..engine.run import NonFinite, run
 from ..errors import NonFiniteError
@@ -344,7 +346,8 @@ class Clipper:
         self._policy, self._plan, self._parameters = policy, layers, found
         self._memory, self._place = memory, None
         self._follows_shapes = found.layout is None and follows_shapes(layers)
-        self._rule = one_norm(layers, len(found.names)) if found.layout is None else None
+        whole, count = found.layout is None, len(found.names)
+        self._rule = _shortened(layers, count) if whole else None
 
     def clip_(self, *, loss: Tensor | float | None = None) -> ClipResult:
         """Clip the gradients in place, and return what was done.
@@ -383,6 +386,11 @@ class Clipper:
         rule, memory = self._rule, self._memory
         if rule is None or memory is None or self._place != _ON_THE_CPU:
             return None
+        if isinstance(rule, OneClamp):
+            return at_once.clip_values(rule, self._parameters, memory) if apply else None
+        if isinstance(rule, OneCarry):
+            carried = at_once.clip_carried
+            return carried(rule, self._parameters, memory, self.steps) if apply else None
         take = at_once.clip if apply else at_once.decide
         return take(rule, self._parameters, memory, self.steps)
 
@@ -609,5 +617,9 @@ class Clipper:
             self._place = place
         return self._memory
 
+
+def _shortened(layers: Plan, count: int) -> OneNorm | OneClamp | OneCarry | None:
+    """Return what a plan comes down to, if a step of it needs one or two calls of the kernel."""
+    return one_norm(layers, count) or one_clamp(layers, count) or one_carry(layers, count)
 
 publish("gradclip.torch", ("Clipper",), globals())

@@ -402,6 +402,29 @@ def test_clamp_keeps_what_is_inside(dtype: DType) -> None:
 
 
 @every_dtype
+@pytest.mark.parametrize(
+    ("lo", "hi"), [(-0.5, 0.25), (0.0, 1.0), (0.25, 0.5), (-1.0, -0.5), (-math.inf, 0.25)]
+)
+def test_clamp_around_the_width_of_a_register(dtype: DType, lo: float, hi: float) -> None:
+    """Also where integers do not clamp as floats: bounds on one side of 0, and NaN."""
+    odd = [-0.0, 0.0, 1e-45, -6e-8, 300.0, -300.0, math.inf, -math.inf]
+    for size in range(41):
+        values = normal(size, size)
+        values[-8:] = odd[: min(size, 8)]
+        for bad in (0.0, math.nan):
+            if size:
+                values[size // 2] = bad
+            array = encode(values, dtype)
+            before = decode(array, dtype)
+            with np.errstate(invalid="ignore"):
+                want = np.clip(before, lo, hi)
+                sums = [np.sum(p) for p in (before * before, want * want, before * want)]
+            stats = kernel.clamp(buffers_of([array], dtype), lo, hi)
+            np.testing.assert_array_equal(decode(array, dtype), want)
+            np.testing.assert_allclose(stats[0], sums, rtol=1e-13)
+
+
+@every_dtype
 def test_infinite_bounds_change_nothing(dtype: DType) -> None:
     array = encode([math.inf, -math.inf, 3.0, math.nan], dtype)
     before = bits(array)

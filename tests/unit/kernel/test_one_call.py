@@ -110,3 +110,41 @@ def test_what_it_cannot_do_it_leaves_untouched(given: Sequence[Tensor]) -> None:
     for now, was in zip(given, before, strict=True):
         if now.device.type != "meta":
             torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 5, 70_000])
+def test_it_clamps_as_the_parts_do(dtype: torch.dtype, size: int) -> None:
+    mine, theirs = tensors(3, size, dtype), tensors(3, size, dtype)
+    memory = kernel.gather(theirs, Tensor)
+    assert memory is not None
+    norms = kernel.norm2(memory, 2)
+    sums = kernel.clamp(memory, -0.5, 0.25, 2)
+    done = kernel.clip_values(mine, Tensor, -0.5, 0.25, 2)
+    assert done is not None
+    step, found = done
+    assert step.total == float(combine(norms, 2.0, np))
+    np.testing.assert_array_equal(step.norms, norms)
+    np.testing.assert_array_equal(found, sums)
+    assert all(map(torch.equal, mine, theirs))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e80, 1e-80])
+def test_a_clamp_of_unusual_norms_changes_nothing(bad: float) -> None:
+    values = [torch.full((9,), 5.0, dtype=torch.float64), torch.tensor([bad], dtype=torch.float64)]
+    before = [value.clone() for value in values]
+    assert kernel.clip_values(values, Tensor, -1.0, 1.0) is None
+    for value, old in zip(values, before, strict=True):
+        torch.testing.assert_close(value, old, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_clamp_to_what_a_dtype_does_not_hold_changes_nothing() -> None:
+    for dtype, bound in ((torch.float16, 7e4), (torch.bfloat16, 3.4e38), (torch.float32, 1e39)):
+        assert kernel.clip_values([torch.ones(3, dtype=dtype)], Tensor, -1.0, bound) is None
+        assert kernel.clip_values([torch.ones(3, dtype=dtype)], Tensor, -bound, 1.0) is None
+        assert kernel.clip_values([torch.ones(3, dtype=dtype)], Tensor, -1.0, math.inf) is not None
+
+
+def test_a_clamp_of_zeros_or_of_nothing_is_left_to_others() -> None:
+    assert kernel.clip_values([torch.zeros(3)], Tensor, -1.0, 1.0) is None
+    assert kernel.clip_values([], Tensor, -1.0, 1.0) is None

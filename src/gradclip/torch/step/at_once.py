@@ -1,4 +1,4 @@
-"""The whole step of a clipper for the commonest plans: one norm, one factor, on the CPU."""
+"""The whole step of a clipper for the commonest plans: one norm and one factor, or one clamp."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from ... import kernel
-from ...arrays import Memory
+from ...arrays import Array, Memory, Norms
+from ...engine.one_carry import OneCarry
+from ...engine.one_clamp import OneClamp
 from ...engine.one_norm import Decided, OneNorm
+from ...engine.result import ClipResult, put_off
+from ...method.measure import combine
 from ..tensors import at_once
 from ..tensors.gradients import Gradients
 from .decision import Done, with_tensors
 from .parameters import Parameters
 
-__all__ = ["clip", "decide"]
+__all__ = ["clip", "clip_carried", "clip_values", "decide"]
 
 _ORDERS = (2.0, math.inf)
 
@@ -54,6 +58,64 @@ def clip(rule: OneNorm, params: Parameters, memory: Memory, step: int) -> Done |
     return _done(decided, done, params)
 
 
+def clip_values(rule: OneClamp, params: Parameters, memory: Memory) -> Done | None:
+    """Clamp the values of the gradients in place, with one call of the kernel.
+
+    Args:
+        rule: what the plan over all parameters comes down to.
+        params: the parameters; their gradients are mutated.
+        memory: what the plan remembers; not mutated.
+
+    Returns:
+        What was done, with numbers that are made when somebody looks at them. None, with nothing
+        changed, for the gradients that `clip` leaves alone, too.
+    """
+    grads = at_once.gradients(params.tensors)
+    low = -math.inf if rule.low is None else rule.low
+    high = math.inf if rule.high is None else rule.high
+    done = at_once.clip_values(grads, low, high) if grads else None
+    if done is None:
+        return None
+    step, sums = done
+    norms, names = step.norms, params.names
+    return Done(_later(rule, norms, step.total, sums, names), memory, 1.0)
+
+
+def clip_carried(rule: OneCarry, params: Parameters, memory: Memory, step: int) -> Done | None:
+    """Clip the sums of the gradients and of what was carried over, with two calls of the kernel.
+
+    Args:
+        rule: what the plan over all parameters comes down to.
+        params: the parameters; their gradients are mutated.
+        memory: what the plan remembers, on the host; not mutated.
+        step: how many steps came before this one.
+
+    Returns:
+        What was done, as `clip_values` returns it. None, with nothing changed, for the gradients
+        that `clip` leaves alone, for other dtypes than float32, for sums that are not finite, and
+        for a factor over 1 or a step to be skipped.
+    """
+    grads = at_once.gradients(params.tensors)
+    held, inner = memory[0][0]["source"], memory[0][0]["inner"]
+    if not grads or len(held) != len(grads):
+        return None
+    sums = at_once.Sums.take(grads, [held[str(i)]["carry"] for i in range(len(grads))])
+    if sums is None:
+        return None
+    before, entered = np.sqrt(sums.measure()).T
+    total = float(combine(before, 2.0, np))
+    whole = float(combine(entered, 2.0, np))
+    if not (total > 0 and math.isfinite(total) and whole > 0 and math.isfinite(whole)):
+        return None
+    decided = _decided(rule.rule, whole, inner, step)
+    if decided.skipped or not 0 <= decided.factor <= 1:
+        return None
+    done, rest = sums.scale(decided.factor)
+    carried = {str(i): {"carry": tensor} for i, tensor in enumerate(rest)}
+    new: Memory = [[{"source": carried, "inner": decided.memory}]]
+    return Done(_later(rule, before, total, done, params.names), new, 1.0)
+
+
 def decide(rule: OneNorm, params: Parameters, memory: Memory, step: int) -> Done | None:
     """Measure the gradients, and decide on the factor that a fused optimizer is to apply.
 
@@ -82,6 +144,20 @@ def _gradients(rule: OneNorm, params: Parameters) -> list[Tensor] | None:
 def _decided(rule: OneNorm, total: float, memory: Memory, step: int) -> Decided:
     with np.errstate(all="ignore"):
         return rule.decide(total, memory, skips=True, step=step)
+
+
+def _later(
+    rule: OneClamp | OneCarry, norms: Norms, total: float, sums: Array, names: tuple[str, ...]
+) -> ClipResult:
+    """Return a result whose other numbers are made when somebody looks at them."""
+    result = put_off(
+        lambda: rule.result(norms, sums, names),
+        names=names,
+        total_norm=np.float64(total),
+        clipped=np.bool_((sums[:, 1:] != sums[:, :1]).any()),
+        skipped=np.False_,
+    )
+    return with_tensors(result, f"c-{kernel.status().isa}")
 
 
 def _done(decided: Decided, step: kernel.Step, params: Parameters) -> Done:

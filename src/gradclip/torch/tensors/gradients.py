@@ -21,6 +21,7 @@ from torch import Tensor
 from ... import kernel
 from ...arrays import Array, Cosines, Factors, Flag, Namespace, Norms, Scalar, Sizes
 from ...engine.backend import Change, ClampTo, Measured, Relative, Units
+from ...engine.one_clamp import clamped
 from ...errors import PolicyError
 from ...method.axes import Axis
 from ...method.plan import Plan
@@ -486,14 +487,10 @@ class Gradients:
             return norms, np.ones_like(norms)
         self._install()
         memory = buffers([self._tensors[i] for i in members])
-        before, after, dot = kernel.clamp(memory, *as_pair(change.limits), self._threads).T
+        sums = kernel.clamp(memory, *as_pair(change.limits), self._threads)
         self._tell_autograd(members)
         self._give_back(members)
-        turned = (dot != before) | (after != before)
-        known = turned & (before > 0) & (after > 0)
-        share = dot / np.sqrt(np.where(known, before * after, 1.0))
-        cosines = np.where(known, np.minimum(share, 1 - 2**-53), 1.0)
-        return np.where(turned, np.sqrt(after), norms), cosines
+        return clamped(norms, sums)
 
     def clamp_all(self, limits: Limits) -> None:
         """Clamp every gradient between two numbers, measuring nothing."""
