@@ -340,10 +340,11 @@ class Pass:
         policy = stage.policy
         context = context._replace(step=self.step)
         limits, new = policy.threshold.update(state, norms, context, xp)
-        keep = ~xp.isfinite(norms) | self._idle()
-        keep = keep if here is None else keep | ~here
-        new = keep_rows(keep, state, new, xp)
         each = policy.measure.scope in ("element", "singular")
+        if not (each and here is None and self._all_sound(norms, new)):
+            keep = ~xp.isfinite(norms) | self._idle()
+            keep = keep if here is None else keep | ~here
+            new = keep_rows(keep, state, new, xp)
         # Of several members only a limit without their shape is one number.
         apart = getattr(limits.high, "shape", None) == norms.shape
         self._note_limit(limits, alone=not each or len(stage.members) == 1 or not apart)
@@ -425,6 +426,14 @@ class Pass:
         over = xp.isfinite(raw) & xp.isinf(value)
         most = xp.full_like(value, xp.finfo(value.dtype).max)
         return xp.where(over, xp.where(value > 0, most, -most), value)
+
+    def _all_sound(self, norms: Norms, new: State) -> bool:
+        """Whether a new memory surely keeps nothing of the old one: masks cost many passes."""
+        parts = [norms, *new.values()]
+        plain = not any(isinstance(part, dict) or part is norms for part in parts[1:])
+        return (
+            plain and self.grads.host and not self._idle() and all(map(self._surely_finite, parts))
+        )
 
     def _surely_finite(self, value: Values) -> bool:
         """Whether no value is inf or NaN; False on a device, where nobody waits for an answer.
