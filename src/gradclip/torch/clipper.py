@@ -622,4 +622,5 @@ def _shortened(layers: Plan, count: int) -> OneNorm | OneClamp | OneCarry | None
     """Return what a plan comes down to, if a step of it needs one or two calls of the kernel."""
     return one_norm(layers, count) or one_clamp(layers, count) or one_carry(layers, count)
 
+
 publish("gradclip.torch", ("Clipper",), globals())
