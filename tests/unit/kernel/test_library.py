@@ -70,9 +70,9 @@ def test_where_the_system_tells_no_cores_of_a_process_all_count(
 def test_an_error_of_the_kernel_is_one_of_python() -> None:
     none = Buffers.of([], [], [])
     with pytest.raises(MemoryError, match="0 buffers"):
-        binding._check(binding.NO_MEMORY, none)
+        binding.check(binding.NO_MEMORY, none)
     with pytest.raises(RuntimeError, match="status 99"):
-        binding._check(99, none)
+        binding.check(99, none)
 
 
 def test_a_type_without_the_exchange_api_is_not_read() -> None:
