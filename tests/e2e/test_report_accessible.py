@@ -34,16 +34,24 @@ def gallery(folder: Path) -> Path:
 
 
 PAGES = {"one run": one, "twelve runs": twelve, "a page of the gallery": gallery}
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in PAGES if name != "one run"]
 
 
-@pytest.fixture(scope="module", params=list(PAGES))
+@pytest.fixture(scope="module", params=["one run", *OTHERS])
 def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make: Callable[[Path], Path] = PAGES[request.param]
     return make(tmp_path_factory.mktemp("accessible"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1280, "dark"),
+        (400, "light"),
+        pytest.param(1280, "light", marks=pytest.mark.slow),
+        pytest.param(400, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_a_report_is_accessible(opened, page_file, width: int, scheme: str) -> None:
     page, *_ = opened(page_file, width, scheme)
     assert grave_faults(page) == []
