@@ -234,8 +234,7 @@ class _Runner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._out.mkdir(parents=True, exist_ok=True)
-        for left in self._out.glob("*.partial"):
-            left.unlink()
+        self._clear()
 
     def record(self, trial: Trial) -> Path:
         """Return the path of a trial's record."""
@@ -261,7 +260,13 @@ class _Runner:
                 self._stop()
                 pool.shutdown(cancel_futures=True)
                 raise
+        self._clear()
         return known
+
+    def _clear(self) -> None:
+        """Remove what trials of a killed tuning left, a trial that began late included."""
+        for left in self._out.glob("*.partial"):
+            left.unlink()
 
     def _one(self, trial: Trial, seconds: float | None) -> None:
         self._on_trial(trial, None, self.planned)
