@@ -65,27 +65,11 @@ def two_norms(leaves: Sequence[Values]) -> Values:
 
 
 def _wide(leaves: Sequence[Values]) -> Values:
-    """Return the 2-norms, added in float64.
-
-    XLA runs three kernels for each sum, so arrays of one size and dtype are added as the rows of
-    one. With more devices each array stays where it is.
-    """
-    kind, apart = widest(), jax.device_count() > 1
-    alike: dict[object, list[int]] = {}
-    for i, x in enumerate(leaves):
-        alike.setdefault(i if apart else (x.size, x.dtype), []).append(i)
+    """Return the 2-norms, added in float64. One root of all costs a kernel, not one for each."""
+    kind = widest()
     with enable_x64(True):
-        sums = [_sums_of_squares([leaves[i] for i in places]) for places in alike.values()]
-        places = np.argsort([i for each in alike.values() for i in each])
-        return jnp.sqrt(jnp.concatenate(sums)[places]).astype(kind)
-
-
-def _sums_of_squares(leaves: Sequence[Values]) -> Values:
-    """Return Σ x² of arrays of one size and dtype, in float64, shape (arrays,)."""
-    if len(leaves) == 1:
-        return jnp.sum(jnp.square(leaves[0].astype(jnp.float64)))[None]
-    rows = jnp.stack([jnp.ravel(x) for x in leaves])
-    return jnp.sum(jnp.square(rows.astype(jnp.float64)), axis=1)
+        sums = [jnp.sum(jnp.square(x.astype(jnp.float64))) for x in leaves]
+        return jnp.sqrt(jnp.stack(sums)).astype(kind)
 
 
 def _narrow(leaves: Sequence[Values]) -> Values:
