@@ -51,6 +51,8 @@ def browser() -> Iterator:
         pytest.skip("no chromium on the PATH: apt-get install chromium")
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        # A busy machine may need a minute to load a page, and no test is about speed.
+        browser.on("context", lambda context: context.set_default_timeout(120_000))
         yield browser
         browser.close()
 
