@@ -20,10 +20,12 @@ import gradclip.engine
 import gradclip.method
 import gradclip.parts
 from gradclip import (
+    ByName,
     Chain,
     Measure,
     Policy,
     PolicyError,
+    Wrapped,
     as_policy,
     by_name,
     by_norm,
@@ -36,7 +38,7 @@ from gradclip import (
 )
 from gradclip.method.measure import combine
 from gradclip.method.plan import Stage, plan
-from gradclip.parts import Clamp, Fixed, Rescale
+from gradclip.parts import Carry, Clamp, Fixed, Rescale
 
 # ---- what a policy is ----------------------------------------------------------------------
 
@@ -254,6 +256,15 @@ WRONG: list[tuple[Callable[[], object], list[str]]] = [
     (lambda: plan(by_name({"a": None}), ["a", "b"]), ["parameter='b'", "no pattern", "'*'"]),
     (lambda: plan(by_name({"x*": None, "*": None}), ["a", "b"]), ["pattern='x*'", "a, b"]),
     (lambda: plan(by_name({"*": None, "a": None}), ["a"]), ["pattern='a'", "earlier"]),
+    # parts that are none
+    (lambda: Policy("global", Fixed(high=1.0), Rescale()), ["measure='global'", "Measure"]),  # type: ignore[arg-type]
+    (lambda: Policy(Measure(), Fixed(high=1.0), Rescale), ["response=", "Rescale()"]),  # type: ignore[arg-type]
+    (lambda: Chain("norm:1"), ["policies='norm:1'", "tuple"]),  # type: ignore[arg-type]
+    (lambda: Chain(("norm:1",)), ["policies='norm:1'", "policies only"]),  # type: ignore[arg-type]
+    (lambda: ByName((("a", by_name({"*": None})),)), ["a=", "rules by name"]),  # type: ignore[arg-type]
+    (lambda: ByName((("a", 1.0),)), ["a=1.0", "policy or None"]),  # type: ignore[arg-type]
+    (lambda: ByName((("a", None), ("a", None))), ["pattern='a'", "twice"]),
+    (lambda: Wrapped(Carry, by_norm(1.0)), ["source=", "Carry()"]),  # type: ignore[arg-type]
     # what is no policy at all
     (lambda: as_policy(1.0), ["policy=1.0", "by_norm(1.0)", "'norm:1.0'"]),
     (lambda: as_policy(None), ["policy=None", "by_norm(1.0)"]),
