@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .row import QUIET, Row
+from .row import OWN, QUIET, Row
 from .table import markdown
 
 __all__ = ["page"]
@@ -32,7 +32,8 @@ def page(found: Sequence[dict[str, Any]]) -> str:
             *LIMITS,
             "",
             '"close" means that the limit lies inside the interval; "load" stands where other',
-            f"processes used the machine: more than {QUIET} were ready to run before the case.",
+            f"processes used the machine: more than {QUIET + OWN:g} threads were ready to run in",
+            f"the minute before the case, in which the case before had {OWN:g}.",
             "",
             *(line for results in found for line in _processor(results)),
         ]

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from .measure import Budget, Estimate, Times
 
-__all__ = ["QUIET", "Case", "Effort", "Figure", "Limit", "Row", "at_least", "at_most"]
+__all__ = ["OWN", "QUIET", "Case", "Effort", "Figure", "Limit", "Row", "at_least", "at_most"]
 
 QUIET = 0.5
-"""A load above this value means that other processes use the machine."""
+"""A load above this value, before all cases, means that other processes use the machine."""
+OWN = 2.0
+"""What a benchmark itself may add to the load: the two threads of the case before."""
 
 Unit = Literal["ns", "ns/element", "ns/tensor", "bytes", "relative"]
 
@@ -50,7 +52,8 @@ class Row:
         limit: from the project's targets; None if the row is only there to be seen.
         rounds: how many rounds the figures come from.
         note: what a reader must know.
-        load: how many processes were ready to run in the minute before the case; None if unknown.
+        load: how many threads were ready to run in the minute before the case, those of the case
+            before included; None if unknown.
     """
 
     case: str
@@ -66,7 +69,7 @@ class Row:
     @property
     def busy(self) -> bool:
         """Whether other processes used the machine, so that the figures are noisy."""
-        return self.load is not None and self.load > QUIET
+        return self.load is not None and self.load > QUIET + OWN
 
     @property
     def met(self) -> bool | None:

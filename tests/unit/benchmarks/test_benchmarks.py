@@ -172,12 +172,12 @@ def test_rows_survive_json_and_reach_the_table() -> None:
 
 
 def test_a_row_says_that_the_machine_was_busy() -> None:
-    quiet = Row("a", Figure("o", 1.0), Figure("r", 1.0), Estimate(1, 1, 1), "m", None, 3, load=0.4)
+    quiet = Row("a", Figure("o", 1.0), Figure("r", 1.0), Estimate(1, 1, 1), "m", None, 3, load=2.4)
     assert not quiet.busy
-    busy = replace(quiet, load=2.25)
+    busy = replace(quiet, load=2.75)
     assert [line.split(" | ")[-1] for line in table.markdown([quiet, busy]).splitlines()[2:]] == [
         " |",
-        "load 2.25 |",
+        "load 2.75 |",
     ]
     assert Row.from_dict(json.loads(json.dumps(busy.to_dict()))) == busy
 
