@@ -15,21 +15,9 @@ from gradclip import agc, by_name, by_norm, by_value, per_layer, tanh
 from gradclip.errors import NonFiniteError, PolicyError
 from gradclip.torch import PerSample, per_sample
 
+from .sample_training import data, loss_of, net
+
 SMALL = 0.05
-
-
-def net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2))
-
-
-def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return ((model(x) - y) ** 2).flatten(1).sum(1)
-
-
-def data(batch: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    gen = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, generator=gen), torch.randn(batch, 2, generator=gen)
 
 
 def ghost(model: nn.Module, policy: Any, x: Tensor, y: Tensor, **options: Any) -> Any:
