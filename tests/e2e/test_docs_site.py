@@ -88,7 +88,7 @@ def test_no_page_moves_when_its_images_load(site: Path) -> None:
 
 
 def test_options_and_numbers_stay_whole(site: Path) -> None:
-    """The two dashes of an option are no dash of a sentence, and "37 %" is not broken."""
+    """An option keeps its two dashes, and "37 %" stays on one line."""
     assert "With --clip, the processes" in " ".join((site / "cli.html").read_text().split())
     for page in pages_of(site):
         assert not re.search(r"[ (>]–(clip|record|json|policy)\b", page.read_text()), page

@@ -82,7 +82,7 @@ def clip_values(rule: OneClamp, params: Parameters, memory: Memory) -> Done | No
 
 
 def clip_carried(rule: OneCarry, params: Parameters, memory: Memory, step: int) -> Done | None:
-    """Clip the sums of the gradients and of what was carried over, with two calls of the kernel.
+    """Clip the sums of gradients and carried rests, with two calls of the kernel.
 
     Args:
         rule: what the plan over all parameters comes down to.
